@@ -1,0 +1,641 @@
+"""Core: flags in; training, peeking and (through the other packages) measurements out. No math here.
+
+A script's last line calls `main`, which reads the command line, makes a Core and runs its task.
+"""
+
+import copy
+import logging
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from tqdm import tqdm
+
+import datasets
+import flags as flag_table
+import results
+from models import archivers, lr_scheduler, margins
+from models.lr_scheduler import USE_FRAME, TrainingDiverged
+from results import UserError
+
+ROOT = Path(__file__).resolve().parent
+RES_EVERY = 10.0  # seconds between two writes of `res`, at least
+
+log = logging.getLogger("margin")
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM was answered: everything is saved. Carries the signal's number."""
+
+
+class Core:
+    """One run of one experiment.
+
+    Args:
+      flags: a script's dict; whatever it leaves out has its default (`flags.FLAGS`).
+      name: the experiment's name: the working directory is logs/<name>/<time>.
+
+    Raises: UserError for flags, data or a network that make no sense.
+    """
+
+    def __init__(self, flags: dict, name: str = "unnamed"):
+        self.flags = flag_table.complete(flags)
+        self.f = SimpleNamespace(**self.flags)
+        self.name = name
+        self.signal = None
+        self.dataset = datasets.load(
+            self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
+        )
+        (x_train, _), _ = self.dataset
+        if len(x_train) < self.f.B:
+            raise UserError(
+                f"--B {self.f.B}: larger than the training set of {len(x_train)} examples; give at most that"
+            )
+        self.device = set_up_device(self.f.gpu, self.f.tf32, self.f.deterministic)
+        self.model = build_model(self.f.model, self.dataset, self.f.seed)
+        self._to_device()
+
+    def _to_device(self) -> None:
+        tf = import_tensorflow()
+        (x_train, y_train), (x_test, y_test) = self.dataset
+        self._train = tf.constant(x_train), tf.constant(y_train)
+        self._test = tf.constant(x_test), tf.constant(y_test)
+
+    # The task
+
+    def run(self) -> Path:
+        """Do the `task`; returns the working directory.
+
+        Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
+        """
+        tasks = {"train": self.train, "train_peek": self.train_peek}
+        if self.f.task not in tasks:
+            raise UserError(
+                f"--task {self.f.task}: not a task of ./run.sh; use ./eval.sh <attack> <directory>"
+            )
+        return tasks[self.f.task]()
+
+    # Training
+
+    def permutation(self, eid: int, attempt: int) -> np.ndarray:
+        """The order of the training set in an attempt (1, 2, ...) at an epoch: int [N]."""
+        n = len(self.dataset[0][0])
+        return np.random.default_rng([self.f.seed, eid, attempt]).permutation(n)
+
+    def train(self) -> Path:
+        """Train for E accepted epochs (SPEC M3; arXiv 1906.05890, section 6 and appendix K).
+
+        Leaves `res` = {'flags': flags, 'raw': {eid: info}}; info has eid, lr, log_frame, rt_loss, stats
+        and time, and all_rt_loss when that flag is set. Losses are in the frame exp(log_frame), but
+        test_loss; times are seconds, those of a rejected attempt included.
+        """
+        run = TrainingRun(self)
+        with self._watch_signals(), logging_to(run.work_dir.path / "stdout"):
+            self._print_header(run.work_dir.path)
+            if run.resumed:
+                log.info("resuming after epoch #%d", run.eid)
+            if run.eid >= self.f.E:
+                log.info("nothing to do: the run has its %d epochs already", run.eid)
+            try:
+                self._train_epochs(run)
+            except OSError:
+                raise  # the disk is full: what it has is consistent, and saving more would fail again
+            except BaseException as error:
+                run.save()
+                if isinstance(error, Stopped):
+                    log.info("stopped after epoch #%d; go on with:", run.eid)
+                    log.info("  ./run.sh %s --resume %s", self.name, shown_path(run.work_dir.path))
+                raise
+            run.save()
+            log.info("done: %d epochs, results in %s", run.eid, shown_path(run.work_dir.path))
+        return run.work_dir.path
+
+    def _train_epochs(self, run: "TrainingRun") -> None:
+        with tqdm(total=self.f.E, initial=run.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
+            while run.eid < self.f.E:
+                info = self._epoch(run)
+                run.accepted(info)
+                log.info("%s", epoch_line(info))
+                bar.update()
+                self._stop_if_asked()
+
+    def _epoch(self, run: "TrainingRun") -> dict:
+        """Attempts at the epoch after run.eid until the scheduler takes one; its info."""
+        eid, attempt = run.eid + 1, 0
+        clock = {"began": time.perf_counter(), "train_time": 0.0, "eval_time": 0.0}
+        while True:
+            attempt += 1
+            if run.lr < self.f.lr_lb:
+                raise TrainingDiverged(
+                    f"epoch {eid}, attempt {attempt}: the next lr {run.lr:.3g} is below lr_lb={self.f.lr_lb:g}: "
+                    "no learning rate makes the loss fall any more"
+                )
+            limit = run.scheduler.loss_limit() if self.f.early_reject else math.inf
+            info = self.attempt(eid, attempt, run.lr, run.log_frame, limit, clock)
+            command, run.lr = run.scheduler.get(info)
+            if command == "go":
+                info["stats"] |= {
+                    "train_time": clock["train_time"],
+                    "eval_time": clock["eval_time"],
+                    "attempts": attempt,
+                }
+                info["time"] = time.perf_counter() - clock["began"]
+                return info
+            self.model.restore()
+            self._stop_if_asked()
+
+    def attempt(
+        self, eid: int, attempt: int, lr: float, log_frame: float, loss_limit: float, clock: dict
+    ) -> dict:
+        """One pass of gradient steps over a permutation, and the stats of where it ended.
+
+        Args:
+          loss_limit: stop evaluating once the mean training loss is proved to be above it.
+          clock: its train_time and eval_time are added to.
+
+        Returns: info; its stats are None when a batch loss was above loss_ub or not finite, or when the
+          training loss is above loss_limit.
+        """
+        began = time.perf_counter()
+        permutation = self.permutation(eid, attempt)
+        n_batches = len(permutation) // self.f.B
+        batches = permutation[: n_batches * self.f.B].reshape(n_batches, self.f.B).astype(np.int32)
+        ok, losses = self.model.train_epoch(*self._train, batches, lr, log_frame, self.f.loss_ub)
+        trained = time.perf_counter()
+        clock["train_time"] += trained - began
+        # Before the evaluation: this is the moment that Ctrl-C waits for.
+        self._stop_if_asked()
+        info = {
+            "eid": eid,
+            "lr": lr,
+            "log_frame": log_frame,
+            "rt_loss": float(losses.mean()),
+            "stats": self.stats(log_frame, loss_limit) if ok else None,
+        }
+        if self.f.include_all_rt_loss_in_res:
+            info["all_rt_loss"] = losses.tolist()
+        clock["eval_time"] += time.perf_counter() - trained
+        return info
+
+    def stats(self, log_frame: float, loss_limit: float = math.inf) -> dict | None:
+        """Losses, margins and norms of the network as it is now (SPEC M3).
+
+        Args:
+          log_frame: the frame of `loss`.
+          loss_limit: see `attempt`.
+
+        Returns: a dict of plain numbers; None when the mean training loss is above loss_limit.
+        """
+        complete, loss, logits = self.model.evaluate(*self._train, log_frame, loss_limit)
+        if not complete:
+            return None
+        (_, y_train), (_, y_test) = self.dataset
+        _, _, test_logits = self.model.evaluate(*self._test)
+        gaps = margins.gaps(logits, y_train)
+        norms = margins.norms(self.model.counted_weights(), self.model.act_type)
+        return {
+            "loss": loss,
+            "log_loss": margins.log_mean_exp(margins.log_losses(gaps)),
+            "log_frame": log_frame,
+            "acc": margins.accuracy(logits, y_train),
+            "test_loss": float(np.exp(margins.log_losses(margins.gaps(test_logits, y_test))).mean()),
+            "test_acc": margins.accuracy(test_logits, y_test),
+            **norms,
+            **margins.margin_stats(margins.margins(gaps), norms["rhoL"], norms["norm_prod"]),
+        }
+
+    # Peeking
+
+    def train_peek(self) -> Path:
+        """From each stored epoch `eid` of load_dir, E more epochs at fixed lr and log_frame0 (SPEC M3).
+
+        Leaves, in <load_dir>/train_peek/<time>, `res` = {'flags': flags, 'raw': {eid: {'stats': stats of
+        the epoch itself, 'q': its margins q_i, float64 [N], 'epochs': [info, ...]}}}; each info has
+        also its own q. lr is in the frame exp(log_frame0).
+        """
+        if self.f.load_dir is None:
+            raise UserError("--task train_peek needs --load_dir, the working directory to peek into")
+        if not isinstance(self.f.lr, float):
+            raise UserError(f"--task train_peek needs a fixed --lr, a number; it is {self.f.lr}")
+        source = results.check_run(self.f.load_dir)
+        eids = choose_eids(source, self.f.eid)
+        weights = {eid: results.load_weights(source, eid) for eid in eids}
+        work_dir = results.WorkDir(results.create(source, "train_peek"))
+        work_dir.write_json("flags.json", self.flags)
+        work_dir.write_json("about.json", self.about())
+        raw = {}
+        with self._watch_signals(), logging_to(work_dir.path / "stdout"):
+            self._print_header(work_dir.path)
+            try:
+                for eid in tqdm(eids, unit="epoch", disable=None):
+                    self.load_weights(weights[eid], f"epoch {eid} of {source}")
+                    raw[eid] = self._peek(eid)
+            finally:
+                work_dir.write_res({"flags": self.flags, "raw": raw})
+        return work_dir.path
+
+    def _peek(self, eid: int) -> dict:
+        peeked = {"stats": self.stats(self.f.log_frame0), "q": self.margins(), "epochs": []}
+        log.info("epoch #%d: %s", eid, stats_line(peeked["stats"]))
+        for next_eid in range(eid + 1, eid + 1 + self.f.E):
+            clock = {"train_time": 0.0, "eval_time": 0.0}
+            began = time.perf_counter()
+            info = self.attempt(next_eid, 1, self.f.lr, self.f.log_frame0, math.inf, clock)
+            info |= {"time": time.perf_counter() - began, "q": self.margins()}
+            peeked["epochs"].append(info)
+            if info["stats"] is None:
+                log.info("epoch #%d + %d: a batch loss above loss_ub", eid, next_eid - eid)
+                break
+            info["stats"] |= {**clock, "attempts": 1}
+            log.info("epoch #%d + %d: %s", eid, next_eid - eid, stats_line(info["stats"]))
+        return peeked
+
+    def margins(self) -> np.ndarray:
+        """q_i = z_{i,y_i} - max_{j != y_i} z_ij over the training set, float64 [N]."""
+        (_, y_train), _ = self.dataset
+        _, _, logits = self.model.evaluate(*self._train)
+        return margins.margins(margins.gaps(logits, y_train))
+
+    def load_weights(self, weights: list[tuple[str, np.ndarray]], where: str) -> None:
+        """Put stored weights into the model. Raises: UserError when they are another network's."""
+        try:
+            self.model.set_weights([array for _, array in weights])
+        except ValueError as error:
+            raise UserError(f"{where}: holds another network ({error})") from None
+
+    # What a run says of itself
+
+    def about(self) -> dict:
+        """Where, when and with what a run was begun: goes into about.json."""
+        (x, _), (x_test, _) = self.dataset
+        return {
+            "experiment": self.name,
+            "command": shlex.join(sys.argv),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "git": git_revision(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("tensorflow", "numpy")},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "device": self.device,
+            "data": {"train": len(x), "test": len(x_test), "crc32": fingerprint(self.dataset)},
+        }
+
+    def _print_header(self, path: Path) -> None:
+        (x, _), (x_test, _) = self.dataset
+        log.info("experiment: %s", self.name)
+        for name, value in flag_table.flatten(self.flags).items():
+            log.info("  --%s %s", name, value)
+        log.info("device: %s", self.device)
+        log.info(
+            "data: %s, %d train, %d test, images %s", self.f.dataset, len(x), len(x_test), list(x.shape[1:])
+        )
+        log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in self.model.weights))
+        log.info("working directory: %s", shown_path(path))
+
+    # Signals
+
+    def _watch_signals(self):
+        return SignalsNoted(self)
+
+    def _stop_if_asked(self) -> None:
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+
+class SignalsNoted:
+    """While this lasts, Ctrl-C and SIGTERM are noted in core.signal; a second one acts at once."""
+
+    def __init__(self, core: Core):
+        self.core = core
+
+    def _note(self, number, frame):
+        if self.core.signal is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.core.signal = number
+        print("stopping after the current batch loop; once more to stop at once", file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class TrainingRun:
+    """Where a training run stands after its last accepted epoch, and its traces on the disk.
+
+    Attributes:
+      eid: the last accepted epoch; lr, log_frame: for the next attempt.
+      raw: {eid: info}.
+      resumed: whether it goes on from a checkpoint or an empty run directory.
+    """
+
+    def __init__(self, core: Core):
+        f = core.f
+        self.core = core
+        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
+        self.archiver = archivers.build(f.archive)
+        self.eid, self.raw = 0, {}
+        self.log_frame = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
+        _, self.lr = self.scheduler.get()
+        self.resumed = f.resume is not None
+        if self.resumed:
+            self._resume(results.check_run(f.resume))
+        else:
+            logs = Path(f.logs_dir) if f.logs_dir else ROOT / "logs"
+            self.work_dir = results.WorkDir(results.create(logs, core.name))
+            self.work_dir.write_json("about.json", core.about())
+            self.work_dir.write_json("flags.json", core.flags)
+            self._note_state(journal_bytes=0)
+        core.model.keep()
+        self.saved_eid = self.eid if self.resumed else None
+        self.last_save = self.last_res = time.monotonic()
+
+    def _resume(self, path: Path) -> None:
+        about = results.read_about(path)
+        if about["experiment"] != self.core.name:
+            raise UserError(
+                f"--resume {path}: a run of {about['experiment']}, not of {self.core.name}; "
+                f"use ./run.sh {about['experiment']} --resume {path}"
+            )
+        if about["data"]["crc32"] != fingerprint(self.core.dataset):
+            raise UserError(
+                f"--resume {path}: the data differ from those of the run; give the same with --data_dir"
+            )
+        self.work_dir = results.WorkDir(path)
+        try:
+            weights, state = results.load_checkpoint(path)
+        except FileNotFoundError:  # killed before its first checkpoint: begin anew, in the same place
+            self.raw = self.work_dir.rewind(0)
+            self._note_state(journal_bytes=0)
+            return
+        self.core.load_weights(weights, str(path))
+        self.raw = self.work_dir.rewind(state["journal_bytes"])
+        self.eid, self.lr, self.log_frame = state["eid"], state["lr"], state["log_frame"]
+        self.scheduler.set_state(state["scheduler"])
+        self.archiver.set_state(state["archiver"])
+        self._state = state
+
+    def _note_state(self, journal_bytes: int) -> None:
+        """What a checkpoint of this moment needs besides the weights."""
+        self._state = copy.deepcopy(
+            {
+                "eid": self.eid,
+                "lr": self.lr,
+                "log_frame": self.log_frame,
+                "scheduler": self.scheduler.state(),
+                "archiver": self.archiver.state(),
+                "journal_bytes": journal_bytes,
+            }
+        )
+
+    def accepted(self, info: dict) -> None:
+        """Take an accepted epoch in: frame, journal, archive, checkpoint, res."""
+        core = self.core
+        core.model.keep()
+        self.eid = info["eid"]
+        if core.f.train_mode == USE_FRAME:
+            self.log_frame += math.log(info["stats"]["loss"])
+        self.raw[self.eid] = info
+        journal_bytes = self.work_dir.append(info)
+        wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
+        self._note_state(journal_bytes)
+        now = time.monotonic()
+        if wanted or now - self.last_save >= core.f.checkpoint_every:
+            self._checkpoint(archive=wanted)
+        if now - self.last_res >= RES_EVERY:
+            self._write_res()
+
+    def save(self) -> None:
+        """Make the disk hold all of the run up to its last accepted epoch."""
+        if self.saved_eid != self.eid:
+            self.core.model.restore()  # of an attempt that was under way nothing stays
+            self._checkpoint()
+        self._write_res()
+
+    def _checkpoint(self, archive: bool = False) -> None:
+        self.work_dir.save(self.core.model.get_weights(), self._state, archive)
+        self.saved_eid, self.last_save = self.eid, time.monotonic()
+
+    def _write_res(self) -> None:
+        self.work_dir.write_res({"flags": self.core.flags, "raw": self.raw})
+        self.last_res = time.monotonic()
+
+
+# What Core is built from
+
+
+def import_tensorflow():
+    """TensorFlow, imported when it is first needed: a mistyped flag should not wait for it.
+
+    Its start-up chatter, written past Python straight to file descriptor 2, is shown only when the
+    import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile() as chatter:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices("GPU")
+        except BaseException:
+            chatter.seek(0)
+            os.write(stderr, chatter.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return tf
+
+
+def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:
+    """Choose the device for everything that follows, and say which.
+
+    Args:
+      gpu: the GPU's id; -1, or no GPU present, means the CPU.
+
+    Raises: UserError for an id that this machine has not.
+    """
+    tf = import_tensorflow()
+    gpus = tf.config.list_physical_devices("GPU") if gpu >= 0 else []
+    if gpus and gpu >= len(gpus):
+        raise UserError(f"--gpu {gpu}: this machine has GPUs 0 to {len(gpus) - 1}; give one of these, or -1")
+    tf.config.set_visible_devices(gpus[gpu : gpu + 1], "GPU")
+    if gpus:
+        tf.config.experimental.set_memory_growth(gpus[gpu], True)
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if gpus:
+        return (
+            f"GPU {gpu}: {tf.config.experimental.get_device_details(gpus[gpu]).get('device_name', 'unknown')}"
+        )
+    return "CPU" if gpu < 0 else f"CPU (no GPU here for --gpu {gpu})"
+
+
+def build_model(model: dict, dataset: datasets.Dataset, seed: int):
+    """The network of the `model` flags for a data set's images. Raises: UserError when they do not fit."""
+    from models.simple_sequential import SimpleSequential
+
+    (x, _), _ = dataset
+    if model["description"] is None:
+        raise UserError("--model.description: this experiment has none; give a list of layers, CNN or VGG16")
+    try:
+        network = SimpleSequential(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed)
+    except ValueError as error:
+        raise UserError(f"--model.description: {error}") from None
+    if network.n_classes < max(dataset.n_classes, 2):
+        raise UserError(
+            f"--model.description: the last layer has {network.n_classes} units, "
+            f"but {dataset.name} has {dataset.n_classes} classes"
+        )
+    return network
+
+
+def choose_eids(directory: Path, wanted: str | list[int]) -> list[int]:
+    """The stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
+    stored = results.stored_eids(directory)
+    if not stored:
+        raise UserError(f"{directory}: has no checkpoint yet; run the experiment first (or resume it)")
+    if wanted == "all":
+        return stored
+    if wanted == "last":
+        return stored[-1:]
+    missing = [eid for eid in wanted if eid not in stored]
+    if missing:
+        raise UserError(
+            f"--eid {','.join(map(str, missing))}: not stored in {directory}; "
+            f"stored are {', '.join(map(str, stored))} (or say last, or all)"
+        )
+    return wanted
+
+
+def fingerprint(dataset: datasets.Dataset) -> int:
+    """CRC-32 of all images and labels."""
+    crc = 0
+    for x, y in dataset:
+        crc = zlib.crc32(y, zlib.crc32(x, crc))
+    return crc
+
+
+def git_revision() -> str | None:
+    """The program's revision, with a + when files are changed; None outside git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+" if changed.returncode else "")
+
+
+# On screen
+
+
+def shown_path(path: Path) -> str:
+    """A path as the user would type it from where he stands."""
+    path, here = path.resolve(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def stats_line(stats: dict) -> str:
+    return (
+        f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
+        f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
+        f"q_bar_min={stats['q_bar_min']:.4e} q_bar2_min={stats['q_bar2_min']:.4e}"
+    )
+
+
+def epoch_line(info: dict) -> str:
+    """One accepted epoch on one line."""
+    return (
+        f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
+        f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "
+        f"[time={info['time']:.2f}s, attempts={info['stats']['attempts']}]"
+    )
+
+
+class _Screen(logging.Handler):
+    """Log lines on stdout, without tearing a progress bar that stands on the terminal."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+    def handleError(self, record):
+        raise  # a full disk behind stdout must be seen, not printed over
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record):
+        raise
+
+
+class logging_to:
+    """While this lasts, log lines also go into a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        self.handler = _File(self.path, encoding="utf-8")
+        log.addHandler(self.handler)
+
+    def __exit__(self, *exception):
+        log.removeHandler(self.handler)
+        self.handler.close()
+
+
+def main(script: str, flags: dict, about: str | None = None) -> None:
+    """What a script's last line calls: read the command line, run, and end with an exit status.
+
+    0 done; 1 the run or the disk failed; 2 a mistake of the user's; 130/143 stopped by a signal.
+
+    Args:
+      script: the script's __file__; its name is the experiment's.
+      flags: the script's flags.
+      about: its docstring.
+    """
+    name = Path(script).stem
+    if not log.handlers:
+        log.addHandler(_Screen())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    try:
+        core = Core(flag_table.command_line(sys.argv[1:], flags, about or "", prog=f"./run.sh {name}"), name)
+        core.run()
+        status = 0
+    except UserError as error:
+        status = _complain(f"error: {error}", 2)
+    except TrainingDiverged as error:
+        status = _complain(f"error: {error}; everything up to the last accepted epoch is saved", 1)
+    except Stopped as error:
+        status = 128 + error.args[0]
+    except KeyboardInterrupt:
+        status = _complain("interrupted before the first epoch", 130)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        status = _complain(
+            f"error: cannot write{where}: {error.strerror}; what was saved before is untouched", 1
+        )
+    sys.exit(status)
+
+
+def _complain(message: str, status: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return status

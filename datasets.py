@@ -1,0 +1,333 @@
+"""Data sets: where their files are looked for, how they are read, and what is checked.
+
+`load` gives integer pixels as stored, NHWC, and the factor that maps them to [0, 1].
+"""
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from results import UserError, load_pickle
+
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+CIFAR_FOLDER = "cifar-10-batches-py"
+N_DIGITS_TRAIN = 1500
+
+
+class Dataset(tuple):
+    """`((x_train, y_train), (x_test, y_test))` with a name and a scale.
+
+    x: uint8 [N, h, w, c]; y: int32 [N]; scale: the factor that maps x to [0, 1].
+    """
+
+    name: str
+    scale: float
+
+    def __new__(cls, train: tuple, test: tuple, name: str, scale: float):
+        self = super().__new__(cls, (train, test))
+        self.name, self.scale = name, scale
+        return self
+
+    @property
+    def n_classes(self) -> int:
+        return 1 + max(int(y.max()) for _, y in self)
+
+
+def load(name: str, data_dir: str | Path | None = None, train_N: int | None = None) -> Dataset:
+    """Load a data set.
+
+    Args:
+      name: 'digits', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file with integer
+        arrays x_train [N, h, w] or [N, h, w, c], y_train [N], x_test, y_test and, if its pixels are
+        not 0..255, their largest value as `levels`.
+      data_dir: the first place to look in; then DATA_DIR, ./data, Keras's cache.
+      train_N: only the first train_N training examples.
+
+    Raises: UserError when it is nowhere to be had, or its files are not what they should be.
+    """
+    if str(name).endswith(".npz"):
+        dataset = _load_npz(Path(name), str(name))
+    elif name not in DATASETS:
+        raise UserError(
+            f"no data set is named {name!r}; there are {', '.join(DATASETS)}, or a path to an .npz"
+        )
+    elif name == "digits":
+        dataset = _load_digits()
+    else:
+        dataset = _find(name, data_dir)
+    if train_N is not None:
+        (x, y), test = dataset
+        if train_N > len(x):
+            raise UserError(
+                f"train_N is {train_N}, but {name} has {len(x)} training examples: give at most that"
+            )
+        dataset = Dataset((x[:train_N], y[:train_N]), test, dataset.name, dataset.scale)
+    return dataset
+
+
+def _load_digits() -> Dataset:
+    """scikit-learn's 1797 handwritten digits, 8x8, levels 0..16, in a fixed order: 1500 train, 297 test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.target))
+    x = digits.images.astype(np.uint8)[..., None][order]
+    y = digits.target.astype(np.int32)[order]
+    n = N_DIGITS_TRAIN
+    return Dataset((x[:n], y[:n]), (x[n:], y[n:]), "digits", 1 / 16)
+
+
+# Where files are
+
+
+def _roots(data_dir: str | Path | None) -> list[Path]:
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError(f"--data_dir {data_dir}: no such directory")
+    keras = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
+    given = [data_dir, os.environ.get("DATA_DIR"), "data", keras]
+    return [Path(root) for root in given if root]
+
+
+def _find(name: str, data_dir: str | Path | None) -> Dataset:
+    """Try every place in turn, then a download; say where it looked when all fail."""
+    looked, reader = [], DATASETS[name]
+    for root in _roots(data_dir):
+        dataset = reader(root)
+        if dataset is not None:
+            return dataset
+        looked.append(str(root))
+    if name == "fashion_mnist":
+        debian = Path("/usr/share/datasets/fashion-mnist")
+        if dataset := _idx_folder(debian, name):
+            return dataset
+        looked.append(str(debian))
+    try:
+        return _download(name)
+    except UserError:
+        raise
+    except Exception as error:  # no network, a proxy, a server that is down: all the same to the user
+        reason = " ".join(str(error).split())
+        wanted = {
+            "cifar10": f"the folder {CIFAR_FOLDER} or its tar.gz",
+            "mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...) or mnist.npz",
+            "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...), in a folder fashion-mnist "
+            "(Debian: apt-get install dataset-fashion-mnist)",
+        }[name]
+        raise UserError(
+            f"{name}: not found in {', '.join(looked)}, and the download failed ({reason}); "
+            f"put {wanted} into one of these, or give --data_dir"
+        ) from None
+
+
+def _download(name: str) -> Dataset:
+    import contextlib
+    import sys
+
+    import keras
+
+    with contextlib.redirect_stdout(sys.stderr):
+        train, test = getattr(keras.datasets, name).load_data()
+    return _checked(*train, *test, name=name, where="keras.datasets")
+
+
+# Checks that every source goes through
+
+
+def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: int = 255) -> Dataset:
+    """A Dataset from raw arrays. Raises: UserError, naming the source, for arrays that do not fit."""
+    parts = []
+    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        x, y = np.asarray(x), np.asarray(y)
+        if not np.issubdtype(x.dtype, np.integer) or x.ndim not in (3, 4) or 0 in x.shape:
+            raise UserError(
+                f"{where}: x_{part} is {x.dtype} {list(x.shape)}; expected integer pixels [N, h, w] or [N, h, w, c]"
+            )
+        if x.min() < 0 or x.max() > levels:
+            raise UserError(
+                f"{where}: x_{part} has pixels from {x.min()} to {x.max()}; expected 0 to {levels}"
+            )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+            raise UserError(f"{where}: y_{part} is {y.dtype} {list(y.shape)}; expected integer labels [N]")
+        if len(x) != len(y):
+            raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected as many")
+        top = None if name.endswith(".npz") else 9
+        if y.min() < 0 or (top is not None and y.max() > top):
+            raise UserError(
+                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top or 'classes - 1'}"
+            )
+        x = x[..., None] if x.ndim == 3 else x
+        parts.append((np.ascontiguousarray(x, np.uint8), np.ascontiguousarray(y, np.int32)))
+    (a, _), (b, _) = parts
+    if a.shape[1:] != b.shape[1:]:
+        raise UserError(
+            f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; expected the same"
+        )
+    shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.get(name)
+    if shape and a.shape[1:] != shape:
+        raise UserError(f"{where}: images are {list(a.shape[1:])}; {name} has {list(shape)}")
+    return Dataset(*parts, name, 1 / levels)
+
+
+# .npz
+
+
+def _load_npz(path: Path, name: str) -> Dataset:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
+            if missing:
+                raise UserError(
+                    f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}"
+                )
+            levels = int(arrays["levels"]) if "levels" in arrays else 255
+            parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
+    except UserError:
+        raise
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged, or not an .npz of plain arrays ({error})") from None
+    if not 1 <= levels <= 255:
+        raise UserError(f"{path}: levels is {levels}; expected 1 to 255")
+    return _checked(*parts, name=name, where=str(path), levels=levels)
+
+
+# IDX (MNIST and Fashion-MNIST)
+
+
+def _read_idx(path: Path, n_dims: int) -> np.ndarray:
+    """A file of unsigned bytes in the IDX format, gzipped or not. Raises: UserError if it is not one."""
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (EOFError, OSError, gzip.BadGzipFile, ValueError) as error:
+        raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
+    except Exception as error:  # zlib.error has no base of its own
+        raise UserError(f"{path}: damaged ({error}): get it again") from None
+    head = 4 + 4 * n_dims
+    magic = 0x800 + n_dims
+    if len(content) < head:
+        raise UserError(f"{path}: truncated: {len(content)} bytes, shorter than its header")
+    found, *shape = struct.unpack(f">{1 + n_dims}I", content[:head])
+    if found != magic:
+        raise UserError(
+            f"{path}: magic number {found:#010x}; expected {magic:#010x} (IDX, unsigned bytes, {n_dims}-d)"
+        )
+    size = int(np.prod(shape, dtype=object))
+    if len(content) - head != size:
+        word = "truncated" if len(content) - head < size else "longer than its header says"
+        raise UserError(f"{path}: {word}: {len(content) - head} bytes of data; its header says {size}")
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
+def _idx_folder(folder: Path, name: str) -> Dataset | None:
+    """The four IDX files of a folder; None when not all are there."""
+    paths = []
+    for file in IDX_FILES:
+        choices = [folder / f for f in (file, file + ".gz", file.replace("-idx", ".idx"))]
+        paths += [path for path in choices if path.is_file()][:1]
+    if len(paths) < len(IDX_FILES):
+        return None
+    x_train, y_train, x_test, y_test = (
+        _read_idx(path, d) for path, d in zip(paths, (3, 1, 3, 1), strict=True)
+    )
+    return _checked(x_train, y_train, x_test, y_test, name=name, where=str(folder))
+
+
+def _mnist_like(name: str, folders: tuple, npz: str) -> Callable[[Path], Dataset | None]:
+    def read(root: Path) -> Dataset | None:
+        for folder in folders:
+            if dataset := _idx_folder(root / folder, name):
+                return dataset
+            if (path := root / folder / npz).is_file():
+                dataset = _load_npz(path, str(path))
+                return _checked(*dataset[0], *dataset[1], name=name, where=str(path))
+        return None
+
+    return read
+
+
+# CIFAR-10
+
+
+def _cifar_batch(file: io.BufferedIOBase, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """One official batch: images [N, 32, 32, 3] and labels [N]."""
+    batch = load_pickle(file, where, encoding="bytes")
+    try:
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except (KeyError, TypeError, IndexError):
+        raise UserError(f"{where}: not a CIFAR-10 batch (it has no data and labels)") from None
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise UserError(f"{where}: data is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, 3072]")
+    if len(pixels) != len(labels):
+        raise UserError(f"{where}: {len(pixels)} images but {len(labels)} labels; expected as many")
+    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _read_cifar(root: Path) -> Dataset | None:
+    names = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+    for folder in (
+        root / CIFAR_FOLDER,
+        root / "cifar-10-batches-py-target" / CIFAR_FOLDER,  # where Keras unpacks it
+        root,
+    ):
+        if all((folder / name).is_file() for name in names):
+            batches = []
+            for name in names:
+                with open(folder / name, "rb") as file:
+                    batches.append(_cifar_batch(file, str(folder / name)))
+            return _join_cifar(batches, str(folder))
+    for archive in ("cifar-10-python.tar.gz", CIFAR_FOLDER + ".tar.gz"):
+        if (path := root / archive).is_file():
+            return _read_cifar_tar(path, names)
+    return None
+
+
+def _read_cifar_tar(path: Path, names: list[str]) -> Dataset:
+    """Read in memory: nothing is unpacked to the disk."""
+    found = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = member.name.split("/")[-1]
+                if member.isfile() and name in names:
+                    found[name] = _cifar_batch(io.BytesIO(tar.extractfile(member).read()), f"{path}: {name}")
+    except UserError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}")
+    return _join_cifar([found[name] for name in names], str(path))
+
+
+def _join_cifar(batches: list, where: str) -> Dataset:
+    *train, test = batches
+    x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
+    return _checked(x_train, y_train, *test, name="cifar10", where=where)
+
+
+DATASETS: dict[str, Callable[[Path], Dataset | None] | None] = {
+    "digits": None,
+    "mnist": _mnist_like("mnist", ("mnist", "MNIST/raw", "."), "mnist.npz"),
+    "fashion_mnist": _mnist_like(
+        "fashion_mnist", ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw", "."), "fashion_mnist.npz"
+    ),
+    "cifar10": _read_cifar,
+}

@@ -1,0 +1,25 @@
+"""CIFAR-10, VGG-16 without bias, constant learning rate."""
+
+import core
+from models.architectures import VGG16
+
+flags = {
+    "task": "train",
+    "dataset": "cifar10",
+    "model": {
+        "description": VGG16,
+        "bias_mode": "FIRST_LAYER",
+        "act_type": "relu",
+        "init": {"weight": "he_normal", "bias": "zeros"},
+    },
+    "train_mode": "USE_FRAME",
+    "opt": "gd",
+    "lr": 0.1,
+    "E": 10000,
+    "B": 100,
+    "loss_ub": 500,
+    "archive": ("two-phase-const-epoch", 50, 500),
+}
+
+if __name__ == "__main__":
+    core.main(__file__, flags, __doc__)

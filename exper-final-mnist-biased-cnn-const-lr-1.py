@@ -1,0 +1,25 @@
+"""MNIST, CNN with biases, constant learning rate."""
+
+import core
+from models.architectures import CNN
+
+flags = {
+    "task": "train",
+    "dataset": "mnist",
+    "model": {
+        "description": CNN,
+        "bias_mode": "ALL",
+        "act_type": "relu",
+        "init": {"weight": "he_normal", "bias": "zeros"},
+    },
+    "train_mode": "USE_FRAME",
+    "opt": "gd",
+    "lr": 0.01,
+    "E": 10000,
+    "B": 100,
+    "loss_ub": 600,
+    "archive": ("logloss", 10),
+}
+
+if __name__ == "__main__":
+    core.main(__file__, flags, __doc__)

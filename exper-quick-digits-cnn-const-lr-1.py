@@ -1,0 +1,25 @@
+"""Handwritten digits (bundled), CNN without bias, constant learning rate."""
+
+import core
+from models.architectures import CNN
+
+flags = {
+    "task": "train",
+    "dataset": "digits",
+    "model": {
+        "description": CNN,
+        "bias_mode": "FIRST_LAYER",
+        "act_type": "relu",
+        "init": {"weight": "he_normal", "bias": "zeros"},
+    },
+    "train_mode": "USE_FRAME",
+    "opt": "gd",
+    "lr": 0.01,
+    "E": 300,
+    "B": 100,
+    "loss_ub": 600,
+    "archive": ("two-phase-const-epoch", 10, 100),
+}
+
+if __name__ == "__main__":
+    core.main(__file__, flags, __doc__)

@@ -1,0 +1,370 @@
+"""Every flag: its default, its type, what it means; the command line; validation. No TensorFlow here.
+
+A script's dict, a run's flags.json and the command line all go through `complete`, so a flag is
+checked in one place and has one form.
+"""
+
+import argparse
+import ast
+import difflib
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import results
+from models import archivers, lr_scheduler
+from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES, parse
+from models.initializers import INITIALIZERS
+from results import UserError
+
+# Values
+
+
+class Bad(ValueError):
+    """A value that a flag does not take; the text says what was expected."""
+
+
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+
+
+def _literal(node: ast.AST) -> Any:
+    """Value of a Python literal, in which numbers may be written as 2**(1/5) or log(10)."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Tuple():
+            return tuple(map(_literal, node.elts))
+        case ast.List():
+            return list(map(_literal, node.elts))
+        case ast.Dict() if None not in node.keys:
+            return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
+        case ast.UnaryOp() | ast.BinOp():
+            operands = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+            values = list(map(_literal, operands))
+            if type(node.op) in _OPERATORS and all(type(v) in (int, float) and abs(v) < 1e9 for v in values):
+                return _OPERATORS[type(node.op)](*values)
+        case ast.Call(func=ast.Name("log"), args=[argument], keywords=[]):
+            return math.log(_literal(argument))
+    raise ValueError
+
+
+def from_text(text: str) -> Any:
+    """What a word on the command line stands for: a Python literal, a,b,c for a tuple, else the text."""
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
+        pass
+    if "," in text and not set(text) & set("[](){}"):
+        return tuple(from_text(part) for part in text.split(",") if part.strip())
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# Kinds of values: each takes a value and returns its one form, or raises Bad
+
+
+def choice(*words: str) -> Callable:
+    def check(value):
+        if value not in words:
+            raise Bad(f"one of {', '.join(words)}{_nearest(value, words)}")
+        return value
+
+    return check
+
+
+def whole(least: int, *words: str) -> Callable:
+    def check(value):
+        if value in words and isinstance(value, str):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise Bad(" or ".join([f"a whole number, at least {least}", *words]))
+        return value
+
+    return check
+
+
+def number(above: float = -math.inf) -> Callable:
+    def check(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+            raise Bad("a number" + (f" above {above:g}" if above > -math.inf else ""))
+        return float(value)
+
+    return check
+
+
+def boolean(value):
+    if not isinstance(value, bool):
+        raise Bad("true or false")
+    return value
+
+
+def text(value):
+    if not isinstance(value, str) or not value:
+        raise Bad("a name or path")
+    return value
+
+
+def optional(kind: Callable) -> Callable:
+    return lambda value: None if value is None else kind(value)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def learning_rate(value):
+    value = _tuples(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    try:
+        lr_scheduler.build(value)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(lr_scheduler.SCHEDULERS)
+        name = value[0] if isinstance(value, tuple) and value else value
+        hint = _nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
+        hint = "" if name in lr_scheduler.SCHEDULERS else hint
+        reason = " ".join(str(error).replace("__init__() ", "").split())
+        raise Bad(
+            f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}"
+        ) from None
+    return value
+
+
+def archive(value):
+    value = _tuples(value)
+    try:
+        archivers.build(value)
+    except ValueError as error:
+        raise Bad(str(error).split("none of ")[-1]) from None
+    return value
+
+
+def epochs(value):
+    """'last', 'all', or a sorted list of epochs (one number is a list of one)."""
+    if value in ("last", "all") and isinstance(value, str):
+        return value
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values:
+        raise Bad("last, all, or epochs such as 100 or 10,20,30")
+    try:
+        return sorted({whole(1)(v) for v in values})
+    except Bad:
+        raise Bad("last, all, or epochs such as 100 or 10,20,30") from None
+
+
+def description(value):
+    if isinstance(value, str):
+        if value not in ARCHITECTURES:
+            raise Bad(
+                f"a list of layers, or one of {', '.join(ARCHITECTURES)}{_nearest(value, ARCHITECTURES)}"
+            )
+        value = ARCHITECTURES[value]
+    try:
+        parse(value, "NONE", (1 << 16, 1 << 16, 1))  # whether it fits the images is seen with the data
+    except ValueError as error:
+        raise Bad(f"a list of layers ({error})") from None
+
+    def plain(item):
+        return [plain(i) for i in item] if isinstance(item, list | tuple) else item
+
+    return plain(value)
+
+
+# The flags
+
+
+@dataclass(frozen=True)
+class Flag:
+    name: str
+    default: Any
+    check: Callable
+    help: str
+
+
+MODEL_FLAGS = [
+    Flag("description", None, optional(description), "the layers: a list, or CNN or VGG16"),
+    Flag(
+        "bias_mode", "FIRST_LAYER", choice(*BIAS_MODES), "which layers have a bias: " + ", ".join(BIAS_MODES)
+    ),
+    Flag("act_type", "relu", choice(*ACT_TYPES), "the activation: " + ", ".join(ACT_TYPES)),
+    Flag(
+        "init.weight", "glorot_uniform", choice(*INITIALIZERS), "initial weights: " + ", ".join(INITIALIZERS)
+    ),
+    Flag("init.weight_normalized", False, boolean, "scale each weight to L2 norm init.weight_rescale"),
+    Flag("init.weight_rescale", 1.0, number(), "else multiply each initial weight by this"),
+    Flag("init.bias", "zeros", choice(*INITIALIZERS), "initial biases"),
+    Flag("init.bias_normalized", False, boolean, "as for weights"),
+    Flag("init.bias_rescale", 1.0, number(), "as for weights"),
+]
+
+FLAGS = [
+    Flag("task", "train", choice("train", "train_peek", "attack"), "what to do"),
+    Flag("dataset", None, text, "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
+    Flag(
+        "data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"
+    ),
+    Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
+    *(Flag("model." + f.name, f.default, f.check, f.help) for f in MODEL_FLAGS),
+    Flag("E", 10000, whole(1), "epochs to accept"),
+    Flag("B", 100, whole(1), "batch size"),
+    Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
+    Flag(
+        "train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME"), "keep the loss relative to a frame, or not"
+    ),
+    Flag(
+        "lr",
+        ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)),
+        learning_rate,
+        "a constant learning rate, or (scheduler, arguments ...), also written scheduler,argument,...",
+    ),
+    Flag("lr_lb", 1e-50, number(0), "a next lr below this ends the run with an error"),
+    Flag("loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"),
+    Flag("log_frame0", math.log(math.log(10)), number(), "log of the frame of the first epoch"),
+    Flag(
+        "archive",
+        "idle",
+        archive,
+        "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base",
+    ),
+    Flag("eid", [10000], epochs, "train_peek, attack: the epochs to look at: last, all, n or n,n,n"),
+    Flag("load_dir", None, optional(text), "train_peek: the working directory whose epochs are looked at"),
+    Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
+    Flag(
+        "early_reject",
+        True,
+        boolean,
+        "reject an attempt as soon as its partial loss proves it (same decisions)",
+    ),
+    Flag("seed", 0, whole(0), "of everything random"),
+    Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
+    Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
+    Flag("deterministic", False, boolean, "ask TensorFlow for deterministic kernels only (slower on a GPU)"),
+    Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
+    Flag(
+        "logs_dir", None, optional(text), "where working directories go; by default logs beside the program"
+    ),
+    Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
+]
+
+BY_NAME = {flag.name: flag for flag in FLAGS}
+
+# What a resumed run may change: how and how long it runs, but not what it computes.
+FREE_ON_RESUME = ("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "resume")
+
+
+def flatten(flags: dict, prefix: str = "") -> dict:
+    """{'model': {'init': {'weight': w}}} -> {'model.init.weight': w}."""
+    flat = {}
+    for key, value in flags.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and name in ("model", "model.init"):
+            flat |= flatten(value, name + ".")
+        else:
+            flat[name] = value
+    return flat
+
+
+def nest(flat: dict) -> dict:
+    """The inverse of `flatten`."""
+    nested = {}
+    for name, value in flat.items():
+        *path, key = name.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[key] = value
+    return nested
+
+
+def complete(flags: dict) -> dict:
+    """All flags, nested, checked and in their one form; what is not given has its default.
+
+    Raises: UserError for an unknown flag or a value that its flag does not take.
+    """
+    flat = flatten(flags)
+    for name in flat:
+        if name not in BY_NAME:
+            raise UserError(f"no flag is named {name}{_nearest(name, BY_NAME)}")
+    full = {}
+    for flag in FLAGS:
+        value = flat.get(flag.name, flag.default)
+        try:
+            full[flag.name] = flag.check(value)
+        except Bad as error:
+            raise UserError(f"--{flag.name} {_shown(value)}: expected {error}") from None
+    try:
+        lr_scheduler.build(full["lr"], full["train_mode"], full["log_frame0"])
+    except ValueError as error:
+        raise UserError(f"--lr {_shown(full['lr'])}: {error}") from None
+    return nest(full)
+
+
+def _shown(value: Any) -> str:
+    shown = value if isinstance(value, str) else repr(value)
+    return shown if len(shown) < 200 else shown[:200] + "..."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") -> dict:
+    """The script's flags with those of the command line over them, checked.
+
+    Args:
+      argv: the words after the script's name: --flag value, --flag=value, or --flag alone for true.
+      flags: the script's dict.
+
+    With --resume the flags are those of that run, and only FREE_ON_RESUME may be given anew.
+
+    Raises: UserError.
+    """
+    script = complete(flags)
+    parser = _Parser(
+        prog=prog, description=about, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("--help", "-h", action="help", help="show this and exit")
+    shown = flatten(script)
+    for flag in FLAGS:
+        help_text = f"{flag.help} [{_shown(shown[flag.name])}]".replace("%", "%%")
+        bare = {"nargs": "?", "const": "true"} if flag.check is boolean else {}
+        parser.add_argument(f"--{flag.name}", metavar="VALUE", help=help_text, **bare)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].split("=")[0]
+        options = [f"--{name}" for name in BY_NAME]
+        if word.startswith("-"):
+            raise UserError(f"no flag is named {word}{_nearest(word, options)}")
+        raise UserError(f"unexpected word {unknown[0]!r}; flags are given as --flag value")
+    changes = {name: from_text(value) for name, value in vars(given).items()}
+    for name in ("dataset", "data_dir", "logs_dir", "resume", "load_dir"):
+        if name in changes:  # a path stays what was typed, even one that reads like a number
+            changes[name] = vars(given)[name]
+    if "resume" not in changes:
+        return complete(flatten(script) | changes)
+    stored = complete(results.read_flags(changes["resume"]))
+    full = complete(flatten(stored) | changes)
+    old, new = flatten(stored), flatten(full)
+    for name in BY_NAME:
+        if name not in FREE_ON_RESUME and old[name] != new[name]:
+            raise UserError(
+                f"--{name} {_shown(new[name])}: the run to resume has {_shown(old[name])}; "
+                f"of a resumed run only {', '.join(FREE_ON_RESUME)} may change"
+            )
+    return full

@@ -1,0 +1,141 @@
+"""Networks as layer descriptions, and how a description is read (no TensorFlow here).
+
+A description is a list with one entry a layer; each may end in a dict of overrides:
+
+    ['C', channels, [kh, kw]]   convolution, stride 1, SAME
+    ['P']                       2x2 max pool, stride 2, VALID
+    ['A']                       2x2 average pool, stride 2, VALID
+    ['F', units]                fully connected; the first one flattens (NHWC order)
+    {'act': False}              no activation after this layer
+    {'bias': True}              whatever bias_mode says
+"""
+
+import math
+from dataclasses import dataclass
+
+BIAS_MODES = ("NONE", "FIRST_LAYER", "ALL")
+ACT_TYPES = ("relu", "linear", "relu2")
+
+CNN = [
+    ["C", 32, [5, 5]],
+    ["P"],
+    ["C", 64, [3, 3]],
+    ["P"],
+    ["F", 1024],
+    ["F", 10, {"act": False}],
+]
+
+VGG16 = [
+    ["C", 64, [3, 3]],
+    ["C", 64, [3, 3]],
+    ["P"],
+    ["C", 128, [3, 3]],
+    ["C", 128, [3, 3]],
+    ["P"],
+    ["C", 256, [3, 3]],
+    ["C", 256, [3, 3]],
+    ["C", 256, [3, 3]],
+    ["P"],
+    ["C", 512, [3, 3]],
+    ["C", 512, [3, 3]],
+    ["C", 512, [3, 3]],
+    ["P"],
+    ["C", 512, [3, 3]],
+    ["C", 512, [3, 3]],
+    ["C", 512, [3, 3]],
+    ["P"],
+    ["F", 10, {"act": False}],
+]
+
+ARCHITECTURES = {"CNN": CNN, "VGG16": VGG16}
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer of a description, its shapes worked out.
+
+    kind: 'C', 'P', 'A' or 'F'. in_shape, out_shape: without the batch axis, (h, w, c) or (units,).
+    weight_shape: (kh, kw, cin, cout) or (cin, cout); None for a pool.
+    flops: floating-point operations of the forward pass for one example, 2 per multiply-add.
+    """
+
+    kind: str
+    in_shape: tuple
+    out_shape: tuple
+    weight_shape: tuple | None = None
+    act: bool = False
+    bias: bool = False
+    flops: int = 0
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _entry(entry, number: int) -> tuple[str, list, dict]:
+    """(kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
+    where = f"layer {number} of the description, {entry!r}"
+    if not isinstance(entry, list | tuple) or not entry:
+        raise ValueError(f"{where}: expected a list such as ['C', 32, [5, 5]]")
+    kind, *args = entry
+    overrides = args.pop() if args and isinstance(args[-1], dict) else {}
+    if kind == "C":
+        ok = len(args) == 2 and _whole(args[0]) and isinstance(args[1], list | tuple)
+        ok = ok and len(args[1]) == 2 and all(map(_whole, args[1]))
+        expected = "['C', channels, [kh, kw]]"
+    elif kind == "F":
+        ok, expected = len(args) == 1 and _whole(args[0]), "['F', units]"
+    else:
+        ok, expected = kind in ("P", "A") and not args, "a 'C', 'P', 'A' or 'F' layer"
+    if not ok:
+        raise ValueError(f"{where}: expected {expected}")
+    for key, value in overrides.items():
+        if key not in ("act", "bias") or not isinstance(value, bool) or kind in "PA":
+            raise ValueError(f"{where}: overrides are 'act' and 'bias', True or False, on 'C' and 'F'")
+    return kind, args, overrides
+
+
+def parse(description: list, bias_mode: str, input_shape: tuple[int, int, int]) -> list[LayerSpec]:
+    """Read a description for images of input_shape (h, w, c).
+
+    Raises: ValueError, naming the layer, for an entry that makes no sense or does not fit.
+    """
+    if not isinstance(description, list | tuple) or not description:
+        raise ValueError("a description is a list of layers, at least one")
+    specs, shape, weighted = [], tuple(input_shape), 0
+    for number, entry in enumerate(description):
+        kind, args, overrides = _entry(entry, number)
+        where = f"layer {number} of the description, {entry!r}"
+        if kind != "F" and len(shape) == 1:
+            raise ValueError(f"{where}: the input is flat after the first 'F'")
+        if kind in ("P", "A"):
+            h, w, c = shape
+            if h < 2 or w < 2:
+                raise ValueError(f"{where}: a {h}x{w} input is too small for another pool")
+            spec = LayerSpec(kind, shape, (h // 2, w // 2, c))
+        else:
+            bias = {"NONE": False, "FIRST_LAYER": weighted == 0, "ALL": True}[bias_mode]
+            if kind == "C":
+                channels, size = args
+                weight_shape = (*size, shape[2], channels)
+                out_shape = (*shape[:2], channels)
+                flops = 2 * math.prod(weight_shape) * shape[0] * shape[1]
+            else:
+                weight_shape = (math.prod(shape), args[0])
+                out_shape = (args[0],)
+                flops = 2 * math.prod(weight_shape)
+            spec = LayerSpec(
+                kind,
+                shape,
+                out_shape,
+                weight_shape,
+                act=overrides.get("act", True),
+                bias=overrides.get("bias", bias),
+                flops=flops,
+            )
+            weighted += 1
+        specs.append(spec)
+        shape = spec.out_shape
+    if specs[-1].kind != "F":
+        raise ValueError("the last layer of a description must be an 'F': its units are the classes")
+    return specs

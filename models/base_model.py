@@ -1,0 +1,232 @@
+"""A trainable classifier: the high-precision losses, the training epoch and the evaluation pass.
+
+The true training loss falls below 1e-800, so it is kept relative to a frame: `loss` in the code is
+the true loss times exp(-log_frame), with log_frame near the log of the current true loss. A frame
+learning rate is the true one times exp(log_frame), and the step they make together is the true one.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+EVAL_BATCH = 500
+
+
+def hp_sparse_softmax_cross_entropy_with_logits_v1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy softplus(logsumexp_j d_j) of each example, d_j = z_j - z_y for j != y.
+
+    Args:
+      labels: integers [B].
+      logits: float32 or float64 [B, C].
+
+    Returns: float64 [B], with full relative precision as long as float64 can hold the loss.
+    """
+    return hp_sparse_softmax_cross_entropy_with_logits_v2(labels, logits, 0.0)
+
+
+def hp_sparse_softmax_cross_entropy_with_logits_v2(
+    labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor | float
+) -> tf.Tensor:
+    """The same cross-entropy in a frame: softplus(logsumexp_j d_j) * exp(-log_frame).
+
+    Exact for each example by itself, at any size of the loss. With m = max(0, max_j d_j) and
+    S = sum_j exp(d_j - m):
+
+        m = 0:  log1p(S)/S * sum_j exp(d_j - log_frame)      no rounding of log_frame-sized numbers
+        m > 0:  (m + log(exp(-m) + S)) * exp(-log_frame)
+        its gradient by z_j, j != y:  exp(d_j - m - log_frame) / (exp(-m) + S)
+
+    Args:
+      labels: integers [B].
+      logits: float32 or float64 [B, C].
+      log_frame: scalar, float64.
+
+    Returns: float64 [B]; infinite where float64 cannot hold it.
+    """
+    log_frame = tf.convert_to_tensor(log_frame, tf.float64)
+    n_classes = logits.shape[-1] or tf.shape(logits)[-1]
+
+    @tf.custom_gradient
+    def loss(logits):
+        z = tf.cast(logits, tf.float64)  # [B, C]
+        z_y = tf.gather(z, labels, axis=1, batch_dims=1)[:, None]
+        is_label = tf.one_hot(labels, n_classes, True, False, dtype=tf.bool)
+        d = tf.where(is_label, tf.constant(-np.inf, tf.float64), z - z_y)
+        m = tf.nn.relu(tf.reduce_max(d, axis=1, keepdims=True))  # [B, 1]
+        d = d - m
+        s = tf.reduce_sum(tf.exp(d), axis=1, keepdims=True)
+        in_frame = tf.exp(d - log_frame)  # [B, C], 0 at the label
+        sum_in_frame = tf.reduce_sum(in_frame, axis=1, keepdims=True)
+        # Below 1e-17, log1p(S)/S is 1 to the last bit, and S itself may have underflowed.
+        log1p_over_s = tf.where(s < 1e-17, tf.ones_like(s), tf.math.log1p(s) / tf.maximum(s, 1e-17))
+        denominator = tf.exp(-m) + s
+        large = (m + tf.math.log(denominator)) * tf.exp(-log_frame)
+        value = tf.where(m > 0, large, log1p_over_s * sum_in_frame)[:, 0]
+
+        def grad(upstream):
+            weight = upstream[:, None] / denominator
+            by_gap = in_frame * weight
+            by_label = -sum_in_frame * weight
+            return tf.cast(tf.where(is_label, by_label, by_gap), logits.dtype)
+
+        return value, grad
+
+    return loss(logits)
+
+
+class Model(tf.Module):
+    """What every network here can do; a subclass says how it maps images to logits.
+
+    `layers` lists the layers with weights, in order. The weights of the last accepted epoch are
+    kept in memory by `keep()`, and `restore()` puts them back.
+    """
+
+    def __init__(self, scale: float, name: str | None = None):
+        """scale: the factor that maps integer pixels to [0, 1]."""
+        super().__init__(name)
+        self.scale = scale
+        self.layers = []
+
+    def build_done(self) -> None:
+        """To be called once when all layers exist."""
+        self._kept = [tf.Variable(v, trainable=False) for v in self.weights]
+
+    @property
+    def weights(self) -> list[tf.Variable]:
+        """All trainable variables in layer order, a layer's weight before its bias."""
+        return [v for layer in self.layers for v in (layer.weight, layer.bias) if v is not None]
+
+    def logits(self, images: tf.Tensor) -> tf.Tensor:
+        """float32 [B, h, w, c] in [0, 1] -> float32 [B, C]."""
+        raise NotImplementedError
+
+    def pixels(self, images: tf.Tensor) -> tf.Tensor:
+        """Integer pixels as stored -> float32 in [0, 1]."""
+        return tf.cast(images, tf.float32) * self.scale
+
+    # Weights in and out
+
+    def get_weights(self) -> list[tuple[str, np.ndarray]]:
+        """[(name, float32 array), ...] in layer order; names are 'layer0/weight', 'layer0/bias', ..."""
+        return [
+            (f"layer{k}/{kind}", getattr(layer, kind).numpy())
+            for k, layer in enumerate(self.layers)
+            for kind in ("weight", "bias")
+            if getattr(layer, kind) is not None
+        ]
+
+    def set_weights(self, values: list[np.ndarray]) -> None:
+        """Put in arrays in the order of `weights`. Raises: ValueError for other shapes or another count."""
+        shapes = [tuple(v.shape) for v in self.weights]
+        given = [np.shape(value) for value in values]
+        if shapes != given:
+            raise ValueError(f"this network has tensors of shapes {shapes}; given were {given}")
+        for variable, value in zip(self.weights, values, strict=True):
+            variable.assign(value)
+        self.keep()
+
+    @tf.function
+    def keep(self) -> None:
+        """Remember the weights as they are now."""
+        for kept, variable in zip(self._kept, self.weights, strict=True):
+            kept.assign(variable)
+
+    @tf.function
+    def restore(self) -> None:
+        """Put back the weights that `keep` remembered."""
+        for kept, variable in zip(self._kept, self.weights, strict=True):
+            variable.assign(kept)
+
+    # Training
+
+    def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
+        """One plain gradient step, v <- v - grad_v(lr * loss); returns the batch loss before it, float64."""
+        with tf.GradientTape() as tape:
+            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels, self.logits(images), log_frame)
+            loss = tf.reduce_mean(losses)
+            # lr goes in while all is float64: gradient and lr by themselves may leave float32's range.
+            scaled = lr * loss
+        gradients = tape.gradient(scaled, self.weights)
+        for variable, gradient in zip(self.weights, gradients, strict=True):
+            variable.assign_sub(gradient)
+        return loss
+
+    def train_epoch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        batches: np.ndarray,
+        lr: float,
+        log_frame: float,
+        loss_ub: float,
+    ) -> tuple[bool, np.ndarray]:
+        """A whole epoch of gradient steps in one graph; stops after the first bad batch.
+
+        Args:
+          images: integer pixels [N, h, w, c]; labels: int32 [N].
+          batches: int32 [n, B], indices into both.
+          lr, loss_ub: in frame units. log_frame: natural log of the frame.
+
+        Returns: (ok, losses): whether every batch loss was finite and <= loss_ub, and the float64
+          losses of the batches done, in order (the bad one is the last).
+        """
+        # Tensors, because a tf.function is traced anew for every new Python number.
+        scalars = (tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub))
+        ok, losses = self._train_epoch(images, labels, tf.constant(batches, tf.int32), *scalars)
+        return bool(ok), losses.numpy()
+
+    @tf.function
+    def _train_epoch(self, images, labels, batches, lr, log_frame, loss_ub):
+        n = tf.shape(batches)[0]
+
+        def step(i, ok, losses):
+            batch = batches[i]
+            x, y = tf.gather(images, batch), tf.gather(labels, batch)
+            loss = self.step(self.pixels(x), y, lr, log_frame)
+            return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
+
+        losses = tf.TensorArray(tf.float64, n, element_shape=[])
+        done, ok, losses = tf.while_loop(
+            lambda i, ok, losses: ok & (i < n), step, (0, tf.constant(True), losses)
+        )
+        return ok, losses.stack()[:done]
+
+    # Evaluation
+
+    def evaluate(
+        self, images: tf.Tensor, labels: tf.Tensor, log_frame: float = 0.0, loss_limit: float = np.inf
+    ) -> tuple[bool, float, np.ndarray]:
+        """Mean loss and logits of a data set, in blocks of EVAL_BATCH, in order.
+
+        Losses are >= 0, so a partial sum can already prove that the mean is above loss_limit; the
+        pass stops there.
+
+        Args:
+          images: integer pixels [N, h, w, c]; labels: int32 [N].
+          log_frame: natural log of the frame. loss_limit: in frame units, infinite for none.
+
+        Returns: (complete, loss, logits): whether all N were evaluated, their mean loss in the frame
+          (of a pass that was stopped: a lower bound of it), and float32 logits [examples done, C].
+        """
+        scalars = (tf.constant(value, tf.float64) for value in (log_frame, loss_limit))
+        complete, loss, logits = self._evaluate(images, labels, *scalars)
+        return bool(complete), float(loss), logits.numpy()
+
+    @tf.function
+    def _evaluate(self, images, labels, log_frame, loss_limit):
+        n = tf.shape(images)[0]
+        limit = loss_limit * tf.cast(n, tf.float64)
+        n_blocks = (n + EVAL_BATCH - 1) // EVAL_BATCH
+
+        def block(i, total, logits):
+            where = slice(i * EVAL_BATCH, tf.minimum((i + 1) * EVAL_BATCH, n))
+            z = self.logits(self.pixels(images[where]))
+            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels[where], z, log_frame)
+            return i + 1, total + tf.reduce_sum(losses), logits.write(i, z)
+
+        logits = tf.TensorArray(tf.float32, n_blocks, infer_shape=False, element_shape=[None, None])
+        done, total, logits = tf.while_loop(
+            lambda i, total, logits: (i < n_blocks) & ~(total > limit),
+            block,
+            (0, tf.constant(0.0, tf.float64), logits),
+        )
+        return done == n_blocks, total / tf.cast(n, tf.float64), logits.concat()

@@ -1,0 +1,285 @@
+"""Learning-rate schedulers: they also decide whether an epoch is accepted.
+
+After every attempt at an epoch Core asks `get(info)`: `('go', lr)` accepts it and gives the next
+epoch's lr; `('back', lr)` rejects it: the weights go back and the epoch is tried again with that lr.
+
+All losses that a scheduler sees are relative to the frame (`models.base_model`): the true loss is
+`loss * exp(log_frame)`, and a frame learning rate `lr` is the true one times `exp(log_frame)`.
+Since the frame is the loss of the last accepted epoch, "the loss did not grow" reads `loss <= 1`.
+Without a frame (train_mode NORMAL) losses are true and are compared with the last accepted one.
+
+Everything a scheduler remembers is in plain attributes, so that `vars(scheduler)` is its state and a
+resumed run goes on with the same decisions.
+"""
+
+import math
+
+USE_FRAME, NORMAL = "USE_FRAME", "NORMAL"
+LOG_FRAME0 = math.log(math.log(10))  # log of the loss of a uniform guess among ten classes
+
+
+class TrainingDiverged(Exception):
+    """The run cannot go on: no learning rate the scheduler may use gives an acceptable epoch."""
+
+
+class LRScheduler:
+    """Base: train_mode and the frame that the run starts in."""
+
+    def __init__(self, lr: float, train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0):
+        self.lr = lr
+        self.train_mode = train_mode
+        self.log_frame0 = log_frame0
+
+    def get(self, info: dict | None = None) -> tuple[str, float]:
+        """Judge an attempt.
+
+        Args:
+          info: the attempt's `info` (SPEC of `core.Core.train`); `info['stats']` is None when the
+            attempt failed or was proved worse. None at the start of a run.
+
+        Returns: `('go' | 'back', lr)`, the lr of the next attempt; `('go', first lr)` for no info.
+        Raises: TrainingDiverged when it has no other lr to offer.
+        """
+        raise NotImplementedError
+
+    def loss_limit(self) -> float:
+        """The largest mean training loss (frame units) that `get` would still accept.
+
+        Core stops evaluating an attempt when the partial sum of its losses is past this.
+        """
+        return math.inf
+
+    def state(self) -> dict:
+        """What a checkpoint needs to hold: JSON-able."""
+        return dict(vars(self))
+
+    def set_state(self, state: dict) -> None:
+        vars(self).update(state)
+
+
+class ConstLR(LRScheduler):
+    """A constant true learning rate; never rejects.
+
+    A failed attempt (a batch loss above loss_ub) is tried again with another permutation; when that
+    fails MAX_FAILURES times in a row the learning rate is simply too large for this loss.
+    """
+
+    MAX_FAILURES = 10
+
+    def __init__(self, lr: float, **frame):
+        super().__init__(lr, **frame)
+        self.frame_lr = lr * math.exp(self.log_frame0) if self.train_mode == USE_FRAME else lr
+        self.failures = 0
+
+    def get(self, info=None):
+        if info is None:
+            return "go", self.frame_lr
+        if info["stats"] is None:
+            self.failures += 1
+            if self.failures >= self.MAX_FAILURES:
+                raise TrainingDiverged(
+                    f"epoch {info['eid']} failed {self.failures} times at the constant lr {self.lr:g} "
+                    "(a batch loss above loss_ub, or not finite): lower --lr or raise --loss_ub"
+                )
+            return "back", self.frame_lr
+        self.failures = 0
+        if self.train_mode == USE_FRAME:
+            self.frame_lr = self.lr * math.exp(info["log_frame"]) * info["stats"]["loss"]
+        return "go", self.frame_lr
+
+
+class _LossComparing(LRScheduler):
+    """Shared by the schedulers that accept an epoch only when its loss did not grow.
+
+    In NORMAL mode the first epoch is compared with loss0, as it is (through log_frame0) in a frame.
+    """
+
+    def __init__(self, lr: float, eps: float = 0.0, loss0: float = math.log(10), **frame):
+        super().__init__(lr, **frame)
+        self.eps = eps
+        self.loss0 = loss0
+        self.last_loss = 1.0 if self.train_mode == USE_FRAME else loss0
+
+    def _accept(self, info: dict) -> bool:
+        """Whether this attempt stands. In NORMAL mode an accepted loss is the next one's measure."""
+        if info["stats"] is None:
+            return False
+        loss = info["stats"]["loss"]
+        # Written so that NaN is never accepted, nor a comparison with a loss that underflowed to 0.
+        if self.last_loss == 0 or not loss / self.last_loss <= 1 + self.eps:
+            return False
+        if self.train_mode == NORMAL:
+            self.last_loss = loss
+        return True
+
+    def loss_limit(self):
+        # One part in 1e12 above the threshold: rounding in the quotient above cannot tell them apart.
+        return (1 + self.eps) * self.last_loss * (1 + 1e-12)
+
+
+class LossBasedLRv1(_LossComparing):
+    """The loss-based scheduler of arXiv 1906.05890, appendix K: lr follows 1 / (true loss).
+
+    Accept: lr * alpha1. Reject: lr / alpha2. With a frame the real learning rate is
+    lr * exp(-log_frame) by itself; without one it is returned as lr * loss0 / last_loss.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        alpha1: float = 2 ** (1 / 5),
+        alpha2: float = 2 ** (1 / 10),
+        eps: float = 0.0,
+        loss0: float = math.log(10),
+        **frame,
+    ):
+        super().__init__(lr, eps=eps, loss0=loss0, **frame)
+        self.alpha1, self.alpha2 = alpha1, _must_lower(alpha2)
+
+    def get(self, info=None):
+        command = "go"
+        if info is not None and self._accept(info):
+            self.lr *= self.alpha1
+        elif info is not None:
+            command = "back"
+            self.lr /= self.alpha2
+        if self.train_mode == USE_FRAME:
+            return command, self.lr
+        return command, self.lr * self.loss0 / self.last_loss if self.last_loss else 0.0
+
+
+def _must_lower(alpha2: float) -> float:
+    """alpha2, unless dividing by it would not lower the lr: a rejected epoch would never end."""
+    if not alpha2 > 1:
+        raise ValueError(f"alpha2 must be above 1, not {alpha2!r}")
+    return alpha2
+
+
+def _whole(cd: int) -> int:
+    if cd != int(cd) or cd < 1:
+        raise ValueError(f"cd must be a whole number of epochs, at least 1, not {cd!r}")
+    return int(cd)
+
+
+class AggressiveLR(_LossComparing):
+    """Halve at every worse or failed attempt; double after each `cd` accepted epochs."""
+
+    def __init__(self, lr: float, cd: int = 5, **frame):
+        super().__init__(lr, **frame)
+        self.cd = _whole(cd)
+        self.countdown = self.cd
+
+    def get(self, info=None):
+        if info is None:
+            return "go", self.lr
+        if not self._accept(info):
+            self.lr /= 2
+            self.countdown = self.cd
+            return "back", self.lr
+        self.countdown -= 1
+        if self.countdown == 0:
+            self.lr *= 2
+            self.countdown = self.cd
+        return "go", self.lr
+
+
+class AggressiveLRv3(_LossComparing):
+    """Reject: lr / alpha2. Accept: lr * alpha1."""
+
+    def __init__(self, lr: float, alpha1: float = 2 ** (1 / 5), alpha2: float = 2 ** (1 / 5), **frame):
+        super().__init__(lr, **frame)
+        self.alpha1, self.alpha2 = alpha1, _must_lower(alpha2)
+
+    def get(self, info=None):
+        if info is None:
+            return "go", self.lr
+        if self._accept(info):
+            self.lr *= self.alpha1
+            return "go", self.lr
+        self.lr /= self.alpha2
+        return "back", self.lr
+
+
+class AggressiveLRv2(AggressiveLRv3):
+    """Halve at every worse attempt; otherwise grow by 2**(1/cd) an epoch."""
+
+    def __init__(self, lr: float, cd: int = 5, **frame):
+        super().__init__(lr, alpha1=2 ** (1 / _whole(cd)), alpha2=2.0, **frame)
+
+
+class ConstLRAndLossBasedLR(LRScheduler):
+    """Constant true lr until every training example is classified correctly, loss-based from then on.
+
+    Raises: ValueError without a frame.
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        alpha1: float = 2 ** (1 / 5),
+        alpha2: float = 2 ** (1 / 5),
+        eps: float = 0.0,
+        **frame,
+    ):
+        super().__init__(lr, **frame)
+        if self.train_mode != USE_FRAME:
+            raise ValueError("const-lr-and-loss-based-lr needs train_mode USE_FRAME")
+        self._const = ConstLR(lr, **frame)
+        self._loss_based = LossBasedLRv1(lr, alpha1, alpha2, eps, **frame)
+        self.fitted = False
+
+    def get(self, info=None):
+        if self.fitted:
+            return self._loss_based.get(info)
+        command, lr = self._const.get(info)
+        if info is not None and info["stats"] is not None and info["stats"]["acc"] == 1.0:
+            self.fitted = True
+            self._loss_based.lr = lr
+        return command, lr
+
+    def loss_limit(self):
+        return self._loss_based.loss_limit() if self.fitted else math.inf
+
+    def state(self):
+        return {
+            "fitted": self.fitted,
+            "const": self._const.state(),
+            "loss_based": self._loss_based.state(),
+        }
+
+    def set_state(self, state):
+        self.fitted = state["fitted"]
+        self._const.set_state(state["const"])
+        self._loss_based.set_state(state["loss_based"])
+
+
+SCHEDULERS = {
+    "loss-based-v1": LossBasedLRv1,
+    "aggressive": AggressiveLR,
+    "aggressive-v2": AggressiveLRv2,
+    "aggressive-v3": AggressiveLRv3,
+    "const-lr-and-loss-based-lr": ConstLRAndLossBasedLR,
+}
+
+
+def build(
+    lr: float | str | tuple, train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0
+) -> LRScheduler:
+    """The scheduler that the `lr` flag names: a float, a name, or `(name, argument, ...)`.
+
+    Raises: ValueError (unknown name, numbers that are not positive), TypeError (wrong arguments).
+    """
+    frame = {"train_mode": train_mode, "log_frame0": log_frame0}
+    if isinstance(lr, str):
+        lr = (lr,)
+    if not isinstance(lr, list | tuple):
+        lr = (None, lr)
+    name, *args = lr
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"no scheduler is named {name!r}; there are {', '.join(SCHEDULERS)}")
+    for arg in args:
+        if isinstance(arg, bool) or not isinstance(arg, int | float) or not 0 <= arg < math.inf:
+            raise ValueError(f"{arg!r} is no number ≥ 0")
+    if args and args[0] <= 0:
+        raise ValueError(f"a learning rate must be positive, not {args[0]!r}")
+    return (ConstLR if name is None else SCHEDULERS[name])(*args, **frame)

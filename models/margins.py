@@ -1,0 +1,85 @@
+"""Margins, norms and losses of a whole data set, in float64 NumPy (arXiv 1906.05890, section 2).
+
+Inputs are what the device computed: float32 logits and float32 weights. An independent brute-force
+version of every formula stands in tests/margins_test.py.
+"""
+
+import math
+
+import numpy as np
+
+
+def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i."""
+    z = logits.astype(np.float64)
+    rows = np.arange(len(z))
+    d = z - z[rows, labels][:, None]
+    d[rows, labels] = -np.inf
+    return d
+
+
+def margins(d: np.ndarray) -> np.ndarray:
+    """q_i = z_{i,y_i} - max_{j != y_i} z_ij from the gaps, float64 [N]."""
+    return -d.max(axis=1)
+
+
+def log_losses(d: np.ndarray) -> np.ndarray:
+    """Natural log of each example's true cross-entropy softplus(logsumexp_j d_ij), float64 [N].
+
+    Finite however small the loss: below exp(-37) softplus(s) and exp(s) are the same float64.
+    """
+    top = d.max(axis=1)
+    s = top + np.log(np.exp(d - top[:, None]).sum(axis=1))
+    return np.where(s < -37, s, np.log(np.logaddexp(0, np.maximum(s, -37))))
+
+
+def log_mean_exp(values: np.ndarray) -> float:
+    """log(mean(exp(values))), without leaving float64's range."""
+    top = values.max()
+    return float(top + np.log(np.exp(values - top).mean()))
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Part of the examples whose first largest logit is the label's."""
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
+    """rho, rho_k, norm_prod and rhoL (SPEC M3).
+
+    Args:
+      layers: for each layer its tensors that count: the weight, and for the first layer its bias. (In
+        a homogeneous network no other layer has one; where others do, they do not count.)
+      act_type: 'relu2' raises the degree of homogeneity with every layer; others are of degree 1.
+    """
+    rho_k = [
+        math.sqrt(sum(np.vdot(t, t) for t in (np.asarray(a, np.float64) for a in tensors)))
+        for tensors in layers
+    ]
+    rho = math.sqrt(sum(r * r for r in rho_k))
+    if act_type == "relu2":
+        norm_prod = 1.0
+        for r in rho_k:
+            norm_prod = norm_prod**2 * r
+        rhoL = rho ** (2 ** (len(rho_k) - 1) + 1)
+    else:
+        norm_prod = math.prod(rho_k)
+        rhoL = rho ** len(rho_k)
+    return {
+        "rho": rho,
+        **{f"rho_{k}": r for k, r in enumerate(rho_k)},
+        "norm_prod": norm_prod,
+        "rhoL": rhoL,
+    }
+
+
+def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:
+    """q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k)."""
+    q_min = float(q.min())
+    return {
+        "q_min": q_min,
+        "q_max": float(q.max()),
+        "q_bar_min": q_min / rhoL if rhoL else math.nan,
+        "q_bar2_min": q_min / norm_prod if norm_prod else math.nan,
+        **{f"n_supp_{k}": int((q < q_min + math.log(10**k)).sum()) for k in range(1, 8)},
+    }

@@ -1,0 +1,328 @@
+"""A run's working directory: what is in it, and how it survives a crash. No TensorFlow here.
+
+    flags.json          the run's flags
+    about.json          experiment, command, versions, machine and data that the run began with
+    stdout              what was printed
+    journal.jsonl       one line of JSON for each accepted epoch, appended
+    res                 pickled dict {'flags': ..., 'raw': {eid: info}}: plain Python and NumPy only
+    checkpoint.npz      weights of the last saved epoch and what a resumed run needs
+    archive/eid-*.npz   checkpoints that are kept for good
+
+Files other than stdout and the journal are replaced atomically: a reader, or a crash, finds the old
+one or the new one. A checkpoint knows how long the journal was when it was written; resuming cuts
+the journal back to there, so that both tell of the same epochs.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that says what, where, and what to do. Exit status 2."""
+
+
+# Reading pickles that may come from anywhere
+
+_ARRAY_GLOBALS = {
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in [
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        ]
+    ),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in _ARRAY_GLOBALS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return super().find_class(module, name)
+
+
+def load_pickle(file: BinaryIO, what: str, encoding: str = "ASCII") -> Any:
+    """Unpickle plain Python types and NumPy arrays, and nothing else.
+
+    Args:
+      file: open for reading, binary.
+      what: how an error calls it, usually the path.
+      encoding: as in `pickle.load`, for pickles from Python 2.
+
+    Raises: UserError for a pickle that is damaged or names anything else.
+    """
+    try:
+        return _ArrayUnpickler(file, encoding=encoding).load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise UserError(
+            f"{what}: not a pickle of plain data and arrays ({error}); it was not loaded: "
+            "get the file again from where it came from"
+        ) from None
+
+
+# Writing so that nothing is ever half there
+
+
+def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under another name, make sure it is on the disk, and move it to its place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def create(logs: Path, name: str) -> Path:
+    """Make `logs/name/<YYYYmmdd_HHMMSS>` and return it; a second one in the same second gets a suffix.
+
+    Raises: UserError when it cannot be made.
+    """
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    for suffix in ("", *(f"_{k}" for k in range(2, 1000))):
+        path = logs / name / (stamp + suffix)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if path.is_dir():
+                continue
+            raise UserError(f"cannot make the working directory {path}: a file is in the way") from None
+        except OSError as error:
+            raise UserError(
+                f"cannot make the working directory {path}: {error.strerror}; "
+                "make the place writable or choose another with --logs_dir"
+            ) from None
+        _point_latest(path)
+        return path
+    raise UserError(f"cannot make the working directory {logs / name / stamp}: too many in one second")
+
+
+def _point_latest(path: Path) -> None:
+    """Let the symlink `latest` beside path point to it, where the file system has symlinks."""
+    link = path.with_name(f".latest.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        link.symlink_to(path.name)
+        os.replace(link, path.with_name("latest"))
+
+
+class WorkDir:
+    """One run's working directory, as the run itself writes it.
+
+    Args:
+      path: an existing directory.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._journal = None
+
+    def write_json(self, name: str, content: dict) -> None:
+        text = json.dumps(content, indent=1) + "\n"
+        replace_atomically(self.path / name, lambda file: file.write(text.encode()))
+
+    def write_res(self, res: dict) -> None:
+        replace_atomically(self.path / "res", lambda file: pickle.dump(res, file, protocol=4))
+
+    # The journal
+
+    def append(self, info: dict) -> int:
+        """Add one accepted epoch's info; returns the journal's length in bytes."""
+        if self._journal is None:
+            self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115: open for the run
+        self._journal.write(json.dumps(info).encode() + b"\n")
+        self._journal.flush()
+        return self._journal.tell()
+
+    def rewind(self, n_bytes: int) -> dict[int, dict]:
+        """Cut the journal back to its first n_bytes and return {eid: info} of what is left.
+
+        Raises: UserError when the journal is shorter than that.
+        """
+        path = self.path / "journal.jsonl"
+        have = path.stat().st_size if path.exists() else 0
+        if have < n_bytes:
+            raise UserError(
+                f"{path}: has {have} bytes where the checkpoint needs {n_bytes}: it was cut or replaced, "
+                "so this run cannot be resumed; its archived epochs and res can still be read"
+            )
+        if have:
+            os.truncate(path, n_bytes)
+        return read_journal(self.path)
+
+    # Checkpoints
+
+    def save(self, weights: list[tuple[str, np.ndarray]], state: dict, archive: bool = False) -> None:
+        """Write the current checkpoint, and keep it in the archive too if asked.
+
+        Args:
+          weights: [(name, array), ...] in layer order.
+          state: JSON-able; has 'eid'.
+        """
+        arrays = {f"{k:03d} {name}": array for k, (name, array) in enumerate(weights)}
+        arrays["state"] = np.array(json.dumps(state))
+        target = self.path / "checkpoint.npz"
+        if archive:
+            target = archive_path(self.path, state["eid"])
+            target.parent.mkdir(exist_ok=True)
+        replace_atomically(target, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        if archive:
+            # The same file under a second name. Archive first: a crash between the two repeats the
+            # epoch, a crash the other way round would leave a hole in the archive.
+            current = self.path / "checkpoint.npz"
+            if not _link(target, current):
+                replace_atomically(current, lambda file: file.write(target.read_bytes()))
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Hard-link source to target atomically; False where the file system cannot."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        os.link(source, temporary)
+    except OSError:
+        return False
+    os.replace(temporary, target)
+    return True
+
+
+# Reading a working directory
+
+
+def archive_path(directory: Path, eid: int) -> Path:
+    return Path(directory) / "archive" / f"eid-{eid:06d}.npz"
+
+
+def check_run(directory: Path | str) -> Path:
+    """The directory as a Path. Raises: UserError when it is no run's working directory."""
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; expected a working directory, logs/<experiment>/<time>")
+    if not (path / "flags.json").is_file():
+        raise UserError(f"{path}: not a working directory (it has no flags.json)")
+    return path
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged ({error})") from None
+
+
+def read_flags(directory: Path | str) -> dict:
+    """The flags as JSON has them. Raises: UserError (no run, or damaged)."""
+    return _read_json(check_run(directory) / "flags.json")
+
+
+def read_about(directory: Path | str) -> dict:
+    """What the run recorded of itself when it began. Raises: UserError (no run, or damaged)."""
+    return _read_json(check_run(directory) / "about.json")
+
+
+def read_journal(directory: Path | str) -> dict[int, dict]:
+    """{eid: info} of the journal; a last line that a crash cut short is left out."""
+    path = Path(directory) / "journal.jsonl"
+    raw = {}
+    if path.exists():
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    info = json.loads(line)
+                    raw[info["eid"]] = info
+                except (ValueError, TypeError, KeyError):
+                    raise UserError(f"{path}: line {number} is damaged") from None
+    return raw
+
+
+def load(directory: Path | str) -> dict:
+    """A run's `res`: {'flags': ..., 'raw': {eid: info}} (an attack's: {eid: results}).
+
+    Read with an unpickler that admits plain Python types and NumPy arrays and nothing else; rebuilt
+    from the flags and the journal when there is no `res`.
+
+    Raises: UserError for a directory that is no run, or damaged.
+    """
+    path = check_run(directory)
+    try:
+        with open(path / "res", "rb") as file:
+            return load_pickle(file, str(path / "res"))
+    except FileNotFoundError:
+        return {"flags": read_flags(path), "raw": read_journal(path)}
+
+
+def stored_eids(directory: Path | str) -> list[int]:
+    """The epochs whose weights can be loaded, ascending: the archived ones and the current one."""
+    path = check_run(directory)
+    eids = {
+        int(match[1])
+        for file in (path / "archive").glob("eid-*.npz")
+        if (match := re.fullmatch(r"eid-(\d+)\.npz", file.name))
+    }
+    if (path / "checkpoint.npz").exists():
+        eids.add(load_checkpoint(path)[1]["eid"])
+    return sorted(eids)
+
+
+def load_checkpoint(
+    directory: Path | str, eid: int | None = None
+) -> tuple[list[tuple[str, np.ndarray]], dict]:
+    """([(name, array), ...] in layer order, state) of an archived epoch, or of the current checkpoint.
+
+    Raises: FileNotFoundError when there is none; UserError when the file is damaged.
+    """
+    path = Path(directory) / "checkpoint.npz" if eid is None else archive_path(directory, eid)
+    try:
+        with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+            state = json.loads(str(arrays["state"]))
+            return [(key[4:], arrays[key]) for key in sorted(arrays) if key != "state"], state
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: damaged or truncated ({error}); delete it and use another epoch, or run the experiment again"
+        ) from None
+
+
+def load_weights(directory: Path | str, eid: int | str = "last") -> list[tuple[str, np.ndarray]]:
+    """The weights of a stored epoch, [(name, float32 array), ...] in layer order.
+
+    Args:
+      eid: an epoch, or 'last' for the current checkpoint.
+
+    Raises: UserError when the directory is no run, or the epoch is not stored, or the file damaged.
+    """
+    path = check_run(directory)
+    if eid != "last" and archive_path(path, eid).exists():
+        return load_checkpoint(path, eid)[0]
+    with contextlib.suppress(FileNotFoundError):
+        weights, state = load_checkpoint(path)
+        if eid in ("last", state["eid"]):
+            return weights
+    stored = stored_eids(path)
+    if not stored:
+        raise UserError(f"{path}: has no checkpoint yet; run the experiment first (or resume it)")
+    raise UserError(f"{path}: epoch {eid} is not stored; stored are {', '.join(map(str, stored))}")
