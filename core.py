@@ -124,22 +124,26 @@ class Core:
     def _train_epochs(self, run: "TrainingRun") -> None:
         with tqdm(total=self.f.E, initial=run.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
             while run.eid < self.f.E:
-                info = self._epoch(run)
-                run.accepted(info)
+                info = self.epoch(run)
+                run.accept(info)
                 log.info("%s", epoch_line(info))
                 bar.update()
                 self._stop_if_asked()
 
-    def _epoch(self, run: "TrainingRun") -> dict:
-        """Attempts at the epoch after run.eid until the scheduler takes one; its info."""
+    def epoch(self, run: "Progress") -> dict:
+        """Attempts at the epoch after run.eid until the scheduler takes one; its info.
+
+        Leaves the accepted weights in the model and the next lr in run; the rest of run is for
+        `run.accept(info)`. Raises: TrainingDiverged when no lr makes an acceptable epoch; Stopped.
+        """
         eid, attempt = run.eid + 1, 0
         clock = {"began": time.perf_counter(), "train_time": 0.0, "eval_time": 0.0}
         while True:
             attempt += 1
             if run.lr < self.f.lr_lb:
                 raise TrainingDiverged(
-                    f"epoch {eid}, attempt {attempt}: the next lr {run.lr:.3g} is below lr_lb={self.f.lr_lb:g}: "
-                    "no learning rate makes the loss fall any more"
+                    f"epoch {eid}, attempt {attempt}: the next lr {run.lr:.3g} is below "
+                    f"lr_lb={self.f.lr_lb:g}: no learning rate makes the loss fall any more"
                 )
             limit = run.scheduler.loss_limit() if self.f.early_reject else math.inf
             info = self.attempt(eid, attempt, run.lr, run.log_frame, limit, clock)
@@ -334,23 +338,43 @@ class SignalsNoted:
             signal.signal(number, handler)
 
 
-class TrainingRun:
-    """Where a training run stands after its last accepted epoch, and its traces on the disk.
+class Progress:
+    """Where a training run stands after its last accepted epoch.
 
     Attributes:
-      eid: the last accepted epoch; lr, log_frame: for the next attempt.
-      raw: {eid: info}.
-      resumed: whether it goes on from a checkpoint or an empty run directory.
+      eid: that epoch; lr, log_frame: for the next attempt.
     """
 
     def __init__(self, core: Core):
         f = core.f
         self.core = core
         self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
-        self.archiver = archivers.build(f.archive)
-        self.eid, self.raw = 0, {}
+        self.eid = 0
         self.log_frame = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
         _, self.lr = self.scheduler.get()
+        core.model.keep()
+
+    def accept(self, info: dict) -> None:
+        """Make the epoch that `Core.epoch` returned the last accepted one, its loss the new frame."""
+        self.core.model.keep()
+        self.eid = info["eid"]
+        if self.core.f.train_mode == USE_FRAME:
+            self.log_frame += math.log(info["stats"]["loss"])
+
+
+class TrainingRun(Progress):
+    """The same with its traces on the disk: journal, checkpoints, archive, res.
+
+    Attributes:
+      raw: {eid: info}.
+      resumed: whether it goes on from a checkpoint or an empty run directory.
+    """
+
+    def __init__(self, core: Core):
+        super().__init__(core)
+        f = core.f
+        self.archiver = archivers.build(f.archive)
+        self.raw = {}
         self.resumed = f.resume is not None
         if self.resumed:
             self._resume(results.check_run(f.resume))
@@ -360,8 +384,7 @@ class TrainingRun:
             self.work_dir.write_json("about.json", core.about())
             self.work_dir.write_json("flags.json", core.flags)
             self._note_state(journal_bytes=0)
-        core.model.keep()
-        self.saved_eid = self.eid if self.resumed else None
+        self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()
 
     def _resume(self, path: Path) -> None:
@@ -402,19 +425,15 @@ class TrainingRun:
             }
         )
 
-    def accepted(self, info: dict) -> None:
-        """Take an accepted epoch in: frame, journal, archive, checkpoint, res."""
-        core = self.core
-        core.model.keep()
-        self.eid = info["eid"]
-        if core.f.train_mode == USE_FRAME:
-            self.log_frame += math.log(info["stats"]["loss"])
+    def accept(self, info):
+        """Also journal, archive, checkpoint and res, each when it is due."""
+        super().accept(info)
         self.raw[self.eid] = info
         journal_bytes = self.work_dir.append(info)
         wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
         self._note_state(journal_bytes)
         now = time.monotonic()
-        if wanted or now - self.last_save >= core.f.checkpoint_every:
+        if wanted or now - self.last_save >= self.core.f.checkpoint_every:
             self._checkpoint(archive=wanted)
         if now - self.last_res >= RES_EVERY:
             self._write_res()

@@ -122,8 +122,8 @@ def _find(name: str, data_dir: str | Path | None) -> Dataset:
         wanted = {
             "cifar10": f"the folder {CIFAR_FOLDER} or its tar.gz",
             "mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...) or mnist.npz",
-            "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...), in a folder fashion-mnist "
-            "(Debian: apt-get install dataset-fashion-mnist)",
+            "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...), in a folder "
+            "fashion-mnist (Debian: apt-get install dataset-fashion-mnist)",
         }[name]
         raise UserError(
             f"{name}: not found in {', '.join(looked)}, and the download failed ({reason}); "
@@ -152,7 +152,8 @@ def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: in
         x, y = np.asarray(x), np.asarray(y)
         if not np.issubdtype(x.dtype, np.integer) or x.ndim not in (3, 4) or 0 in x.shape:
             raise UserError(
-                f"{where}: x_{part} is {x.dtype} {list(x.shape)}; expected integer pixels [N, h, w] or [N, h, w, c]"
+                f"{where}: x_{part} is {x.dtype} {list(x.shape)}; "
+                "expected integer pixels [N, h, w] or [N, h, w, c]"
             )
         if x.min() < 0 or x.max() > levels:
             raise UserError(
@@ -167,14 +168,16 @@ def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: in
         top = None if name.endswith(".npz") else 9
         if y.min() < 0 or (top is not None and y.max() > top):
             raise UserError(
-                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top or 'classes - 1'}"
+                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; "
+                f"expected 0 to {top or 'classes - 1'}"
             )
         x = x[..., None] if x.ndim == 3 else x
         parts.append((np.ascontiguousarray(x, np.uint8), np.ascontiguousarray(y, np.int32)))
     (a, _), (b, _) = parts
     if a.shape[1:] != b.shape[1:]:
         raise UserError(
-            f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; expected the same"
+            f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; "
+            "expected the same"
         )
     shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.get(name)
     if shape and a.shape[1:] != shape:

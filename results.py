@@ -151,7 +151,8 @@ class WorkDir:
     def append(self, info: dict) -> int:
         """Add one accepted epoch's info; returns the journal's length in bytes."""
         if self._journal is None:
-            self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115: open for the run
+            # Stays open for the run.
+            self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115
         self._journal.write(json.dumps(info).encode() + b"\n")
         self._journal.flush()
         return self._journal.tell()
@@ -303,7 +304,8 @@ def load_checkpoint(
             return [(key[4:], arrays[key]) for key in sorted(arrays) if key != "state"], state
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path}: damaged or truncated ({error}); delete it and use another epoch, or run the experiment again"
+            f"{path}: damaged or truncated ({error}); delete it and use another epoch, "
+            "or run the experiment again"
         ) from None
 
 

@@ -1,0 +1,120 @@
+"""Repeat a training trajectory of the reference system and compare: `python tests/golden.py FILE`.
+
+A file holds the recipe of its data, initial weights and permutations, its flags, and what the
+reference measured in each attempt (SPEC M3, in frame units). The same is done here through Core and
+its model; exit status 1 when a deviation is beyond tolerance, or the attempts part.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core import Core, Progress
+from flags import from_text
+from results import UserError
+
+MODEL_FLAGS = ("description", "bias_mode", "act_type", "init")
+COMPARED = ("loss", "rho", "q_min")
+
+
+class GoldenCore(Core):
+    """Core on the recipe's data, weights and permutations; remembers every attempt's info."""
+
+    def __init__(self, golden_flags: dict):
+        flags = {"dataset": "digits", "early_reject": False, "gpu": -1, "model": {}}
+        for key, value in golden_flags.items():
+            value = from_text(value) if isinstance(value, str) else value
+            if key in MODEL_FLAGS:
+                flags["model"][key] = value
+            else:
+                flags[key] = value
+        super().__init__(flags, "golden")
+        rng = np.random.RandomState(7)
+        self.model.set_weights([self._initial(rng, v.shape) for v in self.model.weights])
+        self._stream = np.random.RandomState(0)
+        self.attempts = []
+
+    @staticmethod
+    def _initial(rng, shape):
+        if len(shape) == 1:
+            return np.zeros(shape, np.float32)
+        return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))).astype(np.float32)
+
+    def permutation(self, eid, attempt):
+        return self._stream.permutation(len(self.dataset[0][0]))
+
+    def attempt(self, *args):
+        info = super().attempt(*args)
+        self.attempts.append(info)
+        return info
+
+
+def tolerances(golden: dict) -> dict[str, float]:
+    """{'loss': rtol, ...} as the file's `tolerance` says, 'loss rtol 5e-3, rho rtol 5e-5 ...'."""
+    said = re.findall(r"(\w+) rtol ([0-9.]+(?:e-?\d+)?)", golden.get("tolerance", ""))
+    return {"loss": 5e-3, "rho": 5e-5} | {name: float(value) for name, value in said}
+
+
+def deviation(got: float, expected: float) -> float:
+    return abs(got - expected) / abs(expected) if expected else abs(got)
+
+
+def compare(golden: dict, rtol: dict[str, float]) -> bool:
+    """Repeat the trajectory, print a line an attempt; whether all stayed within tolerance."""
+    core = GoldenCore(golden["flags"])
+    progress = Progress(core)
+    expected = golden["attempts"]
+    while len(core.attempts) < len(expected):
+        progress.accept(core.epoch(progress))
+    good = True
+    for number, (want, got) in enumerate(zip(expected, core.attempts, strict=False), 1):
+        line = f"attempt {number}: eid={got['eid']} lr={got['lr']:.6e} "
+        failed = got["stats"] is None, want.get("stats") is None
+        if got["eid"] != want["eid"] or failed[0] != failed[1]:
+            print(line + f"PARTED: expected eid={want['eid']}, {'failed' if failed[1] else 'with stats'}")
+            return False
+        # Shown, not judged: it follows from the losses before (const-lr), or from the decisions alone.
+        off, bad = {"lr": deviation(got["lr"], want["lr"])}, []
+        if not failed[0]:
+            line += f"loss={got['stats']['loss']:.6e} "
+            for key in COMPARED:
+                off[key] = deviation(got["stats"][key], want["stats"][key])
+                if key in rtol and not off[key] <= rtol[key]:
+                    bad.append(key)
+        good = good and not bad
+        line += " ".join(f"{key}:{value:.1e}" for key, value in off.items())
+        print(line + (f"  BEYOND TOLERANCE: {', '.join(bad)}" if bad else ""))
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path)
+    for key in COMPARED:
+        parser.add_argument(f"--rtol_{key}", type=float, help="instead of the file's own tolerance")
+    args = parser.parse_args()
+    try:
+        golden = json.loads(args.file.read_text())
+        rtol = tolerances(golden)
+        rtol |= {key: v for key in COMPARED if (v := getattr(args, f"rtol_{key}")) is not None}
+        if any(math.isnan(v) or v < 0 for v in rtol.values()):
+            raise UserError("a tolerance must be ≥ 0")
+        good = compare(golden, rtol)
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else error
+        print(f"error: {args.file}: {reason}", file=sys.stderr)
+        return 2
+    limits = ", ".join(f"{key} {value:g}" for key, value in rtol.items())
+    print(("within tolerance: " if good else "NOT within tolerance: ") + limits)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
