@@ -144,6 +144,11 @@ class Core:
                 raise TrainingDiverged(
                     f"epoch {eid}, attempt {attempt}: the next lr {run.lr:.3g} is below "
                     f"lr_lb={self.f.lr_lb:g}: no learning rate makes the loss fall any more"
+                    + (
+                        " (below exp(log_frame0): raise --log_frame0, or try another seed)"
+                        if eid == 1
+                        else ""
+                    )
                 )
             limit = run.scheduler.loss_limit() if self.f.early_reject else math.inf
             info = self.attempt(eid, attempt, run.lr, run.log_frame, limit, clock)
@@ -359,7 +364,9 @@ class Progress:
         self.core.model.keep()
         self.eid = info["eid"]
         if self.core.f.train_mode == USE_FRAME:
-            self.log_frame += math.log(info["stats"]["loss"])
+            loss = info["stats"]["loss"]
+            # One epoch can take the loss out of float64's range even in its frame.
+            self.log_frame = self.log_frame + math.log(loss) if loss else info["stats"]["log_loss"]
 
 
 class TrainingRun(Progress):

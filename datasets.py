@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results import UserError, load_pickle
+from results import UserError, load_pickle, nearest
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -61,7 +61,8 @@ def load(name: str, data_dir: str | Path | None = None, train_N: int | None = No
         dataset = _load_npz(Path(name), str(name))
     elif name not in DATASETS:
         raise UserError(
-            f"no data set is named {name!r}; there are {', '.join(DATASETS)}, or a path to an .npz"
+            f"--dataset {name}: there is none of that name{nearest(name, DATASETS)} "
+            f"(known are {', '.join(DATASETS)}, or the path of an .npz)"
         )
     elif name == "digits":
         dataset = _load_digits()

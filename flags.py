@@ -6,10 +6,9 @@ checked in one place and has one form.
 
 import argparse
 import ast
-import difflib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import results
 from models import archivers, lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES, parse
 from models.initializers import INITIALIZERS
-from results import UserError
+from results import UserError, nearest
 
 # Values
 
@@ -26,12 +25,19 @@ class Bad(ValueError):
     """A value that a flag does not take; the text says what was expected."""
 
 
+def _power(base: float, exponent: float) -> float:
+    """base**exponent through floats, so that no typed number takes forever; whole where it can be."""
+    power = float(base) ** float(exponent)
+    exact = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and abs(power) < 2**53
+    return base**exponent if exact else power
+
+
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
     ast.USub: operator.neg,
 }
 
@@ -50,7 +56,7 @@ def _literal(node: ast.AST) -> Any:
         case ast.UnaryOp() | ast.BinOp():
             operands = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
             values = list(map(_literal, operands))
-            if type(node.op) in _OPERATORS and all(type(v) in (int, float) and abs(v) < 1e9 for v in values):
+            if type(node.op) in _OPERATORS and all(type(v) in (int, float) for v in values):
                 return _OPERATORS[type(node.op)](*values)
         case ast.Call(func=ast.Name("log"), args=[argument], keywords=[]):
             return math.log(_literal(argument))
@@ -68,18 +74,13 @@ def from_text(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(words), n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 # Kinds of values: each takes a value and returns its one form, or raises Bad
 
 
 def choice(*words: str) -> Callable:
     def check(value):
         if value not in words:
-            raise Bad(f"one of {', '.join(words)}{_nearest(value, words)}")
+            raise Bad(f"one of {', '.join(words)}{nearest(value, words)}")
         return value
 
     return check
@@ -136,7 +137,7 @@ def learning_rate(value):
     except (ValueError, TypeError) as error:
         names = ", ".join(lr_scheduler.SCHEDULERS)
         name = value[0] if isinstance(value, tuple) and value else value
-        hint = _nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
+        hint = nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
         hint = "" if name in lr_scheduler.SCHEDULERS else hint
         reason = " ".join(str(error).replace("__init__() ", "").split())
         raise Bad(
@@ -171,7 +172,7 @@ def description(value):
     if isinstance(value, str):
         if value not in ARCHITECTURES:
             raise Bad(
-                f"a list of layers, or one of {', '.join(ARCHITECTURES)}{_nearest(value, ARCHITECTURES)}"
+                f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}"
             )
         value = ARCHITECTURES[value]
     try:
@@ -299,7 +300,7 @@ def complete(flags: dict) -> dict:
     flat = flatten(flags)
     for name in flat:
         if name not in BY_NAME:
-            raise UserError(f"no flag is named {name}{_nearest(name, BY_NAME)}")
+            raise UserError(f"no flag is named {name}{nearest(name, BY_NAME)}")
     full = {}
     for flag in FLAGS:
         value = flat.get(flag.name, flag.default)
@@ -350,7 +351,7 @@ def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") 
         word = unknown[0].split("=")[0]
         options = [f"--{name}" for name in BY_NAME]
         if word.startswith("-"):
-            raise UserError(f"no flag is named {word}{_nearest(word, options)}")
+            raise UserError(f"no flag is named {word}{nearest(word, options)}")
         raise UserError(f"unexpected word {unknown[0]!r}; flags are given as --flag value")
     changes = {name: from_text(value) for name, value in vars(given).items()}
     for name in ("dataset", "data_dir", "logs_dir", "resume", "load_dir"):

@@ -1,10 +1,11 @@
 """What ./run.sh and ./eval.sh call: find the script that a name means, or list them, and run it."""
 
 import ast
-import difflib
 import runpy
 import sys
 from pathlib import Path
+
+from results import nearest
 
 ROOT = Path(__file__).resolve().parent
 PATTERNS = {"run": ("exper-*.py",), "eval": ("eval-*.py",)}
@@ -39,10 +40,9 @@ def main(command: str, *words: str) -> None:
     known = scripts(command)
     script = known.get(name.removesuffix(".py"))
     if script is None:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"; did you mean {close[0]}?" if close else ""
         print(
-            f"error: no {KINDS[command]} is named {name}{hint} (./{command}.sh alone lists them)",
+            f"error: no {KINDS[command]} is named {name}{nearest(name, known)} "
+            f"(./{command}.sh alone lists them)",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -14,6 +14,7 @@ the journal back to there, so that both tell of the same epochs.
 """
 
 import contextlib
+import difflib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import pickle
 import re
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,13 @@ import numpy as np
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where, and what to do. Exit status 2."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """'; did you mean X?' with the word that is most like it; '' where there are none."""
+    by_lower = {str(w).lower().strip("-"): w for w in words}
+    close = difflib.get_close_matches(str(word).lower().strip("-"), by_lower, n=1, cutoff=0.0)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
 
 
 # Reading pickles that may come from anywhere

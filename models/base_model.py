@@ -205,7 +205,7 @@ class Model(tf.Module):
           log_frame: natural log of the frame. loss_limit: in frame units, infinite for none.
 
         Returns: (complete, loss, logits): whether all N were evaluated, their mean loss in the frame
-          (of a pass that was stopped: a lower bound of it), and float32 logits [examples done, C].
+          (of a pass that was stopped: a lower bound of it), and float32 logits [N, C], complete or not.
         """
         scalars = (tf.constant(value, tf.float64) for value in (log_frame, loss_limit))
         complete, loss, logits = self._evaluate(images, labels, *scalars)

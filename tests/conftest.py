@@ -1,0 +1,37 @@
+"""Shared by the tests: a tiny network on the bundled digits, and where real data sets are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import core
+
+ROOT = core.ROOT
+core.import_tensorflow()  # once, before any test module: without its start-up chatter
+
+TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
+
+
+@pytest.fixture
+def tiny_flags(tmp_path):
+    """Flags of a run that takes a second: a tiny CNN, 300 digits, batches of 50."""
+    return {
+        "dataset": "digits",
+        "train_N": 300,
+        "B": 50,
+        "E": 4,
+        "gpu": -1,
+        "model": {"description": TINY, "init": {"weight": "he_normal"}},
+        "lr": ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)),
+        "logs_dir": str(tmp_path / "logs"),
+    }
+
+
+@pytest.fixture
+def real_data():
+    """DATA_DIR with real MNIST and CIFAR-10; skips where it is not set."""
+    directory = os.environ.get("DATA_DIR")
+    if not directory or not (Path(directory) / "mnist").is_dir():
+        pytest.skip("DATA_DIR does not name a folder with mnist/ and cifar-10-batches-py/")
+    return directory

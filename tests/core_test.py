@@ -1,0 +1,368 @@
+"""Core: the training loop's decisions, resuming, peeking. SPEC M3, against a plain rewrite of it."""
+
+import copy
+import json
+import math
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+
+import results
+from core import Core, Progress, choose_eids
+from models import lr_scheduler, margins
+from models.lr_scheduler import TrainingDiverged
+from results import UserError
+
+TIMES = ("time", "train_time", "eval_time")
+
+
+def without_times(raw):
+    """The infos without what a clock measured."""
+    raw = copy.deepcopy(raw)
+    for info in raw.values():
+        for place in (info, info["stats"]):
+            for key in TIMES:
+                place.pop(key, None)
+    return raw
+
+
+def assert_same_weights(a, b):
+    for (name, x), (_, y) in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def plain_training(core):
+    """SPEC M3 word for word: full stats for every attempt, no early rejection, weights kept by copying."""
+    f = core.f
+    scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
+    log_frame = f.log_frame0 if f.train_mode == "USE_FRAME" else 0.0
+    _, lr = scheduler.get()
+    decisions = []
+    for eid in range(1, f.E + 1):
+        saved = core.model.get_weights()
+        attempt = 0
+        while True:
+            attempt += 1
+            order = core.permutation(eid, attempt)[: len(core.dataset[0][0]) // f.B * f.B]
+            batches = order.reshape(-1, f.B).astype(np.int32)
+            ok, losses = core.model.train_epoch(*core._train, batches, lr, log_frame, f.loss_ub)
+            stats = core.stats(log_frame) if ok else None
+            info = {"eid": eid, "lr": lr, "log_frame": log_frame, "stats": stats}
+            command, next_lr = scheduler.get(info)
+            decisions.append((eid, attempt, lr, command, float(losses.mean())))
+            lr = next_lr
+            if command == "go":
+                break
+            core.model.set_weights([array for _, array in saved])
+        if f.train_mode == "USE_FRAME":
+            log_frame += math.log(stats["loss"])
+    return decisions, stats, core.model.get_weights()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_mode": "NORMAL"},
+        {"lr": ("aggressive", 0.2, 2)},
+        {"lr": ("aggressive-v3", 0.5, 2.0, 2.0), "train_mode": "NORMAL"},
+        {"lr": ("const-lr-and-loss-based-lr", 0.4, 4.0, 2.0), "E": 40},
+        {"lr": 0.05},
+    ],
+    ids=str,
+)
+def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, changes):
+    flags = tiny_flags | {"E": 12} | changes
+    decisions, stats, weights = plain_training(Core(flags))
+
+    core, seen = Core(flags), []
+    attempt = core.attempt
+
+    def noting(eid, number, lr, *rest):
+        info = attempt(eid, number, lr, *rest)
+        seen.append((eid, number, lr, info["rt_loss"]))
+        return info
+
+    core.attempt = noting
+    path = core.run()
+    raw = results.load(path)["raw"]
+    assert seen == [(eid, number, lr, rt) for eid, number, lr, _, rt in decisions]
+    assert {k: raw[flags["E"]]["stats"][k] for k in stats} == stats
+    assert_same_weights(results.load_weights(path), weights)
+    if not isinstance(flags["lr"], float):
+        assert any(command == "back" for *_, command, _ in decisions), "nothing was rejected: tests nothing"
+
+
+def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
+    core = Core(tiny_flags | {"include_all_rt_loss_in_res": True})
+    res = results.load(core.run())
+    assert set(res) == {"flags", "raw"} and list(res["raw"]) == [1, 2, 3, 4]
+    info = res["raw"][4]
+    assert set(info) == {"eid", "lr", "log_frame", "rt_loss", "all_rt_loss", "stats", "time"}
+    assert len(info["all_rt_loss"]) == 6 and np.mean(info["all_rt_loss"]) == info["rt_loss"]
+    stats = info["stats"]
+    names = [
+        "loss",
+        "acc",
+        "test_loss",
+        "test_acc",
+        "rho",
+        "norm_prod",
+        "rhoL",
+        "q_min",
+        "q_max",
+        "q_bar_min",
+    ]
+    names += ["q_bar2_min", "log_loss", "log_frame", "train_time", "eval_time", "attempts"]
+    names += [f"rho_{k}" for k in range(3)] + [f"n_supp_{k}" for k in range(1, 8)]
+    assert set(stats) == set(names)
+    assert all(type(value) in (int, float) for value in stats.values())
+
+    (x, y), (x_test, y_test) = core.dataset
+    for part, labels, prefix in ((x, y, ""), (x_test, y_test, "test_")):
+        z = core.model.logits(core.model.pixels(part)).numpy().astype(np.float64)
+        d = np.array(
+            [[v - row[k] for j, v in enumerate(row) if j != k] for row, k in zip(z, labels, strict=True)]
+        )
+        loss = np.log1p(np.exp(d).sum(axis=1)).mean()
+        frame = math.exp(info["log_frame"]) if not prefix else 1.0
+        assert stats[prefix + "loss"] == pytest.approx(loss / frame, rel=1e-5)
+        assert stats[prefix + "acc"] == pytest.approx((z.argmax(axis=1) == labels).mean())
+        if not prefix:
+            assert stats["log_loss"] == pytest.approx(math.log(loss), abs=1e-5)
+            assert stats["q_min"] == pytest.approx((-d.max(axis=1)).min(), rel=1e-4)
+    norms = [
+        math.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in tensors))
+        for tensors in core.model.counted_weights()
+    ]
+    assert [stats[f"rho_{k}"] for k in range(3)] == pytest.approx(norms, rel=1e-12)
+    assert stats["q_bar2_min"] == pytest.approx(stats["q_min"] / math.prod(norms), rel=1e-12)
+    assert stats["q_bar_min"] == pytest.approx(stats["q_min"] / sum(n * n for n in norms) ** 1.5, rel=1e-12)
+
+
+def test_the_frame_follows_the_loss(tiny_flags):
+    raw = results.load(Core(tiny_flags | {"E": 6}).run())["raw"]
+    for eid in range(1, 6):
+        expected = raw[eid]["log_frame"] + math.log(raw[eid]["stats"]["loss"])
+        assert raw[eid + 1]["log_frame"] == expected
+        assert raw[eid]["stats"]["log_loss"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_loss_below_what_float64_holds_still_falls(tiny_flags):
+    """Scaling a trained homogeneous network's weights scales its logits: a true loss below 1e-400."""
+    core = Core(tiny_flags | {"E": 25, "lr": ("loss-based-v1", 0.1)})
+    path = core.run()
+    assert results.load(path)["raw"][25]["stats"]["acc"] == 1.0
+    for v in core.model.weights[2:]:
+        v.assign(v * 100.0)
+    start = core.stats(0.0)
+    assert start["log_loss"] < -400 * math.log(10) and start["loss"] == 0.0
+    core.f.log_frame0, core.f.lr = start["log_loss"], ("loss-based-v1", 1e-6)
+    progress = Progress(core)
+    for _ in range(3):
+        info = core.epoch(progress)
+        assert info["stats"]["loss"] <= 1.0
+        progress.accept(info)
+    assert info["stats"]["log_loss"] < start["log_loss"] and math.isfinite(info["stats"]["log_loss"])
+
+
+def test_batches_cover_whole_batches_of_the_set_once(tiny_flags):
+    core = Core(tiny_flags | {"train_N": 299})
+    seen = []
+    train_epoch = core.model.train_epoch
+    core.model.train_epoch = lambda x, y, batches, *rest: (
+        seen.append(batches) or train_epoch(x, y, batches, *rest)
+    )
+    core.run()
+    assert seen[0].shape == (5, 50) and len(set(seen[0].ravel())) == 250
+    assert not np.array_equal(seen[0], seen[1])
+
+
+def test_same_seed_same_run_and_another_seed_another(tiny_flags):
+    first, second, other = (Core(tiny_flags | {"seed": seed, "log_frame0": 2.0}).run() for seed in (5, 5, 6))
+    assert without_times(results.load(first)["raw"]) == without_times(results.load(second)["raw"])
+    assert_same_weights(results.load_weights(first), results.load_weights(second))
+    assert results.load(first)["raw"][1]["rt_loss"] != results.load(other)["raw"][1]["rt_loss"]
+
+
+def test_res_loads_with_plain_pickle_where_there_is_no_tensorflow(tiny_flags):
+    path = Core(tiny_flags).run()
+    code = (
+        "import pickle, sys; sys.modules['tensorflow'] = None\n"
+        f"res = pickle.load(open({str(path / 'res')!r}, 'rb'))\n"
+        "print(sorted(res), res['raw'][4]['stats']['attempts'] >= 1)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.stdout == "['flags', 'raw'] True\n", out.stderr
+
+
+def test_archived_epochs_have_the_weights_of_their_epochs(tiny_flags):
+    path = Core(tiny_flags | {"archive": 2, "E": 5}).run()
+    assert results.stored_eids(path) == [2, 4, 5]
+    short = Core(tiny_flags | {"E": 4}).run()
+    assert_same_weights(results.load_weights(path, 4), results.load_weights(short))
+
+
+def test_a_diverging_run_ends_with_what_to_do_and_keeps_its_epochs(tiny_flags):
+    core = Core(tiny_flags | {"lr": 1e6, "loss_ub": 5})
+    with pytest.raises(TrainingDiverged, match="lower --lr"):
+        core.run()
+    (path,) = (ROOT / tiny_flags["logs_dir"] / "unnamed").glob("2*")
+    assert results.load(path)["raw"] == {}
+
+
+def test_an_lr_below_its_bound_ends_the_run(tiny_flags):
+    with pytest.raises(TrainingDiverged, match=r"below lr_lb=0\.01"):
+        Core(tiny_flags | {"lr": ("loss-based-v1", 0.5, 1.1, 2.0), "lr_lb": 0.01, "loss_ub": 1e-9}).run()
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"archive": ("logloss", 2)}, {"lr": 0.05}, {"train_mode": "NORMAL"}], ids=str
+)
+@pytest.mark.parametrize("stop_at", [1, 5])
+def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tiny_flags, changes, stop_at):
+    flags = tiny_flags | {"E": 9} | changes
+    whole = Core(flags).run()
+    path = Core(flags | {"E": stop_at}).run()
+    Core(flags | {"resume": str(path)}).run()
+    assert without_times(results.read_journal(path)) == without_times(results.read_journal(whole))
+    assert without_times(results.load(path)["raw"]) == without_times(results.load(whole)["raw"])
+    assert results.stored_eids(path) == sorted({*results.stored_eids(whole)})
+    assert_same_weights(results.load_weights(path), results.load_weights(whole))
+
+
+def test_what_came_after_the_last_checkpoint_is_done_again_the_same(tiny_flags):
+    """As after SIGKILL: the journal has more epochs than the checkpoint, and a torn line."""
+    flags = tiny_flags | {"E": 8, "archive": 3}
+    whole = Core(flags).run()
+    path = Core(flags).run()
+    (path / "checkpoint.npz").write_bytes(results.archive_path(path, 3).read_bytes())
+    results.archive_path(path, 6).unlink()
+    with open(path / "journal.jsonl", "ab") as file:
+        file.write(b'{"eid": 9, "l')
+    Core(flags | {"resume": str(path)}).run()
+    assert without_times(results.read_journal(path)) == without_times(results.read_journal(whole))
+    assert_same_weights(results.load_weights(path, 6), results.load_weights(whole, 6))
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_place(tiny_flags):
+    whole, path = Core(tiny_flags).run(), Core(tiny_flags).run()
+    (path / "checkpoint.npz").unlink()
+    (path / "res").unlink()
+    assert Core(tiny_flags | {"resume": str(path)}).run() == path
+    assert without_times(results.load(path)["raw"]) == without_times(results.load(whole)["raw"])
+
+
+def test_resuming_refuses_other_data_another_experiment_and_a_cut_journal(tiny_flags, tmp_path):
+    path = Core(tiny_flags, "one").run()
+    resume = {"resume": str(path)}
+    with pytest.raises(UserError, match="a run of one, not of two"):
+        Core(tiny_flags | resume, "two").run()
+    with pytest.raises(UserError, match="data differ"):
+        Core(tiny_flags | resume | {"train_N": 299}, "one").run()
+    with pytest.raises(UserError, match="another network"):
+        Core(tiny_flags | resume | {"model": {"description": TINY[2:]}}, "one").run()
+    (path / "journal.jsonl").write_text("")
+    with pytest.raises(UserError, match="cannot be resumed"):
+        Core(tiny_flags | resume, "one").run()
+    with pytest.raises(UserError, match="not a working directory"):
+        Core(tiny_flags | {"resume": str(tmp_path)}, "one").run()
+
+
+# Peeking
+
+
+def test_peeking_restores_each_epoch_and_trains_on_at_fixed_lr_and_frame(tiny_flags):
+    path = Core(tiny_flags | {"archive": 2, "E": 6}).run()
+    raw = results.load(path)["raw"]
+    peek = {
+        "task": "train_peek",
+        "load_dir": str(path),
+        "eid": [2, 6],
+        "E": 3,
+        "lr": 0.02,
+        "log_frame0": -1.5,
+    }
+    core = Core(tiny_flags | peek)
+    peeked = results.load(core.run())["raw"]
+    assert list(peeked) == [2, 6]
+    for eid, part in peeked.items():
+        for key in ("log_loss", "rho", "q_min", "test_loss", "acc"):
+            assert part["stats"][key] == raw[eid]["stats"][key]
+        assert part["q"].shape == (300,) and part["q"].min() == raw[eid]["stats"]["q_min"]
+        assert [info["eid"] for info in part["epochs"]] == [eid + 1, eid + 2, eid + 3]
+        for info in part["epochs"]:
+            assert (info["lr"], info["log_frame"]) == (0.02, -1.5)
+            assert info["q"].min() == info["stats"]["q_min"]
+    # By hand: three epochs from the stored weights.
+    core.load_weights(results.load_weights(path, 2), "test")
+    for eid in (3, 4, 5):
+        batches = core.permutation(eid, 1).reshape(6, 50)
+        core.model.train_epoch(*core._train, batches, 0.02, -1.5, 600.0)
+    q = margins.margins(margins.gaps(core.model.evaluate(*core._train)[2], core.dataset[0][1]))
+    np.testing.assert_array_equal(q, peeked[2]["epochs"][-1]["q"])
+
+
+def test_peeking_says_what_it_lacks(tiny_flags):
+    path = Core(tiny_flags).run()
+    peek = tiny_flags | {"task": "train_peek", "lr": 0.1}
+    with pytest.raises(UserError, match="needs --load_dir"):
+        Core(peek).run()
+    with pytest.raises(UserError, match="needs a fixed --lr"):
+        Core(peek | {"lr": "loss-based-v1", "load_dir": str(path)}).run()
+    with pytest.raises(UserError, match=r"--eid 3: not stored .* stored are 4"):
+        Core(peek | {"load_dir": str(path), "eid": 3}).run()
+
+
+def test_epochs_are_chosen_among_the_stored(tiny_flags):
+    path = Core(tiny_flags | {"archive": 2, "E": 5}).run()
+    assert [choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [[2, 4, 5], [5], [2, 4]]
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"B": 301}, "--B 301: larger than the training set of 300"),
+        ({"dataset": "nope"}, "--dataset nope"),
+        ({"model": {"description": None}}, "this experiment has none"),
+        ({"model": {"description": [["F", 9]]}}, "has 9 units, but digits has 10 classes"),
+        ({"model": {"description": [["P"]] * 4 + [["F", 10]]}}, "too small"),
+        ({"gpus": 1}, "no flag is named gpus"),
+    ],
+)
+def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
+    tiny_flags, tmp_path, changes, says
+):
+    with pytest.raises(UserError, match=says):
+        Core(tiny_flags | changes).run()
+    assert not (tmp_path / "logs").exists()
+
+
+def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):
+    about = results.read_about(Core(tiny_flags, "exper").run())
+    assert about["experiment"] == "exper" and about["data"]["train"] == 300
+    assert set(about["versions"]) >= {"python", "tensorflow", "numpy"}
+
+
+def test_stdout_and_pickle_in_the_working_directory_tell_the_run(tiny_flags):
+    path = Core(tiny_flags).run()
+    assert {p.name for p in path.iterdir()} >= {
+        "flags.json",
+        "about.json",
+        "journal.jsonl",
+        "res",
+        "checkpoint.npz",
+    }
+    with open(path / "res", "rb") as file:
+        assert pickle.load(file)["flags"]["B"] == 50
+    assert json.loads((path / "journal.jsonl").read_text().splitlines()[0])["eid"] == 1

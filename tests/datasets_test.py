@@ -1,0 +1,312 @@
+"""Data sets: every layout that is read, and every fault that is refused."""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+from results_test import Malicious
+
+import datasets
+from datasets import CIFAR_FOLDER, IDX_FILES
+from results import UserError
+
+RNG = np.random.default_rng(0)
+X = {
+    "train": RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8),
+    "t10k": RNG.integers(0, 256, (9, 28, 28), dtype=np.uint8),
+}
+Y = {"train": RNG.integers(0, 10, 30, dtype=np.uint8), "t10k": RNG.integers(0, 10, 9, dtype=np.uint8)}
+
+
+@pytest.fixture(autouse=True)
+def nowhere_else(tmp_path, monkeypatch):
+    """No other place has data, and there is no network."""
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.chdir(tmp_path)
+
+    def offline(name):
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setattr(datasets, "_download", offline)
+
+
+def idx(array):
+    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder, compress=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in IDX_FILES:
+        array = (X if "images" in file else Y)[file.split("-")[0]]
+        path = folder / (file + ".gz" if compress else file)
+        path.write_bytes(gzip.compress(idx(array)) if compress else idx(array))
+
+
+def assert_is_x_and_y(dataset):
+    (x_train, y_train), (x_test, y_test) = dataset
+    np.testing.assert_array_equal(x_train, X["train"][..., None])
+    np.testing.assert_array_equal(x_test, X["t10k"][..., None])
+    np.testing.assert_array_equal(y_train, Y["train"])
+    np.testing.assert_array_equal(y_test, Y["t10k"])
+    assert x_train.dtype == np.uint8 and dataset.scale == 1 / 255
+
+
+def test_digits_are_the_recipes():
+    from sklearn.datasets import load_digits
+
+    dataset = datasets.load("digits")
+    (x_train, y_train), (x_test, y_test) = dataset
+    bunch, order = load_digits(), np.random.RandomState(0).permutation(1797)
+    assert x_train.shape == (1500, 8, 8, 1) and x_test.shape == (297, 8, 8, 1)
+    np.testing.assert_array_equal(x_train[..., 0] * dataset.scale, (bunch.images / 16)[order][:1500])
+    np.testing.assert_array_equal(x_test[..., 0], bunch.images[order][1500:])
+    np.testing.assert_array_equal(np.concatenate([y_train, y_test]), bunch.target[order])
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    "name, folder",
+    [
+        ("mnist", "."),
+        ("mnist", "mnist"),
+        ("mnist", "MNIST/raw"),
+        ("fashion_mnist", "fashion-mnist"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("fashion_mnist", "."),
+    ],
+)
+def test_idx_files_are_found_in_every_layout(tmp_path, name, folder, compress):
+    write_idx(tmp_path / "here" / folder, compress)
+    assert_is_x_and_y(datasets.load(name, tmp_path / "here"))
+
+
+@pytest.mark.parametrize("place", ["data_dir", "DATA_DIR", "data", "keras"])
+def test_every_place_is_looked_into(tmp_path, monkeypatch, place):
+    root = tmp_path / {"keras": "keras/datasets"}.get(place, place)
+    write_idx(root / "mnist")
+    if place == "DATA_DIR":
+        monkeypatch.setenv("DATA_DIR", str(root))
+    assert_is_x_and_y(datasets.load("mnist", root if place == "data_dir" else None))
+
+
+def test_an_incomplete_folder_is_passed_over_for_a_complete_one(tmp_path):
+    write_idx(tmp_path / "here" / "mnist")
+    (tmp_path / "here" / "mnist" / IDX_FILES[1]).unlink()
+    write_idx(tmp_path / "here" / "MNIST" / "raw")
+    assert_is_x_and_y(datasets.load("mnist", tmp_path / "here"))
+
+
+def npz(path, **changes):
+    arrays = {
+        "x_train": X["train"],
+        "y_train": Y["train"],
+        "x_test": X["t10k"],
+        "y_test": Y["t10k"],
+    } | changes
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return str(path)
+
+
+def test_keras_npz_is_read(tmp_path):
+    npz(tmp_path / "mnist.npz")
+    assert_is_x_and_y(datasets.load("mnist", tmp_path))
+
+
+def test_any_npz_is_read_by_its_path_with_its_own_levels(tmp_path):
+    assert_is_x_and_y(datasets.load(npz(tmp_path / "mine.npz")))
+    few = datasets.load(
+        npz(tmp_path / "few.npz", x_train=X["train"] // 16, x_test=X["t10k"] // 16, levels=np.array(15))
+    )
+    assert few.scale == 1 / 15
+    colour = np.repeat(X["train"][..., None], 3, axis=-1)
+    assert datasets.load(npz(tmp_path / "c.npz", x_train=colour, x_test=colour[:9]))[0][0].shape == (
+        30,
+        28,
+        28,
+        3,
+    )
+    column = datasets.load(npz(tmp_path / "col.npz", y_train=Y["train"][:, None].astype(np.int64)))
+    np.testing.assert_array_equal(column[0][1], Y["train"])
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"y_train": Y["train"][:-1]}, "30 train images but 29 labels"),
+        ({"x_train": X["train"] / 255.0}, "expected integer pixels"),
+        ({"x_train": X["train"].astype(np.int64) * 2}, "expected 0 to 255"),
+        ({"x_train": X["train"].reshape(30, -1)}, "expected integer pixels"),
+        ({"y_test": Y["t10k"].astype(float)}, "expected integer labels"),
+        ({"y_test": Y["t10k"].astype(np.int64) - 20}, "labels from"),
+        ({"x_test": X["t10k"][:, :20]}, "expected the same"),
+        ({"x_train": X["train"][:0], "y_train": Y["train"][:0]}, "expected integer pixels"),
+        ({"y_test": None}, "has no y_test"),
+        ({"levels": np.array(0)}, "levels is 0"),
+        ({"x_train": np.array([Malicious()], dtype=object)}, "damaged, or not an .npz of plain arrays"),
+    ],
+)
+def test_an_npz_that_does_not_fit_is_refused(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        datasets.load(npz(tmp_path / "bad.npz", **changes))
+
+
+def test_a_truncated_npz_is_refused(tmp_path):
+    path = tmp_path / "cut.npz"
+    npz(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="damaged"):
+        datasets.load(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        datasets.load(str(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("file", IDX_FILES)
+def test_a_truncated_idx_file_is_refused_by_name(tmp_path, file, compress):
+    write_idx(tmp_path, compress)
+    path = tmp_path / (file + ".gz" if compress else file)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=f"{file}.*truncated"):
+        datasets.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"\x00\x00", "shorter than its header"),
+        (idx(X["train"]) + b"\x00", "longer than its header says"),
+        (idx(Y["train"]) + bytes(20), "magic number"),
+        (b"\x00\x00\x0d\x03" + idx(X["train"])[4:], "magic number"),
+        (idx(X["train"][:-1]), "29 train images but 30 labels"),
+        (idx(X["train"][:, :20]), "expected the same"),
+    ],
+)
+def test_idx_images_that_do_not_fit_are_refused(tmp_path, content, says):
+    write_idx(tmp_path)
+    (tmp_path / IDX_FILES[0]).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        datasets.load("mnist", tmp_path)
+
+
+def test_a_label_of_no_class_is_refused(tmp_path):
+    write_idx(tmp_path)
+    (tmp_path / IDX_FILES[1]).write_bytes(idx(Y["train"] + np.uint8(5)))
+    with pytest.raises(UserError, match="labels from"):
+        datasets.load("mnist", tmp_path)
+
+
+# CIFAR-10
+
+
+def cifar_batch(n, seed, changes):
+    rng = np.random.default_rng(seed)
+    batch = {
+        b"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8),
+        b"labels": rng.integers(0, 10, n).tolist(),
+        b"batch_label": b"a batch",
+        b"filenames": [b"a.png"] * n,
+    }
+    return batch | changes
+
+
+def write_cifar(folder, changes=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(1, 6):
+        batch = cifar_batch(3 + k, k, (changes or {}) if k == 2 else {})
+        (folder / f"data_batch_{k}").write_bytes(pickle.dumps(batch, 2))
+    (folder / "test_batch").write_bytes(pickle.dumps(cifar_batch(4, 9, {}), 2))
+
+
+def assert_is_cifar(dataset):
+    (x_train, y_train), (x_test, _) = dataset
+    assert x_train.shape == (4 + 5 + 6 + 7 + 8, 32, 32, 3) and x_test.shape == (4, 32, 32, 3)
+    first = cifar_batch(4, 1, {})
+    # The official layout is planar: 1024 red, 1024 green, 1024 blue values, each row by row.
+    assert x_train[2, 5, 7, 1] == first[b"data"][2, 1024 + 5 * 32 + 7]
+    assert y_train[:4].tolist() == first[b"labels"]
+
+
+def test_cifar_batches_of_any_length_are_read(tmp_path):
+    write_cifar(tmp_path / CIFAR_FOLDER)
+    assert_is_cifar(datasets.load("cifar10", tmp_path))
+    assert_is_cifar(datasets.load("cifar10", tmp_path / CIFAR_FOLDER))
+
+
+def test_cifar_is_read_from_its_archive_without_unpacking(tmp_path):
+    write_cifar(tmp_path / "made" / CIFAR_FOLDER)
+    (tmp_path / "here").mkdir()
+    with tarfile.open(tmp_path / "here" / "cifar-10-python.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "made" / CIFAR_FOLDER, CIFAR_FOLDER)
+    assert_is_cifar(datasets.load("cifar10", tmp_path / "here"))
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["cifar-10-python.tar.gz"]
+
+
+def test_a_truncated_cifar_archive_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        write_cifar(tmp_path / "made")
+        tar.add(tmp_path / "made", CIFAR_FOLDER)
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(buffer.getvalue()[:-4000])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        datasets.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({b"labels": [1, 2]}, "data_batch_2: 5 images but 2 labels"),
+        ({b"data": np.zeros((5, 3000), np.uint8)}, "expected uint8"),
+        ({b"data": np.zeros((5, 3072))}, "expected uint8"),
+        ({b"labels": [11] * 5}, "labels from"),
+        ({b"extra": Malicious()}, "system"),
+    ],
+)
+def test_a_cifar_batch_that_does_not_fit_is_refused(tmp_path, changes, says):
+    write_cifar(tmp_path / CIFAR_FOLDER, changes)
+    with pytest.raises(UserError, match=says):
+        datasets.load("cifar10", tmp_path)
+
+
+# Names, places, numbers
+
+
+def test_nowhere_to_be_had_says_where_it_looked_and_what_to_do(tmp_path):
+    with pytest.raises(UserError) as error:
+        datasets.load("mnist", tmp_path)
+    for word in (str(tmp_path), "keras", "network is unreachable", "four IDX files", "--data_dir"):
+        assert word in str(error.value)
+
+
+def test_an_unknown_name_and_a_missing_place_are_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, mnist"
+    ):
+        datasets.load("nope")
+    with pytest.raises(UserError, match="no such directory"):
+        datasets.load("mnist", tmp_path / "nowhere")
+
+
+def test_train_N_takes_the_first_and_no_more_than_there_are():
+    whole, part = datasets.load("digits"), datasets.load("digits", train_N=100)
+    np.testing.assert_array_equal(part[0][0], whole[0][0][:100])
+    np.testing.assert_array_equal(part[1][0], whole[1][0])
+    assert part.scale == whole.scale
+    with pytest.raises(UserError, match="1500 training examples"):
+        datasets.load("digits", train_N=1501)
+
+
+def test_the_real_mnist_is_complete(real_data):
+    (x_train, y_train), (x_test, y_test) = datasets.load("mnist", real_data)
+    assert x_train.shape == (60000, 28, 28, 1) and x_test.shape == (10000, 28, 28, 1)
+    assert np.bincount(y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert len(y_test) == 10000
+
+
+def test_the_real_cifar_part_is_read(real_data):
+    (x_train, y_train), (x_test, _) = datasets.load("cifar10", real_data)
+    assert x_train.shape[1:] == x_test.shape[1:] == (32, 32, 3) and set(y_train) == set(range(10))

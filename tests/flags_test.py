@@ -1,0 +1,189 @@
+"""Flags: one form for scripts, command line and flags.json; mistakes named with what was meant."""
+
+import json
+import math
+import sys
+
+import pytest
+from conftest import ROOT
+
+import flags
+from models.architectures import CNN, VGG16
+from results import UserError
+
+SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
+
+
+def parse(*words):
+    return flags.command_line(list(words), SCRIPT)
+
+
+def test_what_is_not_given_has_its_default():
+    full = parse()
+    assert full["B"] == 100 and full["E"] == 10000 and full["lr"] == 0.01
+    assert full["log_frame0"] == math.log(math.log(10))
+    assert full["model"]["init"]["weight"] == "glorot_uniform"
+
+
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        (["--B", "50"], "B", 50),
+        (["--B=50"], "B", 50),
+        (["--lr", "0.1"], "lr", 0.1),
+        (["--lr", "1"], "lr", 1.0),
+        (
+            ["--lr", "('loss-based-v1', 0.1, 2**(1/5), 2**(1/10))"],
+            "lr",
+            ("loss-based-v1", 0.1, 2**0.2, 2**0.1),
+        ),
+        (["--lr", "loss-based-v1,0.1"], "lr", ("loss-based-v1", 0.1)),
+        (["--lr", "loss-based-v1"], "lr", "loss-based-v1"),
+        (["--log_frame0", "log(log(10))"], "log_frame0", math.log(math.log(10))),
+        (["--log_frame0", "-3.5"], "log_frame0", -3.5),
+        (["--archive", "idle"], "archive", "idle"),
+        (["--archive", "50"], "archive", 50),
+        (["--archive", "logloss,10**5"], "archive", ("logloss", 10**5)),
+        (
+            ["--archive", "('two-phase-const-epoch', 100, 1000)"],
+            "archive",
+            ("two-phase-const-epoch", 100, 1000),
+        ),
+        (["--gpu", "-1"], "gpu", -1),
+        (["--tf32"], "tf32", True),
+        (["--tf32", "false"], "tf32", False),
+        (["--early_reject", "False"], "early_reject", False),
+        (["--eid", "last"], "eid", "last"),
+        (["--eid", "30,10"], "eid", [10, 30]),
+        (["--eid", "10000"], "eid", [10000]),
+        (["--train_N", "500"], "train_N", 500),
+        (["--train_N", "all"], "train_N", "all"),
+        (["--data_dir", "2024"], "data_dir", "2024"),
+        (["--model.bias_mode", "ALL"], "model.bias_mode", "ALL"),
+        (["--model.init.weight", "he_uniform"], "model.init.weight", "he_uniform"),
+        (["--model.init.weight_normalized"], "model.init.weight_normalized", True),
+        (["--model.description", "VGG16"], "model.description", VGG16),
+        (["--model.description", "[['F', 10]]"], "model.description", [["F", 10]]),
+        (["--loss_ub", "1e3"], "loss_ub", 1000.0),
+    ],
+)
+def test_the_command_line_gives_typed_values(words, name, value):
+    got = flags.flatten(parse(*words))[name]
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--b", "5"], "did you mean --B?"),
+        (["--datset", "mnist"], "did you mean --dataset"),
+        (["--model.bias_mod", "ALL"], "did you mean --model.bias_mode"),
+        (["--model.bias_mode", "FIRST"], "did you mean FIRST_LAYER"),
+        (["--model.act_type", "rel"], "did you mean relu"),
+        (["--model.description", "CNM"], "did you mean CNN"),
+        (["--train_mode", "USE_FRAMES"], "did you mean USE_FRAME"),
+        (["--lr", "loss-basd-v1,0.1"], "did you mean loss-based-v1"),
+        (["--B", "0"], "--B 0: expected a whole number, at least 1"),
+        (["--B", "2.5"], "whole number"),
+        (["--B", "many"], "whole number"),
+        (["--E", "-3"], "whole number"),
+        (["--E"], "expected one argument"),
+        (["--lr", "-1"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--lr", "('aggressive',)"], "--lr"),
+        (["--loss_ub", "0"], "above 0"),
+        (["--archive", "sometimes"], "--archive sometimes: expected 'idle'"),
+        (["--eid", "first"], "--eid first"),
+        (["--eid", "0"], "--eid"),
+        (["--tf32", "perhaps"], "true or false"),
+        (["--opt", "adam"], "expected one of gd"),
+        (["--seed", "-1"], "--seed"),
+        (["--model.description", "[['Z']]"], "layer 0"),
+        (["--lr", "__import__('os').system('true')"], "--lr"),
+        (["50"], "unexpected word '50'"),
+        (["--lr", "const-lr-and-loss-based-lr,0.1", "--train_mode", "NORMAL"], "needs train_mode USE_FRAME"),
+    ],
+)
+def test_a_mistake_is_refused_with_one_line_that_helps(words, says):
+    with pytest.raises(UserError) as error:
+        parse(*words)
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flags_survive_json():
+    full = parse("--lr", "loss-based-v1,0.1,1.5,1.2", "--archive", "logloss,10")
+    assert flags.complete(json.loads(json.dumps(full))) == full
+
+
+def test_numbers_as_powers_do_not_hang():
+    assert flags.from_text("9**9**9**9") == "9**9**9**9"
+
+
+def experiments():
+    return sorted(path.stem for path in ROOT.glob("exper-*.py"))
+
+
+def script_flags(name):
+    import runpy
+
+    return flags.complete(runpy.run_path(str(ROOT / f"{name}.py"), run_name="not main")["flags"])
+
+
+LOSS_BASED = ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10))
+TABLE = {  # SPEC M1
+    "exper-final-mnist-cnn-loss-based-lr": ("mnist", CNN, "FIRST_LAYER", LOSS_BASED, ("logloss", 10**5), 600),
+    "exper-final-mnist-cnn-loss-based-lr-archive-less": (
+        *("mnist", CNN, "FIRST_LAYER", LOSS_BASED),
+        *(("two-phase-const-epoch", 100, 1000), 600),
+    ),
+    "exper-final-mnist-cnn-const-lr-1": ("mnist", CNN, "FIRST_LAYER", 0.01, ("logloss", 10), 600),
+    "exper-final-mnist-biased-cnn-loss-based-lr": ("mnist", CNN, "ALL", LOSS_BASED, ("logloss", 10**5), 600),
+    "exper-final-mnist-biased-cnn-const-lr-1": ("mnist", CNN, "ALL", 0.01, ("logloss", 10), 600),
+    "exper-final-cifar-vgg-loss-based-lr": ("cifar10", VGG16, "FIRST_LAYER", LOSS_BASED, 50, 500),
+    "exper-final-cifar-vgg-loss-based-lr-archive-less": (
+        *("cifar10", VGG16, "FIRST_LAYER", LOSS_BASED),
+        *(("two-phase-const-epoch", 100, 1000), 500),
+    ),
+    "exper-final-cifar-vgg-const-lr-1": (
+        *("cifar10", VGG16, "FIRST_LAYER", 0.1),
+        *(("two-phase-const-epoch", 50, 500), 500),
+    ),
+    "exper-final-cifar-biased-vgg-loss-based-lr": ("cifar10", VGG16, "ALL", LOSS_BASED, 50, 500),
+    "exper-final-cifar-biased-vgg-const-lr-1": (
+        *("cifar10", VGG16, "ALL", 0.1),
+        *(("two-phase-const-epoch", 50, 500), 500),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_each_experiment_has_the_papers_flags(name):
+    got = script_flags(name)
+    dataset, description, bias_mode, lr, archive, loss_ub = TABLE[name]
+    assert (got["dataset"], got["model"]["description"], got["model"]["bias_mode"]) == (
+        dataset,
+        description,
+        bias_mode,
+    )
+    assert (got["lr"], got["archive"], got["loss_ub"]) == (lr, archive, loss_ub)
+    assert (got["E"], got["B"], got["train_mode"], got["opt"]) == (10000, 100, "USE_FRAME", "gd")
+    assert got["model"]["init"] | {"weight": "he_normal", "bias": "zeros"} == got["model"]["init"]
+
+
+def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
+    quick = {"exper-quick-digits-cnn-loss-based-lr", "exper-quick-digits-cnn-const-lr-1"}
+    assert set(experiments()) == set(TABLE) | quick
+    assert {script_flags(name)["E"] for name in quick} == {300}
+
+
+def test_the_readme_names_every_flag_and_every_script():
+    readme = (ROOT / "README.md").read_text()
+    assert not [name for name in flags.BY_NAME if f"`{name}`" not in readme]
+    assert not [name for name in experiments() if name not in readme]
+
+
+def test_reading_flags_and_results_needs_no_tensorflow():
+    import subprocess
+
+    code = "import flags, results, datasets, sys; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,37 @@
+"""The reference trajectories, repeated (tests/golden.py)."""
+
+import json
+import subprocess
+import sys
+
+import golden
+import pytest
+from conftest import ROOT
+
+FILES = ["digits_const_lr.json", "digits_loss_based_lr.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_reference_trajectory_is_repeated_within_its_tolerance(name):
+    file = json.loads((ROOT / "tests" / "golden" / name).read_text())
+    assert golden.compare(file, golden.tolerances(file))
+
+
+def test_tolerances_are_read_from_the_file():
+    file = json.loads((ROOT / "tests" / "golden" / FILES[0]).read_text())
+    assert golden.tolerances(file) == {"loss": 5e-3, "rho": 5e-5, "q_min": 3e-2}
+
+
+def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2():
+    command = [sys.executable, str(ROOT / "tests" / "golden.py")]
+    path = str(ROOT / "tests" / "golden" / FILES[1])
+    strict = subprocess.run([*command, path, "--rtol_loss", "1e-9"], capture_output=True, text=True)
+    assert strict.returncode == 1 and "BEYOND TOLERANCE: loss" in strict.stdout
+    missing = subprocess.run([*command, "nowhere.json"], capture_output=True, text=True)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+
+
+def test_a_trajectory_that_parts_is_noticed():
+    file = json.loads((ROOT / "tests" / "golden" / FILES[1]).read_text())
+    file["attempts"][1]["eid"] = 1
+    assert not golden.compare(file, golden.tolerances(file))
