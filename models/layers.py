@@ -1,4 +1,10 @@
-"""Layers over tf.Module: activations are float32, NHWC."""
+"""Layers over tf.Module: activations are float32, NHWC.
+
+Two gradients are our own, because TensorFlow's are slow on a CPU (`bench/train_step.py` has a row for
+each): that of the max pool, which TensorFlow runs on one thread, and that of the fully connected
+layer's input, whose transposed product it hands to a kernel half as fast as the one used here. They
+give TensorFlow's own numbers (tests/layers_test.py).
+"""
 
 import tensorflow as tf
 
@@ -37,16 +43,54 @@ class Conv(Weighted):
         return tf.nn.conv2d(x, self.weight, strides=1, padding="SAME")
 
 
+def matmul_transposed(dz: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    """dz @ weight^T, [B, cout] @ [cout, cin]: by the kernel that takes the weight as it lies in memory."""
+    return tf.raw_ops.BatchMatMulV2(x=dz, y=weight, adj_y=True)
+
+
+@tf.custom_gradient
+def _matmul(x: tf.Tensor, weight: tf.Tensor):
+    """x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
+
+    def grad(dz):
+        return matmul_transposed(dz, weight), tf.matmul(x, dz, transpose_a=True)
+
+    return tf.matmul(x, weight), grad
+
+
 class FullyConnected(Weighted):
     """[B, ...] -> [B, units]; flattens in NHWC order."""
 
     def _linear(self, x):
-        return tf.matmul(tf.reshape(x, [-1, self.weight.shape[0]]), self.weight)
+        return _matmul(tf.reshape(x, [-1, self.weight.shape[0]]), tf.convert_to_tensor(self.weight))
 
 
-def max_pool(x: tf.Tensor) -> tf.Tensor:
+@tf.function(jit_compile=True)
+def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    """Each dy goes to the first element of its 2x2 window, row by row, that equals the maximum y.
+
+    Compiled into one pass over the data. x: [B, h, w, c]; y, dy: [B, h // 2, w // 2, c].
+    """
+    h, w = 2 * y.shape[1], 2 * y.shape[2]
+    free = tf.ones_like(y, tf.bool)
+    rows = []
+    for i in range(2):
+        row = []
+        for j in range(2):
+            is_max = free & (x[:, i:h:2, j:w:2] == y)
+            free &= ~is_max
+            row.append(tf.where(is_max, dy, 0.0))
+        rows.append(tf.stack(row, axis=3))  # [B, h/2, w/2, 2, c]
+    dx = tf.reshape(tf.stack(rows, axis=2), [-1, h, w, x.shape[3]])
+    # VALID leaves an odd last row or column out.
+    return tf.pad(dx, [[0, 0], [0, x.shape[1] - h], [0, x.shape[2] - w], [0, 0]])
+
+
+@tf.custom_gradient
+def max_pool(x: tf.Tensor):
     """2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
-    return tf.nn.max_pool2d(x, 2, 2, "VALID")
+    y = tf.nn.max_pool2d(x, 2, 2, "VALID")
+    return y, lambda dy: max_pool_grad(x, y, dy)
 
 
 def avg_pool(x: tf.Tensor) -> tf.Tensor:
