@@ -12,16 +12,15 @@ gradient by the first layer's input, which nobody needs. Each figure is the best
 import argparse
 import json
 import resource
+import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import runpy
-from collections.abc import Callable
-
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import core
 import flags as flag_table
@@ -219,7 +218,10 @@ def main() -> None:
     for name in ("train", "plain_train", "eval", "plain_eval"):
         row = result[name]
         print(f"{name:12} {row['us_per_image']:12.1f} {row['gflops']:9.0f} {row['fraction']:12.1%}")
-    print(f"faster than plain: training {result['speedup_train']:.2f}x, evaluation {result['speedup_eval']:.2f}x")
+    print(
+        f"faster than plain: training {result['speedup_train']:.2f}x, "
+        f"evaluation {result['speedup_eval']:.2f}x"
+    )
     if args.ops:
         rows = op_table(model, batch, args.repeats)
         total = sum(ms for _, ms, _ in rows)

@@ -43,34 +43,34 @@ def hp_sparse_softmax_cross_entropy_with_logits_v2(
     Returns: float64 [B]; infinite where float64 cannot hold it.
     """
     log_frame = tf.convert_to_tensor(log_frame, tf.float64)
-    n_classes = logits.shape[-1] or tf.shape(logits)[-1]
 
     @tf.custom_gradient
     def loss(logits):
-        z = tf.cast(logits, tf.float64)  # [B, C]
-        z_y = tf.gather(z, labels, axis=1, batch_dims=1)[:, None]
-        is_label = tf.one_hot(labels, n_classes, True, False, dtype=tf.bool)
-        d = tf.where(is_label, tf.constant(-np.inf, tf.float64), z - z_y)
-        m = tf.nn.relu(tf.reduce_max(d, axis=1, keepdims=True))  # [B, 1]
-        d = d - m
-        s = tf.reduce_sum(tf.exp(d), axis=1, keepdims=True)
-        in_frame = tf.exp(d - log_frame)  # [B, C], 0 at the label
-        sum_in_frame = tf.reduce_sum(in_frame, axis=1, keepdims=True)
-        # Below 1e-17, log1p(S)/S is 1 to the last bit, and S itself may have underflowed.
-        log1p_over_s = tf.where(s < 1e-17, tf.ones_like(s), tf.math.log1p(s) / tf.maximum(s, 1e-17))
-        denominator = tf.exp(-m) + s
-        large = (m + tf.math.log(denominator)) * tf.exp(-log_frame)
-        value = tf.where(m > 0, large, log1p_over_s * sum_in_frame)[:, 0]
-
-        def grad(upstream):
-            weight = upstream[:, None] / denominator
-            by_gap = in_frame * weight
-            by_label = -sum_in_frame * weight
-            return tf.cast(tf.where(is_label, by_label, by_gap), logits.dtype)
-
-        return value, grad
+        value, gradient = _loss_and_gradient(labels, logits, log_frame)
+        return value, lambda upstream: tf.cast(upstream[:, None] * gradient, logits.dtype)
 
     return loss(logits)
+
+
+@tf.function(jit_compile=True)  # many tiny ops: one compiled kernel costs less than dispatching them
+def _loss_and_gradient(labels, logits, log_frame):
+    """float64 ([B], [B, C]): the loss in the frame and its gradient by the logits."""
+    z = tf.cast(logits, tf.float64)  # [B, C]
+    is_label = labels[:, None] == tf.range(logits.shape[1], dtype=labels.dtype)
+    z_y = tf.reduce_sum(tf.where(is_label, z, 0.0), axis=1, keepdims=True)
+    d = tf.where(is_label, tf.constant(-np.inf, tf.float64), z - z_y)
+    m = tf.nn.relu(tf.reduce_max(d, axis=1, keepdims=True))  # [B, 1]
+    d = d - m
+    s = tf.reduce_sum(tf.exp(d), axis=1, keepdims=True)
+    in_frame = tf.exp(d - log_frame)  # [B, C], 0 at the label
+    sum_in_frame = tf.reduce_sum(in_frame, axis=1, keepdims=True)
+    # Below 1e-17, log1p(S)/S is 1 to the last bit, and S itself may have underflowed.
+    log1p_over_s = tf.where(s < 1e-17, tf.ones_like(s), tf.math.log1p(s) / tf.maximum(s, 1e-17))
+    denominator = tf.exp(-m) + s
+    large = (m + tf.math.log(denominator)) * tf.exp(-log_frame)
+    value = tf.where(m > 0, large, log1p_over_s * sum_in_frame)[:, 0]
+    gradient = tf.where(is_label, -sum_in_frame, in_frame) / denominator
+    return value, gradient
 
 
 class Model(tf.Module):

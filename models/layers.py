@@ -66,13 +66,14 @@ class FullyConnected(Weighted):
 
 
 @tf.function(jit_compile=True)
-def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, positive_only: bool = False) -> tf.Tensor:
     """Each dy goes to the first element of its 2x2 window, row by row, that equals the maximum y.
 
     Compiled into one pass over the data. x: [B, h, w, c]; y, dy: [B, h // 2, w // 2, c].
+    positive_only: windows whose y is not positive pass nothing on (the gradient of a relu after it).
     """
     h, w = 2 * y.shape[1], 2 * y.shape[2]
-    free = tf.ones_like(y, tf.bool)
+    free = y > 0 if positive_only else tf.ones_like(y, tf.bool)
     rows = []
     for i in range(2):
         row = []
@@ -91,6 +92,13 @@ def max_pool(x: tf.Tensor):
     """2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
     y = tf.nn.max_pool2d(x, 2, 2, "VALID")
     return y, lambda dy: max_pool_grad(x, y, dy)
+
+
+@tf.custom_gradient
+def relu_max_pool(x: tf.Tensor):
+    """max_pool(relu(x)): the relu is done after the pool, on a quarter of the data, with the same result."""
+    y = tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "VALID"))
+    return y, lambda dy: max_pool_grad(x, y, dy, positive_only=True)
 
 
 def avg_pool(x: tf.Tensor) -> tf.Tensor:

@@ -6,7 +6,7 @@ import tensorflow as tf
 from models.architectures import parse
 from models.base_model import Model
 from models.initializers import initial_value
-from models.layers import ACTIVATIONS, Conv, FullyConnected, avg_pool, max_pool
+from models.layers import ACTIVATIONS, Conv, FullyConnected, avg_pool, max_pool, relu_max_pool
 
 
 class SimpleSequential(Model):
@@ -50,10 +50,14 @@ class SimpleSequential(Model):
 
         self._pipeline = []
         activation = ACTIVATIONS[act_type]
-        pending = None  # an activation waits for the max pool after it: see below
+        # An activation waits for the max pool after it: being monotone, it gives the same numbers there,
+        # on a quarter of the data.
+        pending = None
         for spec in self.specs:
             if spec.kind == "P":
-                self._pipeline.append(max_pool)
+                fused = pending is tf.nn.relu
+                self._pipeline.append(relu_max_pool if fused else max_pool)
+                pending = None if fused else pending
                 continue
             if pending is not None:
                 self._pipeline.append(pending)
@@ -69,7 +73,6 @@ class SimpleSequential(Model):
             )
             self.layers.append(layer)
             self._pipeline.append(layer)
-            # Monotone, so max-pooling first gives the same numbers, on a quarter of the data.
             pending = activation if spec.act else None
         if pending is not None:
             self._pipeline.append(pending)
