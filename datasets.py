@@ -3,10 +3,12 @@
 `load` gives integer pixels as stored, NHWC, and the factor that maps them to [0, 1].
 """
 
+import contextlib
 import gzip
 import io
 import os
 import struct
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -133,13 +135,16 @@ def _find(name: str, data_dir: str | Path | None) -> Dataset:
 
 
 def _download(name: str) -> Dataset:
-    import contextlib
-    import sys
+    from device import import_tensorflow
 
+    import_tensorflow()  # Keras imports it anyway, with its start-up chatter
     import keras
 
-    with contextlib.redirect_stdout(sys.stderr):
-        train, test = getattr(keras.datasets, name).load_data()
+    with open(os.devnull, "w") as nowhere:
+        # Keras prints its progress; that is for a person who watches.
+        progress = sys.stderr if sys.stderr.isatty() else nowhere
+        with contextlib.redirect_stdout(progress):
+            train, test = getattr(keras.datasets, name).load_data()
     return _checked(*train, *test, name=name, where="keras.datasets")
 
 

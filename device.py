@@ -1,0 +1,57 @@
+"""TensorFlow's import and the device it computes on."""
+
+import os
+import sys
+import tempfile
+
+from results import UserError
+
+
+def import_tensorflow():
+    """TensorFlow, imported when it is first needed: a mistyped flag should not wait for it.
+
+    Its start-up chatter, written past Python straight to file descriptor 2, is shown only when the
+    import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with tempfile.TemporaryFile() as chatter:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            tf.config.list_physical_devices("GPU")
+        except BaseException:
+            chatter.seek(0)
+            os.write(stderr, chatter.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return tf
+
+
+def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:
+    """Choose the device for everything that follows, and say which.
+
+    Args:
+      gpu: the GPU's id; -1, or no GPU present, means the CPU.
+
+    Raises: UserError for an id that this machine has not.
+    """
+    tf = import_tensorflow()
+    gpus = tf.config.list_physical_devices("GPU") if gpu >= 0 else []
+    if gpus and gpu >= len(gpus):
+        raise UserError(f"--gpu {gpu}: this machine has GPUs 0 to {len(gpus) - 1}; give one of these, or -1")
+    tf.config.set_visible_devices(gpus[gpu : gpu + 1], "GPU")
+    if gpus:
+        tf.config.experimental.set_memory_growth(gpus[gpu], True)
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if gpus:
+        return (
+            f"GPU {gpu}: {tf.config.experimental.get_device_details(gpus[gpu]).get('device_name', 'unknown')}"
+        )
+    return "CPU" if gpu < 0 else f"CPU (no GPU here for --gpu {gpu})"
