@@ -240,9 +240,8 @@ class Core:
         source = results.check_run(self.f.load_dir)
         eids = choose_eids(source, self.f.eid)
         weights = {eid: results.load_weights(source, eid) for eid in eids}
-        work_dir = results.WorkDir(results.create(source, "train_peek"))
-        work_dir.write_json("flags.json", self.flags)
-        work_dir.write_json("about.json", self.about())
+        files = {"about.json": self.about(), "flags.json": self.flags}
+        work_dir = results.WorkDir(results.create(source, "train_peek", files))
         raw = {}
         with self._watch_signals(), logging_to(work_dir.path / "stdout"):
             self._print_header(work_dir.path)
@@ -387,9 +386,8 @@ class TrainingRun(Progress):
             self._resume(results.check_run(f.resume))
         else:
             logs = Path(f.logs_dir) if f.logs_dir else ROOT / "logs"
-            self.work_dir = results.WorkDir(results.create(logs, core.name))
-            self.work_dir.write_json("about.json", core.about())
-            self.work_dir.write_json("flags.json", core.flags)
+            files = {"about.json": core.about(), "flags.json": core.flags}
+            self.work_dir = results.WorkDir(results.create(logs, core.name, files))
             self._note_state(journal_bytes=0)
         self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()

@@ -20,6 +20,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable
@@ -104,10 +105,13 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise
 
 
-def create(logs: Path, name: str) -> Path:
+def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
     """Make `logs/name/<YYYYmmdd_HHMMSS>` and return it; a second one in the same second gets a suffix.
 
-    Raises: UserError when it cannot be made.
+    Args:
+      files: {name: content} of JSON files to begin with; when they cannot be written nothing is left.
+
+    Raises: UserError when the directory cannot be made; OSError when the files cannot be written.
     """
     stamp = time.strftime("%Y%m%d_%H%M%S")
     for suffix in ("", *(f"_{k}" for k in range(2, 1000))):
@@ -123,6 +127,12 @@ def create(logs: Path, name: str) -> Path:
                 f"cannot make the working directory {path}: {error.strerror}; "
                 "make the place writable or choose another with --logs_dir"
             ) from None
+        try:
+            for file, content in (files or {}).items():
+                WorkDir(path).write_json(file, content)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         _point_latest(path)
         return path
     raise UserError(f"cannot make the working directory {logs / name / stamp}: too many in one second")

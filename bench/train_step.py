@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="exper-final-mnist-cnn-loss-based-lr")
     parser.add_argument("--batches", type=int, default=20, help="gradient steps in a measured epoch")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--images", type=int, default=0, help="held in memory, as a real data set would be")
     parser.add_argument("--threads", type=int, default=0, help="of TensorFlow within an op; 0: its default")
     parser.add_argument("--ops", action="store_true", help="also a table of each op alone")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
@@ -176,16 +177,18 @@ def main() -> None:
     flags = flag_table.complete(runpy.run_path(str(path), run_name="bench")["flags"])
     device = core.set_up_device(flags["gpu"])
 
-    # Random pixels of the data set's shape and a real epoch's size in memory: speed does not depend on them.
+    # Random pixels of the data set's shape: speed does not depend on what they show.
     shape, batch, rng = SHAPES[flags["dataset"]], flags["B"], np.random.default_rng(0)
     n = args.batches * batch
-    images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
-    labels = rng.integers(0, 10, n).astype(np.int32)
+    n_images = max(n, args.images)
+    images = rng.integers(0, 256, (n_images, *shape), dtype=np.uint8)
+    labels = rng.integers(0, 10, n_images).astype(np.int32)
     dataset = core.datasets.Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
     model, reference = (core.build_model(flags["model"], dataset, seed=0) for _ in range(2))
     plain = Plain(reference)
     x, y = tf.constant(images), tf.constant(labels)
-    batches = rng.permutation(n).reshape(args.batches, batch).astype(np.int32)
+    batches = rng.permutation(n_images)[:n].reshape(args.batches, batch).astype(np.int32)
+    x_eval, y_eval = x[:n], y[:n]
 
     a, b = (tf.random.normal([ROOF_SIZE, ROOF_SIZE]) for _ in range(2))
     product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, b)))
@@ -194,8 +197,8 @@ def main() -> None:
             "roof": lambda: product().numpy(),
             "train": lambda: model.train_epoch(x, y, batches, 0.0, 0.0, np.inf),
             "plain_train": lambda: plain.train(x, y, batches),
-            "eval": lambda: model.evaluate(x, y),
-            "plain_eval": lambda: plain.evaluate(x, batch),
+            "eval": lambda: model.evaluate(x_eval, y_eval),
+            "plain_eval": lambda: plain.evaluate(x_eval, batch),
         },
         args.repeats,
     )
@@ -222,6 +225,7 @@ def main() -> None:
         f"faster than plain: training {result['speedup_train']:.2f}x, "
         f"evaluation {result['speedup_eval']:.2f}x"
     )
+    print(f"peak memory {result['peak_memory_mib']:.0f} MiB, {n_images} images held")
     if args.ops:
         rows = op_table(model, batch, args.repeats)
         total = sum(ms for _, ms, _ in rows)

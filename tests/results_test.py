@@ -38,6 +38,20 @@ def test_latest_points_to_the_newest(tmp_path):
     assert (tmp_path / "exper" / "latest").resolve() == newest.resolve()
 
 
+def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
+    first = results.create(tmp_path, "exper", {"flags.json": {"E": 1}})
+    assert results.read_flags(first) == {"E": 1}
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results, "replace_atomically", full)
+    with pytest.raises(OSError, match="No space"):
+        results.create(tmp_path, "exper", {"flags.json": {"E": 2}})
+    assert [p.name for p in (tmp_path / "exper").iterdir() if not p.is_symlink()] == [first.name]
+    assert (tmp_path / "exper" / "latest").resolve() == first.resolve()
+
+
 def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path):
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(UserError, match="cannot make the working directory"):
