@@ -57,6 +57,8 @@ class Core:
         self.dataset = datasets.load(
             self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
         )
+        if self.f.random_labels is not None:
+            self.dataset = datasets.with_labels_of(self.dataset, self.random_labels_path())
         (x_train, _), _ = self.dataset
         if len(x_train) < self.f.B:
             raise UserError(
@@ -65,6 +67,13 @@ class Core:
         self.device = set_up_device(self.f.gpu, self.f.tf32, self.f.deterministic)
         self.model = build_model(self.f.model, self.dataset, self.f.seed)
         self._to_device()
+
+    def random_labels_path(self) -> Path:
+        """Where the flag random_labels points."""
+        if self.f.random_labels != "default":
+            return Path(self.f.random_labels)
+        part = "" if self.f.train_N == "all" else f"-first-{self.f.train_N}"
+        return ROOT / "random_labels" / f"{Path(self.f.dataset).stem}{part}.npz"
 
     def _to_device(self) -> None:
         tf = import_tensorflow()
@@ -79,12 +88,15 @@ class Core:
 
         Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
         """
-        tasks = {"train": self.train, "train_peek": self.train_peek}
+        tasks = self.tasks()
         if self.f.task not in tasks:
             raise UserError(
                 f"--task {self.f.task}: not a task of ./run.sh; use ./eval.sh <attack> <directory>"
             )
         return tasks[self.f.task]()
+
+    def tasks(self) -> dict:
+        return {"train": self.train, "train_peek": self.train_peek}
 
     # Training
 
@@ -92,6 +104,12 @@ class Core:
         """The order of the training set in an attempt (1, 2, ...) at an epoch: int [N]."""
         n = len(self.dataset[0][0])
         return np.random.default_rng([self.f.seed, eid, attempt]).permutation(n)
+
+    def _augment_seed(self, eid: int, attempt: int) -> np.ndarray | None:
+        if self.f.augment == "none":
+            return None
+        rng = np.random.default_rng([self.f.seed, eid, attempt, 1])
+        return rng.integers(np.iinfo(np.int32).max // 2, size=2, dtype=np.int32)
 
     def train(self) -> Path:
         """Train for E accepted epochs (SPEC M3; arXiv 1906.05890, section 6 and appendix K).
@@ -180,7 +198,9 @@ class Core:
         permutation = self.permutation(eid, attempt)
         n_batches = len(permutation) // self.f.B
         batches = permutation[: n_batches * self.f.B].reshape(n_batches, self.f.B).astype(np.int32)
-        ok, losses = self.model.train_epoch(*self._train, batches, lr, log_frame, self.f.loss_ub)
+        ok, losses = self.model.train_epoch(
+            *self._train, batches, lr, log_frame, self.f.loss_ub, self._augment_seed(eid, attempt)
+        )
         trained = time.perf_counter()
         clock["train_time"] += trained - began
         # Before the evaluation: this is the moment that Ctrl-C waits for.
@@ -190,8 +210,12 @@ class Core:
             "lr": lr,
             "log_frame": log_frame,
             "rt_loss": float(losses.mean()),
-            "stats": self.stats(log_frame, loss_limit) if ok else None,
+            "stats": None,
         }
+        if ok and (eid % self.f.stats_every == 0 or eid == self.f.E):
+            info["stats"] = self.stats(log_frame, loss_limit)
+        elif ok:
+            info["stats"] = {"loss": info["rt_loss"], "log_loss": math.log(info["rt_loss"] or math.nan)}
         if self.f.include_all_rt_loss_in_res:
             info["all_rt_loss"] = losses.tolist()
         clock["eval_time"] += time.perf_counter() - trained
@@ -311,6 +335,9 @@ class Core:
         log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in self.model.weights))
         log.info("working directory: %s", shown_path(path))
 
+    def logs_dir(self) -> Path:
+        return Path(self.f.logs_dir) if self.f.logs_dir else ROOT / "logs"
+
     # Signals
 
     def _watch_signals(self):
@@ -385,9 +412,8 @@ class TrainingRun(Progress):
         if self.resumed:
             self._resume(results.check_run(f.resume))
         else:
-            logs = Path(f.logs_dir) if f.logs_dir else ROOT / "logs"
             files = {"about.json": core.about(), "flags.json": core.flags}
-            self.work_dir = results.WorkDir(results.create(logs, core.name, files))
+            self.work_dir = results.WorkDir(results.create(core.logs_dir(), core.name, files))
             self._note_state(journal_bytes=0)
         self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()
@@ -469,6 +495,10 @@ def build_model(model: dict, dataset: datasets.Dataset, seed: int):
     (x, _), _ = dataset
     if model["description"] is None:
         raise UserError("--model.description: this experiment has none; give a list of layers, CNN or VGG16")
+    if "auto" in (model["input_mean"], model["input_std"]):
+        mean, std = datasets.input_statistics(dataset)
+        auto = {"input_mean": mean, "input_std": std}
+        model = model | {name: auto[name] for name in auto if model[name] == "auto"}
     try:
         network = SimpleSequential(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed)
     except ValueError as error:
@@ -528,6 +558,8 @@ def shown_path(path: Path) -> str:
 
 
 def stats_line(stats: dict) -> str:
+    if "acc" not in stats:  # an epoch between two evaluations (stats_every)
+        return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
     return (
         f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
         f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
@@ -575,7 +607,7 @@ class logging_to:
         self.handler.close()
 
 
-def main(script: str, flags: dict, about: str | None = None) -> None:
+def main(script: str, flags: dict, about: str | None = None, core_class: type[Core] = Core) -> None:
     """What a script's last line calls: read the command line, run, and end with an exit status.
 
     0 done; 1 the run or the disk failed; 2 a mistake of the user's; 130/143 stopped by a signal.
@@ -584,6 +616,7 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
       script: the script's __file__; its name is the experiment's.
       flags: the script's flags.
       about: its docstring.
+      core_class: what runs it.
     """
     name = Path(script).stem
     if not log.handlers:
@@ -591,8 +624,8 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
         log.setLevel(logging.INFO)
         log.propagate = False
     try:
-        core = Core(flag_table.command_line(sys.argv[1:], flags, about or "", prog=f"./run.sh {name}"), name)
-        core.run()
+        given = flag_table.command_line(sys.argv[1:], flags, about or "", prog=f"./run.sh {name}")
+        core_class(given, name).run()
         status = 0
     except UserError as error:
         status = _complain(f"error: {error}", 2)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from results import UserError, load_pickle, nearest
+from results import UserError, load_pickle, nearest, replace_atomically
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -146,6 +146,64 @@ def _download(name: str) -> Dataset:
         with contextlib.redirect_stdout(progress):
             train, test = getattr(keras.datasets, name).load_data()
     return _checked(*train, *test, name=name, where="keras.datasets")
+
+
+# What the flatness experiments need (SPEC F2)
+
+PUBLISHED_STATISTICS = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
+RANDOM_LABELS_SEED = 0
+
+
+def input_statistics(dataset: Dataset) -> tuple[tuple, tuple]:
+    """Mean and standard deviation of each channel of the training pixels in [0, 1]: published, or measured."""
+    if dataset.name in PUBLISHED_STATISTICS:
+        return PUBLISHED_STATISTICS[dataset.name]
+    (x, _), _ = dataset
+    levels = np.arange(256) * dataset.scale
+    counts = [np.bincount(x[..., c].ravel(), minlength=256) / x[..., c].size for c in range(x.shape[-1])]
+    mean = [float(p @ levels) for p in counts]
+    std = [float(np.sqrt(p @ (levels - m) ** 2)) or 1.0 for p, m in zip(counts, mean, strict=True)]
+    return tuple(mean), tuple(std)
+
+
+def draw_random_labels(labels: np.ndarray, n_classes: int = 10, seed: int = RANDOM_LABELS_SEED) -> np.ndarray:
+    """Each label, with probability 1/2, replaced by a uniform draw from all classes; int32 [N] (SPEC F2)."""
+    rng = np.random.default_rng([seed, len(labels)])
+    replaced = rng.random(len(labels)) < 0.5
+    return np.where(replaced, rng.integers(0, n_classes, len(labels)), labels).astype(np.int32)
+
+
+def save_random_labels(path: Path, labels: np.ndarray, seed: int) -> None:
+    """Raises: OSError when the file cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomically(path, lambda file: np.savez_compressed(file, labels=labels, seed=seed))
+
+
+def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
+    """The data set with the training labels of a file. Raises: UserError for labels that do not fit it."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            labels = arrays["labels"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it with ./run.sh make_random_labels") from None
+    except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: no file of labels ({error}); delete it and make it anew with make_random_labels"
+        ) from None
+    (x, y), test = dataset
+    if labels.shape != y.shape or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"{path}: {labels.dtype} labels {list(labels.shape)}, but {dataset.name} has {len(y)} training "
+            "examples here; make labels for these with make_random_labels (and the same --train_N)"
+        )
+    if labels.min() < 0 or labels.max() >= dataset.n_classes:
+        raise UserError(
+            f"{path}: labels from {labels.min()} to {labels.max()}; expected 0 to {dataset.n_classes - 1}"
+        )
+    return Dataset((x, labels.astype(np.int32)), test, dataset.name, dataset.scale)
 
 
 # Checks that every source goes through

@@ -186,6 +186,37 @@ def description(value):
     return plain(value)
 
 
+def numbers(value):
+    """A tuple of numbers (one number is a tuple of one)."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    try:
+        return tuple(number()(v) for v in values)
+    except Bad:
+        raise Bad("a number, or one for each channel") from None
+
+
+def input_statistic(value):
+    return value if value == "auto" and isinstance(value, str) else numbers(value)
+
+
+def input_std(value):
+    value = input_statistic(value)
+    if value != "auto" and min(value, default=0) <= 0:
+        raise Bad("auto, or numbers above 0")
+    return value
+
+
+def seeds(value):
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    try:
+        values = tuple(whole(0)(v) for v in values)
+    except Bad:
+        values = ()
+    if not values or len(set(values)) < len(values):
+        raise Bad("different whole numbers such as 0,1,2")
+    return values
+
+
 # The flags
 
 
@@ -198,7 +229,7 @@ class Flag:
 
 
 MODEL_FLAGS = [
-    Flag("description", None, optional(description), "the layers: a list, or CNN or VGG16"),
+    Flag("description", None, optional(description), "the layers: a list, or " + " or ".join(ARCHITECTURES)),
     Flag(
         "bias_mode", "FIRST_LAYER", choice(*BIAS_MODES), "which layers have a bias: " + ", ".join(BIAS_MODES)
     ),
@@ -211,18 +242,34 @@ MODEL_FLAGS = [
     Flag("init.bias", "zeros", choice(*INITIALIZERS), "initial biases"),
     Flag("init.bias_normalized", False, boolean, "as for weights"),
     Flag("init.bias_rescale", 1.0, number(), "as for weights"),
+    Flag(
+        "input_mean",
+        None,
+        optional(input_statistic),
+        "subtracted from pixels in [0, 1]: numbers, or auto: the published ones, else the training set's",
+    ),
+    Flag("input_std", None, optional(input_std), "divides them then; as input_mean"),
 ]
 
+FLATNESS_TASKS = ("make_random_labels", "train_seeds", "make_points", "measure_radius", "measure_curvature")
+
 FLAGS = [
-    Flag("task", "train", choice("train", "train_peek", "attack"), "what to do"),
+    Flag("task", "train", choice("train", "train_peek", "attack", *FLATNESS_TASKS), "what to do"),
     Flag("dataset", None, text, "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
     Flag(
         "data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"
     ),
     Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
+    Flag(
+        "random_labels",
+        None,
+        optional(text),
+        "learn the labels of this file (make_random_labels) instead; default: random_labels/<dataset>.npz",
+    ),
     *(Flag("model." + f.name, f.default, f.check, f.help) for f in MODEL_FLAGS),
     Flag("E", 10000, whole(1), "epochs to accept"),
     Flag("B", 100, whole(1), "batch size"),
+    Flag("augment", "none", choice("none", "crop-flip"), "what is done to training images, at random"),
     Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
     Flag(
         "train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME"), "keep the loss relative to a frame, or not"
@@ -243,8 +290,14 @@ FLAGS = [
         "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base",
     ),
     Flag("eid", [10000], epochs, "train_peek, attack: the epochs to look at: last, all, n or n,n,n"),
-    Flag("load_dir", None, optional(text), "train_peek: the working directory whose epochs are looked at"),
+    Flag("load_dir", None, optional(text), "train_peek, measure: the working directory that is looked at"),
     Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
+    Flag(
+        "stats_every",
+        1,
+        whole(1),
+        "evaluate only every n-th epoch and the last; in between the stats are the batches' (constant lr only)",
+    ),
     Flag(
         "early_reject",
         True,
@@ -252,6 +305,19 @@ FLAGS = [
         "reject an attempt as soon as its partial loss proves it (same decisions)",
     ),
     Flag("seed", 0, whole(0), "of everything random"),
+    Flag("seeds", None, optional(seeds), "train one network for each of these seeds"),
+    Flag("source", None, optional(text), "measure: the experiment whose latest run is load_dir"),
+    Flag("random", False, boolean, "measure: the run with random labels"),
+    Flag("params", "all", choice("all", "trainable", "top"), "radius: which tensors are perturbed"),
+    Flag("directions", 20, whole(1), "radius: how many random directions a network"),
+    Flag("step", 1.0, number(0), "radius: the length of a step"),
+    Flag("threshold", 0.05, number(0), "radius: the change of the loss that ends a walk"),
+    Flag("max_steps", 100_000, whole(1), "radius: a walk longer than this is an error"),
+    Flag("normalize", "none", choice("none", "layer"), "radius: layer: directions in proportion to layer norms"),
+    Flag("method", "fast", choice("fast", "plain"), "radius, points: short cuts, or the definition as it stands"),
+    Flag("grid", 50, whole(2), "points: how many a side"),
+    Flag("eigenvalues", 5, whole(1), "curvature: how many of the Hessian's largest"),
+    Flag("probes", 20, whole(2), "curvature: random vectors for the trace"),
     Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
     Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
     Flag("deterministic", False, boolean, "ask TensorFlow for deterministic kernels only (slower on a GPU)"),
@@ -312,6 +378,8 @@ def complete(flags: dict) -> dict:
         lr_scheduler.build(full["lr"], full["train_mode"], full["log_frame0"])
     except ValueError as error:
         raise UserError(f"--lr {_shown(full['lr'])}: {error}") from None
+    if full["stats_every"] > 1 and not (isinstance(full["lr"], float) and full["train_mode"] == "NORMAL"):
+        raise UserError("--stats_every above 1 needs a constant --lr and --train_mode NORMAL")
     return nest(full)
 
 
@@ -354,7 +422,7 @@ def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") 
             raise UserError(f"no flag is named {word}{nearest(word, options)}")
         raise UserError(f"unexpected word {unknown[0]!r}; flags are given as --flag value")
     changes = {name: from_text(value) for name, value in vars(given).items()}
-    for name in ("dataset", "data_dir", "logs_dir", "resume", "load_dir"):
+    for name in ("dataset", "data_dir", "logs_dir", "resume", "load_dir", "random_labels", "source"):
         if name in changes:  # a path stays what was typed, even one that reads like a number
             changes[name] = vars(given)[name]
     if "resume" not in changes:

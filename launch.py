@@ -8,7 +8,7 @@ from pathlib import Path
 from results import nearest
 
 ROOT = Path(__file__).resolve().parent
-PATTERNS = {"run": ("exper-*.py",), "eval": ("eval-*.py",)}
+PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
 
 

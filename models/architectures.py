@@ -8,6 +8,7 @@ A description is a list with one entry a layer; each may end in a dict of overri
     ['F', units]                fully connected; the first one flattens (NHWC order)
     {'act': False}              no activation after this layer
     {'bias': True}              whatever bias_mode says
+    {'bn': True}                batch norm before the activation
 """
 
 import math
@@ -47,7 +48,11 @@ VGG16 = [
     ["F", 10, {"act": False}],
 ]
 
-ARCHITECTURES = {"CNN": CNN, "VGG16": VGG16}
+# The two networks of arXiv 1801.02254, section IV.
+MLP = [["F", 800], ["F", 320], ["F", 50], ["F", 10, {"act": False}]]
+VGG16_BN = [[*layer, {"bn": True}] if layer[0] == "C" else layer for layer in VGG16]
+
+ARCHITECTURES = {"CNN": CNN, "VGG16": VGG16, "MLP": MLP, "VGG16_BN": VGG16_BN}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class LayerSpec:
     weight_shape: tuple | None = None
     act: bool = False
     bias: bool = False
+    bn: bool = False
     flops: int = 0
 
 
@@ -90,8 +96,8 @@ def _entry(entry, number: int) -> tuple[str, list, dict]:
     if not ok:
         raise ValueError(f"{where}: expected {expected}")
     for key, value in overrides.items():
-        if key not in ("act", "bias") or not isinstance(value, bool) or kind in "PA":
-            raise ValueError(f"{where}: overrides are 'act' and 'bias', True or False, on 'C' and 'F'")
+        if key not in ("act", "bias", "bn") or not isinstance(value, bool) or kind in "PA":
+            raise ValueError(f"{where}: overrides are 'act', 'bias' and 'bn', True or False, on 'C' and 'F'")
     return kind, args, overrides
 
 
@@ -131,6 +137,7 @@ def parse(description: list, bias_mode: str, input_shape: tuple[int, int, int]) 
                 weight_shape,
                 act=overrides.get("act", True),
                 bias=overrides.get("bias", bias),
+                bn=overrides.get("bn", False),
                 flops=flops,
             )
             weighted += 1

@@ -8,6 +8,8 @@ learning rate is the true one times exp(log_frame), and the step they make toget
 import numpy as np
 import tensorflow as tf
 
+from models.augmentation import crop_and_flip
+
 EVAL_BATCH = 500
 
 
@@ -88,15 +90,35 @@ class Model(tf.Module):
 
     def build_done(self) -> None:
         """To be called once when all layers exist."""
-        self._kept = [tf.Variable(v, trainable=False) for v in self.weights]
+        self._kept = [tf.Variable(v, trainable=False) for v in self.tensors]
+
+    def places(self) -> list[tuple[str, tf.Module, str]]:
+        """(name, owner, attribute) of all that a checkpoint holds, in layer order.
+
+        A layer's weight, its bias, and its batch norm's scale, shift, running mean and variance; names
+        are 'layer0/weight', 'layer0/bias', 'layer0/bn/scale', ...
+        """
+        found = []
+        for k, layer in enumerate(self.layers):
+            found += [(f"layer{k}/{kind}", layer, kind) for kind in ("weight", "bias")]
+            if layer.bn is not None:
+                found += [
+                    (f"layer{k}/bn/{kind}", layer.bn, kind) for kind in ("scale", "shift", "mean", "variance")
+                ]
+        return [place for place in found if getattr(*place[1:]) is not None]
+
+    @property
+    def tensors(self) -> list[tf.Variable]:
+        """The variables of `places`."""
+        return [getattr(owner, kind) for _, owner, kind in self.places()]
 
     @property
     def weights(self) -> list[tf.Variable]:
         """All trainable variables in layer order, a layer's weight before its bias."""
-        return [v for layer in self.layers for v in (layer.weight, layer.bias) if v is not None]
+        return [v for v in self.tensors if v.trainable]
 
-    def logits(self, images: tf.Tensor) -> tf.Tensor:
-        """float32 [B, h, w, c] in [0, 1] -> float32 [B, C]."""
+    def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """float32 [B, h, w, c] in [0, 1] -> float32 [B, C]; training: batch norm uses the batch's moments."""
         raise NotImplementedError
 
     def pixels(self, images: tf.Tensor) -> tf.Tensor:
@@ -106,34 +128,29 @@ class Model(tf.Module):
     # Weights in and out
 
     def get_weights(self) -> list[tuple[str, np.ndarray]]:
-        """[(name, float32 array), ...] in layer order; names are 'layer0/weight', 'layer0/bias', ..."""
-        return [
-            (f"layer{k}/{kind}", getattr(layer, kind).numpy())
-            for k, layer in enumerate(self.layers)
-            for kind in ("weight", "bias")
-            if getattr(layer, kind) is not None
-        ]
+        """[(name, float32 array), ...] of `places`, in their order."""
+        return [(name, getattr(owner, kind).numpy()) for name, owner, kind in self.places()]
 
     def set_weights(self, values: list[np.ndarray]) -> None:
-        """Put in arrays in the order of `weights`. Raises: ValueError for other shapes or another count."""
-        shapes = [tuple(v.shape) for v in self.weights]
+        """Put in arrays in the order of `tensors`. Raises: ValueError for other shapes or another count."""
+        shapes = [tuple(v.shape) for v in self.tensors]
         given = [np.shape(value) for value in values]
         if shapes != given:
             raise ValueError(f"this network has tensors of shapes {shapes}; given were {given}")
-        for variable, value in zip(self.weights, values, strict=True):
+        for variable, value in zip(self.tensors, values, strict=True):
             variable.assign(value)
         self.keep()
 
     @tf.function
     def keep(self) -> None:
         """Remember the weights as they are now."""
-        for kept, variable in zip(self._kept, self.weights, strict=True):
+        for kept, variable in zip(self._kept, self.tensors, strict=True):
             kept.assign(variable)
 
     @tf.function
     def restore(self) -> None:
         """Put back the weights that `keep` remembered."""
-        for kept, variable in zip(self._kept, self.weights, strict=True):
+        for kept, variable in zip(self._kept, self.tensors, strict=True):
             variable.assign(kept)
 
     # Training
@@ -141,7 +158,9 @@ class Model(tf.Module):
     def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
         """One plain gradient step, v <- v - grad_v(lr * loss); returns the batch loss before it, float64."""
         with tf.GradientTape() as tape:
-            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels, self.logits(images), log_frame)
+            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(
+                labels, self.logits(images, training=True), log_frame
+            )
             loss = tf.reduce_mean(losses)
             # lr goes in while all is float64: gradient and lr by themselves may leave float32's range.
             scaled = lr * loss
@@ -158,6 +177,7 @@ class Model(tf.Module):
         lr: float,
         log_frame: float,
         loss_ub: float,
+        augment_seed: np.ndarray | None = None,
     ) -> tuple[bool, np.ndarray]:
         """A whole epoch of gradient steps in one graph; stops after the first bad batch.
 
@@ -165,22 +185,27 @@ class Model(tf.Module):
           images: integer pixels [N, h, w, c]; labels: int32 [N].
           batches: int32 [n, B], indices into both.
           lr, loss_ub: in frame units. log_frame: natural log of the frame.
+          augment_seed: int32 [2], of random crops and flips; None for the images as they are.
 
         Returns: (ok, losses): whether every batch loss was finite and <= loss_ub, and the float64
           losses of the batches done, in order (the bad one is the last).
         """
         # Tensors, because a tf.function is traced anew for every new Python number.
         scalars = (tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub))
-        ok, losses = self._train_epoch(images, labels, tf.constant(batches, tf.int32), *scalars)
+        if augment_seed is not None:
+            augment_seed = tf.constant(augment_seed, tf.int32)
+        ok, losses = self._train_epoch(images, labels, tf.constant(batches, tf.int32), *scalars, augment_seed)
         return bool(ok), losses.numpy()
 
     @tf.function
-    def _train_epoch(self, images, labels, batches, lr, log_frame, loss_ub):
+    def _train_epoch(self, images, labels, batches, lr, log_frame, loss_ub, augment_seed):
         n = tf.shape(batches)[0]
 
         def step(i, ok, losses):
             batch = batches[i]
             x, y = tf.gather(images, batch), tf.gather(labels, batch)
+            if augment_seed is not None:
+                x = crop_and_flip(x, augment_seed + [0, i])
             loss = self.step(self.pixels(x), y, lr, log_frame)
             return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
 

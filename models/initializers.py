@@ -3,6 +3,7 @@
 Definitions as in TensorFlow 1.13, which the margin paper's code used: `he_*` (He et al. 2015) and
 `glorot_*` (Glorot & Bengio 2010) scale with the fans; `*_normal` there is a normal truncated at two
 standard deviations, its width corrected for the truncation; the plain ones have width 1.
+`torch_default` is PyTorch's: uniform within ±1/sqrt(fan_in), a bias as wide as its layer's weight.
 """
 
 import math
@@ -44,11 +45,19 @@ INITIALIZERS = {
     "truncated_normal": _truncated_normal,
     "random_normal": lambda rng, shape: rng.standard_normal(shape),
     "zeros": lambda rng, shape: np.zeros(shape),
+    "torch_default": lambda rng, shape, fan_in=None: (
+        rng.uniform(-1, 1, shape) / math.sqrt(fan_in or _fans(shape)[0])
+    ),
 }
 
 
 def initial_value(
-    rng: np.random.Generator, shape: tuple, name: str, normalized: bool = False, rescale: float = 1.0
+    rng: np.random.Generator,
+    shape: tuple,
+    name: str,
+    normalized: bool = False,
+    rescale: float = 1.0,
+    weight_shape: tuple | None = None,
 ) -> np.ndarray:
     """Draw one tensor, float32.
 
@@ -57,10 +66,12 @@ def initial_value(
       shape: [cin, cout], [kh, kw, cin, cout], or [cout] of a bias.
       name: a key of INITIALIZERS.
       normalized: scale the tensor to have L2 norm `rescale`; else multiply it by `rescale`.
+      weight_shape: of a bias, the shape of its layer's weight; only torch_default asks.
 
     Raises: KeyError for an unknown name.
     """
-    value = INITIALIZERS[name](rng, shape) * rescale
+    fans = {"fan_in": _fans(weight_shape or shape)[0]} if name == "torch_default" else {}
+    value = INITIALIZERS[name](rng, shape, **fans) * rescale
     norm = np.linalg.norm(value)
     if normalized and norm > 0:
         value *= rescale / norm

@@ -15,25 +15,67 @@ ACTIVATIONS = {
 }
 
 
+class BatchNorm(tf.Module):
+    """Batch normalization over all axes but the last (arXiv 1502.03167), as PyTorch has it.
+
+    Training normalizes with the batch's mean and variance and moves the running ones a tenth of the
+    way towards them (the running variance is the unbiased one); evaluation uses the running ones.
+
+    Args:
+      channels: the size of the last axis.
+    """
+
+    MOMENTUM, EPS = 0.1, 1e-5
+
+    def __init__(self, channels: int):
+        super().__init__("bn")
+        self.scale = tf.Variable(tf.ones(channels), name="scale")
+        self.shift = tf.Variable(tf.zeros(channels), name="shift")
+        self.mean = tf.Variable(tf.zeros(channels), trainable=False, name="mean")
+        self.variance = tf.Variable(tf.ones(channels), trainable=False, name="variance")
+
+    def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
+        if not training:
+            return self._normalized(x, self.mean, self.variance)
+        mean, variance = tf.nn.moments(x, range(len(x.shape) - 1))
+        n = tf.cast(tf.size(x) / tf.size(mean), tf.float32)
+        self.mean.assign_add(self.MOMENTUM * (mean - self.mean))
+        unbiased = variance * n / tf.maximum(n - 1, 1)
+        self.variance.assign_add(self.MOMENTUM * (unbiased - self.variance))
+        return self._normalized(x, mean, variance)
+
+    def _normalized(self, x, mean, variance):
+        # One multiply-add an element; a negative (perturbed) variance gives NaN.
+        factor = self.scale * tf.math.rsqrt(variance + self.EPS)
+        return x * factor + (self.shift - mean * factor)
+
+
 class Weighted(tf.Module):
-    """A layer with a weight and perhaps a bias.
+    """A layer with a weight and perhaps a bias and a batch norm.
 
     Args:
       weight: initial value, float32.
       bias: initial value, float32 [cout], or None.
+      bn: whether a batch norm follows.
     """
 
-    def __init__(self, weight, bias, name: str):
+    def __init__(self, weight, bias, name: str, bn: bool = False):
         super().__init__(name)
         self.weight = tf.Variable(weight, name="weight")
         self.bias = None if bias is None else tf.Variable(bias, name="bias")
+        self.bn = BatchNorm(weight.shape[-1]) if bn else None
 
     def _linear(self, x: tf.Tensor) -> tf.Tensor:
         raise NotImplementedError
 
-    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+    def affine(self, x: tf.Tensor) -> tf.Tensor:
+        """x * weight + bias: linear in (weight, bias) together."""
         z = self._linear(x)
         return z if self.bias is None else tf.nn.bias_add(z, self.bias)
+
+    def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        z = self.affine(x)
+        return z if self.bn is None else self.bn(z, training)
 
 
 class Conv(Weighted):

@@ -1,4 +1,4 @@
-"""A sequential network from a layer description: the CNN and the VGG of the margin paper."""
+"""A sequential network from a layer description: the CNN, the MLP and the VGGs of the two papers."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,7 +6,7 @@ import tensorflow as tf
 from models.architectures import parse
 from models.base_model import Model
 from models.initializers import initial_value
-from models.layers import ACTIVATIONS, Conv, FullyConnected, avg_pool, max_pool, relu_max_pool
+from models.layers import ACTIVATIONS, Conv, FullyConnected, Weighted, avg_pool, max_pool, relu_max_pool
 
 
 class SimpleSequential(Model):
@@ -19,6 +19,8 @@ class SimpleSequential(Model):
       input_shape: (h, w, c).
       scale: maps integer pixels to [0, 1].
       seed: of the initial weights; each tensor has its own stream.
+      input_mean, input_std: the network sees (pixel in [0, 1] - input_mean) / input_std; numbers, one
+        for all channels or one for each; None leaves the pixels as they are.
 
     Raises: ValueError for a description that makes no sense for these images.
     """
@@ -32,13 +34,15 @@ class SimpleSequential(Model):
         init: dict | None = None,
         scale: float = 1 / 255,
         seed: int = 0,
+        input_mean: tuple | None = None,
+        input_std: tuple | None = None,
     ):
         super().__init__(scale)
         self.specs = parse(description, bias_mode, input_shape)
         self.act_type = act_type
         init = {"weight": "glorot_uniform", "bias": "zeros"} | (init or {})
 
-        def draw(kind, shape):
+        def draw(kind, shape, weight_shape):
             rng = np.random.default_rng([seed, len(self.layers), kind == "bias"])
             return initial_value(
                 rng,
@@ -46,9 +50,12 @@ class SimpleSequential(Model):
                 init[kind],
                 init.get(f"{kind}_normalized", False),
                 init.get(f"{kind}_rescale", 1.0),
+                weight_shape,
             )
 
         self._pipeline = []
+        if (input_mean, input_std) != (None, None):
+            self._pipeline.append(_normalization(input_mean, input_std, input_shape[-1]))
         activation = ACTIVATIONS[act_type]
         # An activation waits for the max pool after it: being monotone, it gives the same numbers there,
         # on a quarter of the data.
@@ -67,9 +74,10 @@ class SimpleSequential(Model):
                 continue
             layer_class = {"C": Conv, "F": FullyConnected}[spec.kind]
             layer = layer_class(
-                draw("weight", spec.weight_shape),
-                draw("bias", spec.out_shape[-1:]) if spec.bias else None,
+                draw("weight", spec.weight_shape, spec.weight_shape),
+                draw("bias", spec.out_shape[-1:], spec.weight_shape) if spec.bias else None,
                 name=f"layer{len(self.layers)}",
+                bn=spec.bn,
             )
             self.layers.append(layer)
             self._pipeline.append(layer)
@@ -82,12 +90,19 @@ class SimpleSequential(Model):
     def n_classes(self) -> int:
         return self.specs[-1].out_shape[0]
 
-    def logits(self, images: tf.Tensor) -> tf.Tensor:
+    def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """float32 [B, h, w, c] in [0, 1] -> float32 [B, n_classes]."""
-        x = images
-        for part in self._pipeline:
-            x = part(x)
-        return x
+        return _through(self._pipeline, images, training)
+
+    def before(self, k: int, images: tf.Tensor) -> tf.Tensor:
+        """What layer k is given: float32 [B, ...]."""
+        return _through(self._pipeline[: self._pipeline.index(self.layers[k])], images)
+
+    def after(self, k: int, z: tf.Tensor) -> tf.Tensor:
+        """From the affine part of layer k (no batch norm or activation yet) on to the logits."""
+        bn = self.layers[k].bn
+        rest = self._pipeline[self._pipeline.index(self.layers[k]) + 1 :]
+        return _through(rest, z if bn is None else bn(z, training=False))
 
     def counted_weights(self) -> list[list[np.ndarray]]:
         """For each layer the tensors whose norm counts: its weight, and the first layer's bias (SPEC M3)."""
@@ -95,3 +110,20 @@ class SimpleSequential(Model):
             [layer.weight.numpy()] + ([layer.bias.numpy()] if k == 0 and layer.bias is not None else [])
             for k, layer in enumerate(self.layers)
         ]
+
+
+def _through(pipeline: list, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+    for part in pipeline:
+        x = part(x, training) if isinstance(part, Weighted) else part(x)
+    return x
+
+
+def _normalization(mean, std, channels: int):
+    """Raises: ValueError when there is neither one number nor one a channel."""
+    mean, std = (np.ravel(0.0 if value is None else value) for value in (mean, 1.0 if std is None else std))
+    for name, values in (("input_mean", mean), ("input_std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"{name} has {len(values)} numbers for images of {channels} channels")
+    factor = (1 / std).astype(np.float32)
+    shift = (-mean / std).astype(np.float32)
+    return lambda x: x * factor + shift
