@@ -1,34 +1,53 @@
-"""The flatness experiments (arXiv 1801.02254, section IV) as tasks of a Core.
+"""The flatness experiments (arXiv 1801.02254, section IV; SPEC part F) as tasks of a Core.
 
-A script's last line calls `main`. A run of several seeds is a working directory with one working
-directory for each seed, seed-<n>, in it; what measures it puts its own beside those.
+A script's last line calls `main`. A run of several seeds is a working directory that has one of its
+own for each seed, seed-<n>; what measures a run puts its working directory beside them.
 """
 
 import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
+from tqdm import tqdm
 
 import core
 import datasets
+import flags as flag_table
 import results
-from core import Core, Stopped, build_model, log, logging_to, shown_path
-from pathlib import Path
+from core import Core, Stopped, build_model, choose_eids, fingerprint, log, logging_to, shown_path
 from results import UserError
+
+MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
+OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")  # flags that a measurement takes over
 
 
 class FlatnessCore(Core):
-    """Core with the tasks of the flatness experiments."""
+    """Core with the tasks of the flatness experiments.
+
+    For a measurement network and data come from the flags of the run that is measured.
+    """
 
     def __init__(self, flags: dict, name: str = "unnamed"):
+        flags = flag_table.complete(flags)
         if flags["task"] == "make_random_labels":  # needs no network
             self.flags, self.f, self.name = flags, SimpleNamespace(**flags), name
-        else:
-            super().__init__(flags, name)
+            return
+        if flags["task"] in MEASUREMENTS:
+            flags = self._flags_to_measure(flags)
+        super().__init__(flags, name)
 
     def tasks(self):
         return super().tasks() | {
             "make_random_labels": self.make_random_labels,
             "train_seeds": self.train_seeds,
+            "make_points": self.make_points,
+            "measure_radius": self.measure_radius,
+            "measure_curvature": self.measure_curvature,
         }
+
+    # Training
 
     def make_random_labels(self) -> Path:
         """Store random labels for the data set, once (SPEC F2); returns the file's path."""
@@ -41,39 +60,280 @@ class FlatnessCore(Core):
         (_, labels), _ = dataset
         drawn = datasets.draw_random_labels(labels, dataset.n_classes, f.seed)
         datasets.save_random_labels(path, drawn, f.seed)
-        log.info("%d labels, %.2f%% changed, in %s", len(drawn), 100 * (drawn != labels).mean(), shown_path(path))
+        changed = 100 * (drawn != labels).mean()
+        log.info("%d labels, %.2f%% of them changed, in %s", len(drawn), changed, shown_path(path))
         return path
 
     def train_seeds(self) -> Path:
-        """Train one network for each of `seeds`; the run's directory has a working directory for each."""
-        flags = self.flags
-        if flags["resume"]:
-            parent = results.check_run(flags["resume"])
-        else:
-            parent = results.create(self.logs_dir(), self.name)
-            results.WorkDir(parent).write_json("about.json", self.about())
-        work_dir = results.WorkDir(parent)
-        work_dir.write_json("flags.json", flags)
-        children = []
-        for seed in flags["seeds"]:
-            child = flags | {"task": "train", "seed": seed, "seeds": None, "resume": str(parent / f"seed-{seed}")}
-            children.append(child)
-            self._prepare(Path(child["resume"]), child)
-        for child in children:
-            self.flags, self.f = child, SimpleNamespace(**child)
-            self.model = build_model(self.f.model, self.dataset, self.f.seed)
-            self.train()
-        return parent
+        """Train one network for each of `seeds`.
 
-    def _prepare(self, path: Path, flags: dict) -> None:
-        """Make a seed's working directory as if its run had been stopped before its first epoch."""
+        Leaves in the run's directory seed-<n>, each the working directory of a `train`, and, when all
+        are trained, `res` = {'flags': flags, 'raw': {seed: info of the last epoch}}.
+        """
+        flags, raw = self.flags, {}
+        if flags["seeds"] is None:
+            raise UserError("--task train_seeds needs --seeds, such as 0,1,2")
+        if flags["resume"]:
+            run = results.check_run(flags["resume"])
+            self._check_resumed(run)
+        else:
+            run = results.create(self.logs_dir(), self.name)
+            results.WorkDir(run).write_json("about.json", self.about())
+        results.WorkDir(run).write_json("flags.json", flags)
+        children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
+        for seed, child in children.items():
+            self.flags, self.f = child, SimpleNamespace(**child)
+            self.model = build_model(self.f.model, self.dataset, seed)
+            self.train()
+            raw[seed] = results.read_journal(child["resume"])[results.stored_eids(child["resume"])[-1]]
+        results.WorkDir(run).write_res({"flags": flags, "raw": raw})
+        log.info("all seeds are trained: %s", shown_path(run))
+        return run
+
+    def _prepared(self, path: Path, seed: int) -> dict:
+        """A seed's flags; its working directory is made as one stopped before its first epoch."""
+        flags = self.flags | {"task": "train", "seed": seed, "seeds": None, "resume": None}
         if not (path / "flags.json").exists():
             path.mkdir(exist_ok=True)
-            work_dir = results.WorkDir(path)
-            work_dir.write_json("about.json", self.about())
-            work_dir.write_json("flags.json", flags | {"resume": None})
+            results.WorkDir(path).write_json("about.json", self.about())
+            results.WorkDir(path).write_json("flags.json", flags)
+        return flags | {"resume": str(path)}
+
+    def _check_resumed(self, path: Path) -> None:
+        about = results.read_about(path)
+        if about["experiment"] != self.name:
+            raise UserError(
+                f"--resume {path}: a run of {about['experiment']}, not of {self.name}; "
+                f"use ./run.sh {about['experiment']} --resume {path}"
+            )
+
+    # What is measured
+
+    def _flags_to_measure(self, flags: dict) -> dict:
+        """The flags with those of the run over them, and load_dir as it was found."""
+        if flags["load_dir"] is None:
+            path = self._latest_run(flags)
+        else:
+            path = results.check_run(flags["load_dir"])
+        of_the_run = flag_table.complete(results.read_flags(path))
+        if flags["dataset"] not in (None, of_the_run["dataset"]):
+            raise UserError(f"--dataset {flags['dataset']}: the run {path} is on {of_the_run['dataset']}")
+        if of_the_run["task"] not in ("train", "train_seeds"):
+            raise UserError(f"{path}: holds no trained network, but a {of_the_run['task']}; give a run's directory")
+        taken = {name: of_the_run[name] for name in OF_THE_RUN} | {"load_dir": str(path)}
+        if flags["data_dir"] is None:
+            taken["data_dir"] = of_the_run["data_dir"]
+        return flags | taken
+
+    def _latest_run(self, flags: dict) -> Path:
+        if flags["source"] is None:
+            raise UserError("give the working directory of a run, logs/<experiment>/<time>")
+        source = flags["source"] + ("_random" if flags["random"] else "")
+        logs = Path(flags["logs_dir"]) if flags["logs_dir"] else core.ROOT / "logs"
+        runs = [p for p in sorted((logs / source).glob("*")) if p.name != "latest" and (p / "flags.json").is_file()]
+        wanted = flags["dataset"]
+        if wanted is not None:
+            runs = [p for p in runs if results.read_flags(p).get("dataset") == wanted]
+        if not runs:
+            of = f" on {wanted}" if wanted else ""
+            raise UserError(f"no run of {source}{of} in {logs}; train first: ./run.sh {source}")
+        return runs[-1]
+
+    def networks(self) -> dict[str, tuple[Path, int]]:
+        """{name: (working directory, epoch)} of what load_dir has: one for each seed, or for each `eid`.
+
+        Raises: UserError when not every seed is trained to the end.
+        """
+        run = Path(self.f.load_dir)
+        of_the_run = flag_table.complete(results.read_flags(run))
+        if of_the_run["task"] == "train":
+            return {f"epoch {eid}": (run, eid) for eid in choose_eids(run, self.f.eid)}
+        found = {}
+        for seed in of_the_run["seeds"]:
+            path = run / f"seed-{seed}"
+            stored = results.stored_eids(path) if (path / "flags.json").is_file() else []
+            if not stored or (self.f.eid == "last" and stored[-1] < of_the_run["E"]):
+                about = f"has {stored[-1] if stored else 0} of its {of_the_run['E']} epochs"
+                experiment = results.read_about(run)["experiment"]
+                raise UserError(
+                    f"{run}: seed {seed} {about}, and all {len(of_the_run['seeds'])} networks are needed; "
+                    f"finish it with ./run.sh {experiment} --resume {run}"
+                )
+            for eid in choose_eids(path, self.f.eid):
+                several = "" if self.f.eid == "last" else f" epoch {eid}"
+                found[f"seed {seed}{several}"] = (path, eid)
+        return found
+
+    def _weights(self, path: Path, eid: int) -> list[np.ndarray]:
+        """A network's tensors. Raises: UserError when they, or the data, are not those of the flags."""
+        if results.read_about(path)["data"]["crc32"] != fingerprint(self.dataset):
+            raise UserError(
+                f"{path}: was trained on other data or labels than those found now; "
+                "give the same with --data_dir, or train again"
+            )
+        weights = results.load_weights(path, eid)
+        self.load_weights(weights, str(path))
+        return [array for _, array in weights]
+
+    def _examples(self):
+        from flatness.span import Examples
+
+        (x, y), _ = self.dataset
+        return Examples(self.model, x, y, self._stop_if_asked)
+
+    # How it is measured
+
+    def _measure(self, n_parts: int, measure: Callable[[int], dict], finish: Callable[[dict], dict]) -> Path:
+        """Measure part 0, 1, ..., each into the journal when it is done; then `res`.
+
+        Args:
+          measure: a part's number -> JSON-able results.
+          finish: {part: results} -> `raw` of `res`; also prints.
+        """
+        if self.f.resume:
+            path = results.check_run(self.f.resume)
+            self._check_resumed(path)
+        else:
+            path = results.create(Path(self.f.load_dir), self.name)
+        work_dir = results.WorkDir(path)
+        done = work_dir.rewind(key="part")
+        with self._watch_signals(), logging_to(path / "stdout"):
+            if not done:
+                work_dir.write_json("about.json", self.about())
+                work_dir.write_json("flags.json", self.flags)
+            self._print_header(path)
+            log.info("measures: %s", shown_path(Path(self.f.load_dir)))
+            try:
+                todo = [part for part in range(n_parts) if part not in done]
+                for part in tqdm(todo, initial=n_parts - len(todo), total=n_parts, disable=None):
+                    self._stop_if_asked()
+                    done[part] = {"part": part} | measure(part)
+                    work_dir.append(done[part])
+            except Stopped:
+                log.info("stopped after %d of %d parts; go on with:", len(done), n_parts)
+                log.info("  ./run.sh %s --resume %s", self.name, shown_path(path))
+                raise
+            work_dir.write_res({"flags": self.flags, "raw": finish({part: done[part] for part in sorted(done)})})
+            log.info("results in %s", shown_path(path))
+        return path
+
+    def measure_radius(self) -> Path:
+        """The flatness radius of each network of load_dir (SPEC F4).
+
+        Leaves `res`['raw'] = {'networks': {name: {...}}, 'row': {...}}. A network has I (its loss),
+        radii, profiles (for each direction the losses at 0, s, 2s, ... up to the radius), ends (the loss
+        one step on, or a lower bound of it that is beyond the threshold), mean, norm (of the perturbed
+        tensors), mean_by_norm. The row: mean and sd over the networks' means, also by norm; published.
+        """
+        from flatness import radius
+
+        f = self.f
+        networks = list(self.networks().items())
+        weights = [self._weights(*where) for _, where in networks]
+        names = [name for name, _, _ in self.model.places()]
+        examples = self._examples()
+        walks = {}
+
+        def measure(part):
+            number, k = divmod(part, f.directions)
+            rng = np.random.default_rng([f.seed, number, k])
+            delta = radius.direction(rng, names, weights[number], f.params, f.normalize)
+            try:
+                if f.method == "plain":
+                    walk = radius.plain_walk(examples, weights[number], delta, f.step, f.threshold, f.max_steps)
+                else:
+                    if number not in walks:
+                        walks.clear()
+                        walks[number] = radius.FastWalks(examples, weights[number])
+                    walk = walks[number].walk(delta, f.step, f.threshold, f.max_steps)
+            except radius.EndlessWalk:
+                raise UserError(
+                    f"{networks[number][0]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the loss "
+                    f"by less than {f.threshold:g}; give a larger --step"
+                ) from None
+            log.info(
+                "%s, direction %d: I = %.4g, radius %.4g, loss there %.4g",
+                *(networks[number][0], k, walk["profile"][0], walk["radius"], walk["profile"][-1]),
+            )
+            return {"network": networks[number][0], "direction": k} | walk
+
+        def finish(parts):
+            moved = radius.perturbed(names, f.params)
+            found = {}
+            for number, (name, _) in enumerate(networks):
+                own = [part for part in parts.values() if part["network"] == name]
+                length = radius.norm([w for w, m in zip(weights[number], moved, strict=True) if m])
+                found[name] = radius.summary(own, length)
+                log.info(
+                    "%s: I(w) = %.4g, radius %.4f, by norm %.4f (norm %.2f)",
+                    *(name, *(found[name][key] for key in ("I", "mean", "mean_by_norm", "norm"))),
+                )
+            row = radius.table_row(found, f.dataset, f.params, f.random_labels is not None)
+            log.info("%s", row["text"])
+            return {"networks": found, "row": row}
+
+        return self._measure(len(networks) * f.directions, measure, finish)
+
+    def make_points(self) -> Path:
+        """The loss in the plane of the three networks of load_dir (SPEC F3).
+
+        Leaves X.npy, Y.npy, Z.npy (the losses), float64 [grid, grid], and the same in `res`['raw'].
+        """
+        from flatness import interpolation
+
+        networks = self.networks()
+        if len(networks) != 3:
+            raise UserError(
+                f"{self.f.load_dir}: a surface goes through three networks; here are {len(networks)} "
+                f"({', '.join(networks)})"
+            )
+        weights = [self._weights(*where) for where in networks.values()]
+        X, Y = interpolation.grid(self.f.grid)
+        plane = interpolation.Plane(self._examples(), weights, self.f.method)
+
+        def measure(row):
+            losses = plane.row(X[row], Y[row])
+            log.info("row %d of %d: losses from %.4g to %.4g", row + 1, len(X), losses.min(), losses.max())
+            return {"losses": losses.tolist()}
+
+        def finish(parts):
+            Z = np.array([part["losses"] for part in parts.values()])
+            return {"X": X, "Y": Y, "Z": Z, "networks": list(networks)}
+
+        path = self._measure(len(X), measure, finish)
+        raw = results.load(path)["raw"]
+        for name in "XYZ":
+            results.replace_atomically(path / f"{name}.npy", lambda file, name=name: np.save(file, raw[name]))
+        return path
+
+    def measure_curvature(self) -> Path:
+        """The Hessian's largest eigenvalues and its trace at each network of load_dir.
+
+        Leaves `res`['raw'] = {name: {'log_frame', 'loss', 'eigenvalues', 'trace', 'trace_error', ...}};
+        see `flatness.curvature`.
+        """
+        from flatness import curvature
+
+        f = self.f
+        networks = list(self.networks().items())
+        weights = [self._weights(*where) for _, where in networks]
+        examples = self._examples()
+
+        def measure(part):
+            self.model.set_weights(weights[part])
+            hessian = curvature.Hessian(examples)
+            found = curvature.measure(hessian, f.eigenvalues, f.probes, np.random.default_rng([f.seed, part]))
+            log.info("%s: %s", networks[part][0], curvature.line(found))
+            return {"network": networks[part][0]} | found
+
+        def finish(parts):
+            return {part["network"]: part for part in parts.values()}
+
+        return self._measure(len(networks), measure, finish)
 
 
 def main(script: str, flags: dict, about: str | None = None) -> None:
-    """As `core.main`, for a script of the flatness experiments."""
+    """As `core.main`, for a script of the flatness experiments; a first word without -- is load_dir."""
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv[1:2] = ["--load_dir", sys.argv[1]]
     core.main(script, flags, about, FlatnessCore)

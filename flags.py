@@ -255,7 +255,7 @@ FLATNESS_TASKS = ("make_random_labels", "train_seeds", "make_points", "measure_r
 
 FLAGS = [
     Flag("task", "train", choice("train", "train_peek", "attack", *FLATNESS_TASKS), "what to do"),
-    Flag("dataset", None, text, "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
+    Flag("dataset", None, optional(text), "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
     Flag(
         "data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"
     ),

@@ -175,13 +175,18 @@ class WorkDir:
         self._journal.flush()
         return self._journal.tell()
 
-    def rewind(self, n_bytes: int) -> dict[int, dict]:
-        """Cut the journal back to its first n_bytes and return {eid: info} of what is left.
+    def rewind(self, n_bytes: int | None = None, key: str = "eid") -> dict[int, dict]:
+        """Cut the journal back to its first n_bytes and return {info[key]: info} of what is left.
+
+        Args:
+          n_bytes: None for all whole lines.
 
         Raises: UserError when the journal is shorter than that.
         """
         path = self.path / "journal.jsonl"
         have = path.stat().st_size if path.exists() else 0
+        if n_bytes is None:
+            n_bytes = path.read_bytes().rfind(b"\n") + 1 if have else 0
         if have < n_bytes:
             raise UserError(
                 f"{path}: has {have} bytes where the checkpoint needs {n_bytes}: it was cut or replaced, "
@@ -189,7 +194,7 @@ class WorkDir:
             )
         if have:
             os.truncate(path, n_bytes)
-        return read_journal(self.path)
+        return read_journal(self.path, key)
 
     # Checkpoints
 
@@ -262,8 +267,8 @@ def read_about(directory: Path | str) -> dict:
     return _read_json(check_run(directory) / "about.json")
 
 
-def read_journal(directory: Path | str) -> dict[int, dict]:
-    """{eid: info} of the journal; a last line that a crash cut short is left out."""
+def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
+    """{info[key]: info} of the journal; a last line that a crash cut short is left out."""
     path = Path(directory) / "journal.jsonl"
     raw = {}
     if path.exists():
@@ -273,7 +278,7 @@ def read_journal(directory: Path | str) -> dict[int, dict]:
                     break
                 try:
                     info = json.loads(line)
-                    raw[info["eid"]] = info
+                    raw[info[key]] = info
                 except (ValueError, TypeError, KeyError):
                     raise UserError(f"{path}: line {number} is damaged") from None
     return raw

@@ -1,0 +1,38 @@
+"""Three-point interpolation: the loss in the plane of three networks (arXiv 1801.02254; SPEC F3).
+
+At (X, Y) stands the mean training loss of the network with weights X*w1 + Y*w2 + Z*w3, Z = 1 - X - Y;
+batch norm's running statistics are combined like weights.
+"""
+
+import numpy as np
+
+from flatness.span import Examples, FastSpan, PlainSpan, Tensors
+
+LOW, HIGH = -0.4, 1.3
+
+
+def grid(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
+    """X and Y, float64 [n, n] each: a row has one Y."""
+    side = np.linspace(LOW, HIGH, n)
+    X, Y = np.meshgrid(side, side)
+    return X, Y
+
+
+class Plane:
+    """Losses in the plane of three networks, row by row.
+
+    Args:
+      examples: the training set.
+      networks: three lists of tensors.
+      method: 'fast' or 'plain'.
+    """
+
+    def __init__(self, examples: Examples, networks: list[Tensors], method: str = "fast"):
+        if len(networks) != 3:
+            raise ValueError(f"a plane needs three networks, not {len(networks)}")
+        fast = method == "fast"
+        self._span = FastSpan(examples, networks, keep=3) if fast else PlainSpan(examples, networks)
+
+    def row(self, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+        """Losses, float64 [n], at the points of a row of the grid."""
+        return self._span.losses(np.stack([X, Y, 1 - X - Y], axis=1))

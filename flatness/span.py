@@ -1,0 +1,243 @@
+"""Mean losses of the networks that are linear combinations of a few given ones.
+
+A ray w + t*delta and the plane of three networks are both of this kind: the tensors at a point are
+sum_j c_j * basis_j. `PlainSpan` evaluates each point afresh; `FastSpan` gives the same losses with
+the short cuts of SPEC F5.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tensorflow as tf
+
+from models.base_model import hp_sparse_softmax_cross_entropy_with_logits_v1 as cross_entropy
+
+PLAIN_FLOATS = 2**22  # activations of a layer in the plain evaluation: more are no faster
+CACHED_FLOATS = 2**19  # ... where a block of examples goes through several points: about the L2 cache
+KEPT_BYTES = 2**30  # what is computed once and kept, at most
+STACK_BYTES = 2**28  # tensors of the points that are evaluated together, at most
+MOST_POINTS = 64
+WORTHWHILE = 0.05  # part of the flops that a layer must have before its linearity is made use of
+
+Tensors = list  # of arrays, in the order of model.places(); in a basis None stands for zeros
+
+
+@contextmanager
+def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
+    """While this lasts, the attributes that are `places` hold these tensors, not their variables."""
+    variables = [getattr(*place) for place in places]
+    try:
+        for place, tensor in zip(places, tensors, strict=True):
+            setattr(*place, tensor)
+        yield
+    finally:
+        for place, variable in zip(places, variables, strict=True):
+            setattr(*place, variable)
+
+
+class Examples:
+    """A training set as layer 0 sees it, on the device.
+
+    Args:
+      model: maps images to logits.
+      images: integer pixels [N, h, w, c]; labels: int32 [N].
+      tick: called between blocks; may raise to stop.
+    """
+
+    def __init__(self, model, images, labels, tick: Callable[[], None] = lambda: None):
+        self.model, self.tick = model, tick
+        self.pixels, self.labels = tf.constant(images), tf.constant(labels)
+        self.functions = {}  # graphs that serve every span
+        self.normalized = None
+        if 4 * images.size <= KEPT_BYTES // 4:
+            self.normalized = tf.concat([self.inputs(block) for block in self.blocks(4096)], 0)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def blocks(self, size: int) -> list[slice]:
+        return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def inputs(self, block: slice) -> tf.Tensor:
+        """What layer 0 is given for these examples, float32 [b, ...]."""
+        if self.normalized is not None:
+            return self.normalized[block]
+        return self.model.before(0, self.model.pixels(self.pixels[block]))
+
+
+class PlainSpan:
+    """The definition: at each point set the weights, and take the mean loss over the whole set.
+
+    Args:
+      examples: the training set.
+      basis: the networks; see the module.
+    """
+
+    def __init__(self, examples: Examples, basis: list[Tensors]):
+        self.examples, self.model, self.basis = examples, examples.model, basis
+        width = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
+        self.block_size = int(np.clip(PLAIN_FLOATS // width, 64, 2**13))
+        self._sum = examples.functions.setdefault("plain", tf.function(self._sum_of_losses, reduce_retracing=True))
+
+    def _sum_of_losses(self, inputs, labels):
+        logits = self.model.after(0, self.model.layers[0].affine(inputs))
+        return tf.reduce_sum(cross_entropy(labels, logits))
+
+    def at(self, coefficients: np.ndarray) -> Tensors:
+        """The tensors sum_j c_j * basis_j, float32, added up in float64."""
+        return [
+            sum(
+                c * np.asarray(part, np.float64)
+                for c, part in zip(coefficients, parts, strict=True)
+                if part is not None
+            ).astype(np.float32)
+            for parts in zip(*self.basis, strict=True)
+        ]
+
+    def loss(self, coefficients: np.ndarray) -> float:
+        """The mean loss at a point [d]."""
+        self.model.set_weights(self.at(coefficients))
+        total = 0.0
+        for block in self.examples.blocks(self.block_size):
+            self.examples.tick()
+            total += float(self._sum(self.examples.inputs(block), self.examples.labels[block]))
+        return total / len(self.examples)
+
+    def losses(self, coefficients: np.ndarray) -> np.ndarray:
+        """The mean losses at points [m, d], float64 [m]."""
+        return np.array([self.loss(c) for c in coefficients])
+
+
+class FastSpan:
+    """The same losses, faster.
+
+    - Layers below the first one that varies are evaluated once.
+    - That layer is linear in the coefficients: x * sum_j c_j W_j = sum_j c_j (x * W_j). The products on
+      the right are computed once for a block of examples, which then goes through all points while
+      it is in the processor's cache. (From main memory, the sums by themselves would be slow.)
+    - Whoever only asks which point is the first beyond a limit reads partial sums (`partial_sums`).
+
+    Args:
+      examples: the training set.
+      basis: the networks; see the module. The first one has no None.
+      keep: of how many networks, from the first, the products x * W_j are kept for later calls.
+      kept: what an earlier span with the same first `keep` networks kept; a dict that is added to.
+    """
+
+    def __init__(self, examples: Examples, basis: list[Tensors], keep: int = 1, kept: dict | None = None):
+        self.examples, self.model = examples, examples.model
+        self.kept = {} if kept is None else kept
+        places = self.model.places()
+        layer_of = [int(name.split("/")[0].removeprefix("layer")) for name, _, _ in places]
+        self.first = min(
+            k for k, *parts in zip(layer_of, *basis[1:], strict=True) if any(p is not None for p in parts)
+        )
+        specs = [spec for spec in self.model.specs if spec.weight_shape is not None]
+        flops = [spec.flops for spec in specs[self.first :]]
+        self.linear = flops[0] >= WORTHWHILE * sum(flops)
+        width = max(int(np.prod(spec.out_shape)) for spec in specs[self.first :])
+        self.block_size = int(np.clip(CACHED_FLOATS // width, 64, 2**13))
+        own = [i for i, k in enumerate(layer_of) if k >= self.first]
+        self._places = [places[i][1:] for i in own]
+        self._basis = [
+            [tf.constant(np.zeros_like(basis[0][i]) if b[i] is None else b[i], tf.float32) for i in own]
+            for b in basis
+        ]
+        size = sum(4 * int(np.prod(t.shape)) for t in self._basis[0])
+        self.most_points = int(np.clip(STACK_BYTES // size, 1, MOST_POINTS))
+        self._products = self._what_stays(specs[self.first], keep)
+
+    def _graph(self, name: str, function: Callable) -> Callable:
+        """One graph for all spans of these examples: it sees nothing of self but model, first, linear."""
+        key = name, self.first
+        return self.examples.functions.setdefault(key, tf.function(function, reduce_retracing=True))
+
+    # What is computed once
+
+    def _what_stays(self, spec, keep: int) -> list[tf.Tensor]:
+        """Keep inputs of layer `first` where layers are below it, and products with it, if they fit."""
+        n = len(self.examples)
+        self._features, products = None, []
+        if self.first > 0 and 4 * n * int(np.prod(spec.in_shape)) <= KEPT_BYTES // 2:
+            if "features" not in self.kept:
+                self.kept["features"] = tf.concat([self._input(b) for b in self.examples.blocks(1024)], 0)
+            self._features = self.kept["features"]
+        if self.linear and 4 * n * keep * int(np.prod(spec.out_shape)) <= KEPT_BYTES:
+            if "products" not in self.kept:
+                blocks = self.examples.blocks(4096)
+                self.kept["products"] = [
+                    tf.concat([self._product(j, self._input(b)) for b in blocks], 0) for j in range(keep)
+                ]
+            products = self.kept["products"]
+        return products
+
+    def _input(self, block: slice) -> tf.Tensor:
+        """What layer `first` is given."""
+        self.examples.tick()
+        if self.first == 0:
+            return self.examples.inputs(block)
+        if self._features is not None:
+            return self._features[block]
+        below = self._graph("below", lambda images: self.model.before(self.first, self.model.pixels(images)))
+        return below(self.examples.pixels[block])
+
+    def _product(self, j: int, x: tf.Tensor) -> tf.Tensor:
+        layer = self.model.layers[self.first]
+
+        def product(x, tensors):
+            with using(self._places[: len(tensors)], tensors):
+                return layer.affine(x)
+
+        own = 1 if layer.bias is None else 2  # the layer's weight and bias are its first places
+        return self._graph("product", product)(x, self._basis[j][:own])
+
+    # Losses
+
+    def partial_sums(self, coefficients: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """For one block of examples after another: (its size, sums of its losses, float64 [m]).
+
+        What is sent to the generator is the number of points, from the first, that are still wanted.
+
+        Args:
+          coefficients: [m, d], m at most most_points.
+        """
+        c = tf.constant(coefficients, tf.float32)
+        stacks = [tf.tensordot(c, tf.stack(parts), 1) for parts in zip(*self._basis, strict=True)]
+        wanted = len(coefficients)
+        for block in self.examples.blocks(self.block_size):
+            self.examples.tick()
+            products = [kept[block] for kept in self._products]
+            x = None
+            if len(products) < len(self._basis):
+                x = self._input(block)
+            if self.linear:
+                products += [self._product(j, x) for j in range(len(products), len(self._basis))]
+                x = None
+            sums = self._graph("sums", self._sums_of_losses)(
+                x, products, self.examples.labels[block], c[:wanted], stacks
+            ).numpy()
+            answer = yield block.stop - block.start, sums
+            wanted = wanted if answer is None else answer
+
+    def _sums_of_losses(self, x, products, labels, c, stacks):
+        m, layer = tf.shape(c)[0], self.model.layers[self.first]
+
+        def logits(i):
+            with using(self._places, [stack[i] for stack in stacks]):
+                z = sum(c[i, j] * p for j, p in enumerate(products)) if products else layer.affine(x)
+                return self.model.after(self.first, z)
+
+        shape = tf.TensorSpec([None, self.model.n_classes], tf.float32)
+        z = tf.map_fn(logits, tf.range(m), fn_output_signature=shape, parallel_iterations=1)
+        z = tf.reshape(z, [-1, self.model.n_classes])  # [m * b, C]
+        losses = cross_entropy(tf.tile(labels, [m]), z)
+        return tf.reduce_sum(tf.reshape(losses, [m, -1]), axis=1)
+
+    def losses(self, coefficients: np.ndarray) -> np.ndarray:
+        """The mean losses at points [m, d], float64 [m]."""
+        parts = []
+        for start in range(0, len(coefficients), self.most_points):
+            part = coefficients[start : start + self.most_points]
+            parts.append(sum(sums for _, sums in self.partial_sums(part)))
+        return np.concatenate(parts) / len(self.examples)

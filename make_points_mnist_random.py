@@ -1,0 +1,13 @@
+"""MNIST: the loss in the plane of the three networks (three-point interpolation; random labels)."""
+
+import core_flatness
+
+flags = {
+    "task": "make_points",
+    "source": "train_mnist",
+    "random": True,
+    "eid": "last",
+}
+
+if __name__ == "__main__":
+    core_flatness.main(__file__, flags, __doc__)

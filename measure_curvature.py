@@ -1,0 +1,11 @@
+"""The largest eigenvalues and the trace of the Hessian of any run: measure_curvature <working directory> [--eid ...]."""
+
+import core_flatness
+
+flags = {
+    "task": "measure_curvature",
+    "eid": "last",
+}
+
+if __name__ == "__main__":
+    core_flatness.main(__file__, flags, __doc__)
