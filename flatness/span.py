@@ -139,7 +139,10 @@ class FastSpan:
         width = max(int(np.prod(spec.out_shape)) for spec in specs[self.first :])
         self.block_size = int(np.clip(CACHED_FLOATS // width, 64, 2**13))
         own = [i for i, k in enumerate(layer_of) if k >= self.first]
+        below = [i for i, k in enumerate(layer_of) if k < self.first]
         self._places = [places[i][1:] for i in own]
+        self._below_places = [places[i][1:] for i in below]
+        self._below = [tf.constant(basis[0][i], tf.float32) for i in below]
         self._basis = [
             [tf.constant(np.zeros_like(basis[0][i]) if b[i] is None else b[i], tf.float32) for i in own]
             for b in basis
@@ -179,8 +182,12 @@ class FastSpan:
             return self.examples.inputs(block)
         if self._features is not None:
             return self._features[block]
-        below = self._graph("below", lambda images: self.model.before(self.first, self.model.pixels(images)))
-        return below(self.examples.pixels[block])
+
+        def below(pixels, tensors):
+            with using(self._below_places, tensors):
+                return self.model.before(self.first, self.model.pixels(pixels))
+
+        return self._graph("below", below)(self.examples.pixels[block], self._below)
 
     def _product(self, j: int, x: tf.Tensor) -> tf.Tensor:
         layer = self.model.layers[self.first]
