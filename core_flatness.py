@@ -119,7 +119,9 @@ class FlatnessCore(Core):
         if flags["dataset"] not in (None, of_the_run["dataset"]):
             raise UserError(f"--dataset {flags['dataset']}: the run {path} is on {of_the_run['dataset']}")
         if of_the_run["task"] not in ("train", "train_seeds"):
-            raise UserError(f"{path}: holds no trained network, but a {of_the_run['task']}; give a run's directory")
+            raise UserError(
+                f"{path}: holds no trained network, but a {of_the_run['task']}; give a run's directory"
+            )
         taken = {name: of_the_run[name] for name in OF_THE_RUN} | {"load_dir": str(path)}
         if flags["data_dir"] is None:
             taken["data_dir"] = of_the_run["data_dir"]
@@ -130,7 +132,11 @@ class FlatnessCore(Core):
             raise UserError("give the working directory of a run, logs/<experiment>/<time>")
         source = flags["source"] + ("_random" if flags["random"] else "")
         logs = Path(flags["logs_dir"]) if flags["logs_dir"] else core.ROOT / "logs"
-        runs = [p for p in sorted((logs / source).glob("*")) if p.name != "latest" and (p / "flags.json").is_file()]
+        runs = [
+            p
+            for p in sorted((logs / source).glob("*"))
+            if p.name != "latest" and (p / "flags.json").is_file()
+        ]
         wanted = flags["dataset"]
         if wanted is not None:
             runs = [p for p in runs if results.read_flags(p).get("dataset") == wanted]
@@ -213,7 +219,9 @@ class FlatnessCore(Core):
                 log.info("stopped after %d of %d parts; go on with:", len(done), n_parts)
                 log.info("  ./run.sh %s --resume %s", self.name, shown_path(path))
                 raise
-            work_dir.write_res({"flags": self.flags, "raw": finish({part: done[part] for part in sorted(done)})})
+            work_dir.write_res(
+                {"flags": self.flags, "raw": finish({part: done[part] for part in sorted(done)})}
+            )
             log.info("results in %s", shown_path(path))
         return path
 
@@ -240,7 +248,9 @@ class FlatnessCore(Core):
             delta = radius.direction(rng, names, weights[number], f.params, f.normalize)
             try:
                 if f.method == "plain":
-                    walk = radius.plain_walk(examples, weights[number], delta, f.step, f.threshold, f.max_steps)
+                    walk = radius.plain_walk(
+                        examples, weights[number], delta, f.step, f.threshold, f.max_steps
+                    )
                 else:
                     if number not in walks:
                         walks.clear()

@@ -313,8 +313,15 @@ FLAGS = [
     Flag("step", 1.0, number(0), "radius: the length of a step"),
     Flag("threshold", 0.05, number(0), "radius: the change of the loss that ends a walk"),
     Flag("max_steps", 100_000, whole(1), "radius: a walk longer than this is an error"),
-    Flag("normalize", "none", choice("none", "layer"), "radius: layer: directions in proportion to layer norms"),
-    Flag("method", "fast", choice("fast", "plain"), "radius, points: short cuts, or the definition as it stands"),
+    Flag(
+        "normalize", "none", choice("none", "layer"), "radius: layer: directions in proportion to layer norms"
+    ),
+    Flag(
+        "method",
+        "fast",
+        choice("fast", "plain"),
+        "radius, points: short cuts, or the definition as it stands",
+    ),
     Flag("grid", 50, whole(2), "points: how many a side"),
     Flag("eigenvalues", 5, whole(1), "curvature: how many of the Hessian's largest"),
     Flag("probes", 20, whole(2), "curvature: random vectors for the trace"),

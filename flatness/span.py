@@ -78,7 +78,9 @@ class PlainSpan:
         self.examples, self.model, self.basis = examples, examples.model, basis
         width = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
         self.block_size = int(np.clip(PLAIN_FLOATS // width, 64, 2**13))
-        self._sum = examples.functions.setdefault("plain", tf.function(self._sum_of_losses, reduce_retracing=True))
+        self._sum = examples.functions.setdefault(
+            "plain", tf.function(self._sum_of_losses, reduce_retracing=True)
+        )
 
     def _sum_of_losses(self, inputs, labels):
         logits = self.model.after(0, self.model.layers[0].affine(inputs))

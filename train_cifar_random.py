@@ -1,0 +1,27 @@
+"""CIFAR-10 with random labels, VGG-16 with batch norm, crops and flips: three networks (SPEC F2)."""
+
+import core_flatness
+from models.architectures import VGG16_BN
+
+flags = {
+    "task": "train_seeds",
+    "seeds": (0, 1, 2),
+    "dataset": "cifar10",
+    "random_labels": "default",
+    "augment": "crop-flip",
+    "model": {
+        "description": VGG16_BN,
+        "bias_mode": "ALL",
+        "init": {"weight": "torch_default", "bias": "torch_default"},
+        "input_mean": "auto",
+        "input_std": "auto",
+    },
+    "train_mode": "NORMAL",
+    "lr": 0.01,
+    "E": 150,
+    "B": 128,
+    "stats_every": 5,
+}
+
+if __name__ == "__main__":
+    core_flatness.main(__file__, flags, __doc__)
