@@ -5,7 +5,7 @@ own for each seed, seed-<n>; what measures a run puts its working directory besi
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,16 +111,14 @@ class FlatnessCore(Core):
 
     def _flags_to_measure(self, flags: dict) -> dict:
         """The flags with those of the run over them, and load_dir as it was found."""
-        if flags["load_dir"] is None:
-            path = self._latest_run(flags)
-        else:
-            path = results.check_run(flags["load_dir"])
+        given = flags["load_dir"]
+        path = results.check_run(given) if given is not None else self._latest_run(flags)
         of_the_run = flag_table.complete(results.read_flags(path))
         if flags["dataset"] not in (None, of_the_run["dataset"]):
             raise UserError(f"--dataset {flags['dataset']}: the run {path} is on {of_the_run['dataset']}")
         if of_the_run["task"] not in ("train", "train_seeds"):
             raise UserError(
-                f"{path}: holds no trained network, but a {of_the_run['task']}; give a run's directory"
+                f"{path}: a {of_the_run['task']}, without networks; give a training run's directory"
             )
         taken = {name: of_the_run[name] for name in OF_THE_RUN} | {"load_dir": str(path)}
         if flags["data_dir"] is None:
@@ -240,26 +238,24 @@ class FlatnessCore(Core):
         weights = [self._weights(*where) for _, where in networks]
         names = [name for name, _, _ in self.model.places()]
         examples = self._examples()
-        walks = {}
+        walkers = {}
+
+        def walker(number):
+            if number not in walkers:
+                walkers.clear()  # one network's products at a time
+                walkers[number] = radius.WALKS[f.method](examples, weights[number])
+            return walkers[number]
 
         def measure(part):
             number, k = divmod(part, f.directions)
             rng = np.random.default_rng([f.seed, number, k])
             delta = radius.direction(rng, names, weights[number], f.params, f.normalize)
             try:
-                if f.method == "plain":
-                    walk = radius.plain_walk(
-                        examples, weights[number], delta, f.step, f.threshold, f.max_steps
-                    )
-                else:
-                    if number not in walks:
-                        walks.clear()
-                        walks[number] = radius.FastWalks(examples, weights[number])
-                    walk = walks[number].walk(delta, f.step, f.threshold, f.max_steps)
+                walk = walker(number).walk(delta, f.step, f.threshold, f.max_steps)
             except radius.EndlessWalk:
                 raise UserError(
-                    f"{networks[number][0]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the loss "
-                    f"by less than {f.threshold:g}; give a larger --step"
+                    f"{networks[number][0]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the "
+                    f"loss by less than {f.threshold:g}; give a larger --step"
                 ) from None
             log.info(
                 "%s, direction %d: I = %.4g, radius %.4g, loss there %.4g",

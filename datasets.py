@@ -158,7 +158,7 @@ RANDOM_LABELS_SEED = 0
 
 
 def input_statistics(dataset: Dataset) -> tuple[tuple, tuple]:
-    """Mean and standard deviation of each channel of the training pixels in [0, 1]: published, or measured."""
+    """Mean and standard deviation of the training pixels in [0, 1], by channel: published, or measured."""
     if dataset.name in PUBLISHED_STATISTICS:
         return PUBLISHED_STATISTICS[dataset.name]
     (x, _), _ = dataset

@@ -296,7 +296,7 @@ FLAGS = [
         "stats_every",
         1,
         whole(1),
-        "evaluate only every n-th epoch and the last; in between the stats are the batches' (constant lr only)",
+        "evaluate only every n-th epoch and the last; between, stats are the batches' (constant lr only)",
     ),
     Flag(
         "early_reject",
@@ -314,13 +314,13 @@ FLAGS = [
     Flag("threshold", 0.05, number(0), "radius: the change of the loss that ends a walk"),
     Flag("max_steps", 100_000, whole(1), "radius: a walk longer than this is an error"),
     Flag(
-        "normalize", "none", choice("none", "layer"), "radius: layer: directions in proportion to layer norms"
+        "normalize", "none", choice("none", "layer"), "radius; layer: directions in proportion to layer norms"
     ),
     Flag(
         "method",
         "fast",
         choice("fast", "plain"),
-        "radius, points: short cuts, or the definition as it stands",
+        "radius, points: with short cuts, or by definition",
     ),
     Flag("grid", 50, whole(2), "points: how many a side"),
     Flag("eigenvalues", 5, whole(1), "curvature: how many of the Hessian's largest"),

@@ -1,4 +1,4 @@
-"""The largest eigenvalues and the trace of the Hessian of any run: measure_curvature <working directory> [--eid ...]."""
+"""The Hessian's largest eigenvalues and trace, any run: measure_curvature <working directory> [--eid ...]."""
 
 import core_flatness
 

@@ -1,4 +1,4 @@
-"""CIFAR-10: the flatness radius of the trained networks, all parameters perturbed (--random: random labels)."""
+"""CIFAR-10: the flatness radius of trained networks, all parameters perturbed (--random: random labels)."""
 
 import core_flatness
 

@@ -1,4 +1,4 @@
-"""MNIST: the flatness radius of the trained networks, all parameters perturbed (--random: random labels)."""
+"""MNIST: the flatness radius of trained networks, all parameters perturbed (--random: random labels)."""
 
 import core_flatness
 

@@ -1,4 +1,4 @@
-"""MNIST: the flatness radius of the trained networks, the last layer perturbed (--random: random labels)."""
+"""MNIST: the flatness radius of trained networks, the last layer perturbed (--random: random labels)."""
 
 import core_flatness
 

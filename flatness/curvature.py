@@ -37,12 +37,9 @@ class Hessian(LinearOperator):
         super().__init__(np.float64, (sum(self._sizes), sum(self._sizes)))
         width = max(math.prod(spec.out_shape) for spec in self.model.specs)
         self._blocks = examples.blocks(int(np.clip(BLOCK_FLOATS // width, 32, 2**13)))
-        functions = examples.functions
-        self._log_losses = functions.setdefault(
-            "log losses", tf.function(self._log_losses, reduce_retracing=True)
-        )
-        self._products = functions.setdefault("hvp", tf.function(self._products, reduce_retracing=True))
-        logs = np.concatenate([self._log_losses(*self._of(block)).numpy() for block in self._blocks])
+        self._product = examples.graph("hvp", self._products)
+        log_losses = examples.graph("log losses", self._log_losses)
+        logs = np.concatenate([log_losses(*self._of(block)).numpy() for block in self._blocks])
         top = logs.max()
         self.log_loss = float(top + np.log(np.exp(logs - top).mean()))
         self.log_frame = min(self.log_loss, 0.0)
@@ -87,7 +84,7 @@ class Hessian(LinearOperator):
         log_frame = tf.constant(self.log_frame, tf.float64)
         total = np.zeros(len(v))
         for block in self._blocks:
-            total += self._products(*self._of(block), log_frame, vectors).numpy()
+            total += self._product(*self._of(block), log_frame, vectors).numpy()
         return total * (length / len(self.examples))
 
     def _adjoint(self):

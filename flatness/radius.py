@@ -6,6 +6,8 @@ steps of length s: the radius is (k - 1) * s for the first k with
     |I(w) - I(w + k * s * delta)| >= threshold, or a loss that is no number.
 """
 
+import math
+
 import numpy as np
 
 from flatness.span import Examples, FastSpan, PlainSpan, Tensors
@@ -81,26 +83,35 @@ def reached(loss: float, origin: float, threshold: float) -> bool:
     return not abs(loss - origin) < threshold  # a NaN is reached
 
 
-def plain_walk(
-    examples: Examples, weights: Tensors, delta: Tensors, step: float, threshold: float, max_steps: int
-) -> dict:
+class PlainWalks:
     """The definition, step by step.
 
-    Returns: radius; profile, the losses at 0, s, 2s, ... up to the radius; end, the loss one step on.
-    Raises: EndlessWalk.
+    Args:
+      examples: the training set.
+      weights: of the network.
     """
-    span = PlainSpan(examples, [weights, delta])
-    profile = [span.loss((1.0, 0.0))]
-    for k in range(1, max_steps + 1):
-        loss = span.loss((1.0, k * step))
-        if reached(loss, profile[0], threshold):
-            return {"radius": (k - 1) * step, "profile": profile, "end": loss}
-        profile.append(loss)
-    raise EndlessWalk
+
+    def __init__(self, examples: Examples, weights: Tensors):
+        self.examples, self.weights = examples, weights
+
+    def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int) -> dict:
+        """Walk from the network along delta.
+
+        Returns: radius; profile, the losses at 0, s, 2s, ... up to the radius; end, the loss one step on.
+        Raises: EndlessWalk.
+        """
+        span = PlainSpan(self.examples, [self.weights, delta])
+        profile = [span.loss((1.0, 0.0))]
+        for k in range(1, max_steps + 1):
+            loss = span.loss((1.0, k * step))
+            if reached(loss, profile[0], threshold):
+                return {"radius": (k - 1) * step, "profile": profile, "end": loss}
+            profile.append(loss)
+        raise EndlessWalk
 
 
 class FastWalks:
-    """Walks from one network with the short cuts of `FastSpan`: the same radii as `plain_walk`.
+    """Walks from one network with the short cuts of `FastSpan`: the same radii as `PlainWalks`.
 
     A block of examples is taken through many steps at once. A step that the partial sums prove
     reached (losses are >= 0) is evaluated no further, and none beyond it. Those that, to judge by
@@ -117,7 +128,7 @@ class FastWalks:
         self._origin = None  # sums of the losses at w, block by block
 
     def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int) -> dict:
-        """As `plain_walk`; `end` may be a lower bound of that loss, and is one where it was proved so."""
+        """As `PlainWalks.walk`; `end` may be a lower bound of that loss, and is one where it was proved so."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:
             self._origin = np.array([sums[0] for _, sums in span.partial_sums(np.array([[1.0, 0.0]]))])
@@ -161,11 +172,14 @@ class FastWalks:
         return totals[:wanted] / n, bound
 
 
+WALKS = {"plain": PlainWalks, "fast": FastWalks}
+
+
 def summary(walks: list[dict], length: float) -> dict:
     """What is said of one network.
 
     Args:
-      walks: as `plain_walk` returns them, one for each direction.
+      walks: as `PlainWalks.walk` returns them, one for each direction.
       length: the norm of the network's perturbed tensors. A homogeneous network's radius grows with it.
     """
     radii = [walk["radius"] for walk in walks]
@@ -186,8 +200,9 @@ def table_row(networks: dict[str, dict], dataset: str, params: str, random: bool
     Args:
       networks: {name: summary}.
 
-    Returns: mean, sd, by_norm_mean, by_norm_sd, published (mean, sd) or None, standard_errors (how far
-      from the published mean, in standard errors of the difference of two means of three) or None, text.
+    Returns: mean, sd, by_norm_mean, by_norm_sd, text, published: (mean, sd) or None; and where it is
+      known, standard_errors: how far apart the two means are, in standard errors of their difference,
+      sqrt((sd^2 + sd_published^2) / (n - 1)), n = 3 networks (sd being the population's).
     """
     means = [network["mean"] for network in networks.values()]
     by_norm = [network["mean_by_norm"] for network in networks.values()]
@@ -204,5 +219,9 @@ def table_row(networks: dict[str, dict], dataset: str, params: str, random: bool
         f"(by norm {row['by_norm_mean']:.4f} ± {row['by_norm_sd']:.4f})"
     )
     if row["published"]:
-        row["text"] += "; published {:.4f} ± {:.4f}".format(*row["published"])
+        published, sd = row["published"]
+        row["text"] += f"; published {published:.4f} ± {sd:.4f}"
+        if len(means) > 1 and (error := math.sqrt((row["sd"] ** 2 + sd**2) / (len(means) - 1))):
+            row["standard_errors"] = abs(row["mean"] - published) / error
+            row["text"] += f": {row['standard_errors']:.1f} standard errors apart"
     return row

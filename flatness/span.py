@@ -59,6 +59,10 @@ class Examples:
     def blocks(self, size: int) -> list[slice]:
         return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
 
+    def graph(self, key, function: Callable) -> Callable:
+        """The graph of a function, traced once for all who use the same key."""
+        return self.functions.setdefault(key, tf.function(function, reduce_retracing=True))
+
     def inputs(self, block: slice) -> tf.Tensor:
         """What layer 0 is given for these examples, float32 [b, ...]."""
         if self.normalized is not None:
@@ -78,9 +82,7 @@ class PlainSpan:
         self.examples, self.model, self.basis = examples, examples.model, basis
         width = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
         self.block_size = int(np.clip(PLAIN_FLOATS // width, 64, 2**13))
-        self._sum = examples.functions.setdefault(
-            "plain", tf.function(self._sum_of_losses, reduce_retracing=True)
-        )
+        self._sum = examples.graph("plain", self._sum_of_losses)
 
     def _sum_of_losses(self, inputs, labels):
         logits = self.model.after(0, self.model.layers[0].affine(inputs))
@@ -155,8 +157,7 @@ class FastSpan:
 
     def _graph(self, name: str, function: Callable) -> Callable:
         """One graph for all spans of these examples: it sees nothing of self but model, first, linear."""
-        key = name, self.first
-        return self.examples.functions.setdefault(key, tf.function(function, reduce_retracing=True))
+        return self.examples.graph((name, self.first), function)
 
     # What is computed once
 

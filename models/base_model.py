@@ -205,7 +205,7 @@ class Model(tf.Module):
             batch = batches[i]
             x, y = tf.gather(images, batch), tf.gather(labels, batch)
             if augment_seed is not None:
-                x = crop_and_flip(x, augment_seed + [0, i])
+                x = crop_and_flip(x, tf.stack([augment_seed[0], augment_seed[1] + i]))
             loss = self.step(self.pixels(x), y, lr, log_frame)
             return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
 
