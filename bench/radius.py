@@ -136,9 +136,8 @@ def main() -> None:
         "plain_ms_a_point": 1e3 * plain_point,
     }
     print(f"{len(y)} examples, roof {found['roof_gflops']:.0f} GFLOP/s")
-    print(
-        f"plain walk: {found['plain']['fraction']:.0%} of the roof, {found['plain']['seconds_a_point']:.3f} s a point"
-    )
+    part = found["plain"]
+    print(f"plain walk: {part['fraction']:.0%} of the roof, {part['seconds_a_point']:.3f} s a point")
     for name, part in (("all params", everything), ("top layer", found["top"])):
         print(
             f"{name}: {part['speedup']:.2f} times as fast as the plain walk "

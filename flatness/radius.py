@@ -128,7 +128,7 @@ class FastWalks:
         self._origin = None  # sums of the losses at w, block by block
 
     def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int) -> dict:
-        """As `PlainWalks.walk`; `end` may be a lower bound of that loss, and is one where it was proved so."""
+        """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:
             self._origin = np.array([sums[0] for _, sums in span.partial_sums(np.array([[1.0, 0.0]]))])

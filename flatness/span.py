@@ -36,6 +36,15 @@ def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
             setattr(*place, variable)
 
 
+def nan_if_no_variance(model) -> tf.Tensor:
+    """NaN where a batch norm's (perturbed) variance has become negative, else 0; float32.
+
+    For then the network computes nothing, but relu and max pool here turn a NaN into a number.
+    """
+    norms = [layer.bn for layer in model.layers if layer.bn is not None]
+    return sum((0.0 * tf.reduce_sum(tf.sqrt(bn.variance + bn.EPS)) for bn in norms), tf.constant(0.0))
+
+
 class Examples:
     """A training set as layer 0 sees it, on the device.
 
@@ -86,7 +95,7 @@ class PlainSpan:
 
     def _sum_of_losses(self, inputs, labels):
         logits = self.model.after(0, self.model.layers[0].affine(inputs))
-        return tf.reduce_sum(cross_entropy(labels, logits))
+        return tf.reduce_sum(cross_entropy(labels, logits + nan_if_no_variance(self.model)))
 
     def at(self, coefficients: np.ndarray) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
@@ -236,7 +245,7 @@ class FastSpan:
         def logits(i):
             with using(self._places, [stack[i] for stack in stacks]):
                 z = sum(c[i, j] * p for j, p in enumerate(products)) if products else layer.affine(x)
-                return self.model.after(self.first, z)
+                return self.model.after(self.first, z) + nan_if_no_variance(self.model)
 
         shape = tf.TensorSpec([None, self.model.n_classes], tf.float32)
         z = tf.map_fn(logits, tf.range(m), fn_output_signature=shape, parallel_iterations=1)

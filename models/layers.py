@@ -37,7 +37,7 @@ class BatchNorm(tf.Module):
     def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
         if not training:
             return self._normalized(x, self.mean, self.variance)
-        mean, variance = tf.nn.moments(x, range(len(x.shape) - 1))
+        mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
         n = tf.cast(tf.size(x) / tf.size(mean), tf.float32)
         self.mean.assign_add(self.MOMENTUM * (mean - self.mean))
         unbiased = variance * n / tf.maximum(n - 1, 1)
