@@ -80,6 +80,8 @@ class FlatnessCore(Core):
             run = results.create(self.logs_dir(), self.name)
             results.WorkDir(run).write_json("about.json", self.about())
         results.WorkDir(run).write_json("flags.json", flags)
+        # Each network has graphs of its own; TensorFlow would warn that so many are traced.
+        core.import_tensorflow().get_logger().setLevel("ERROR")
         children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
         for seed, child in children.items():
             self.flags, self.f = child, SimpleNamespace(**child)

@@ -1,0 +1,241 @@
+"""The flatness experiments as commands: the whole chain, resuming, and users' mistakes."""
+
+import importlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands_test import ENV, assert_one_line, command
+from conftest import ROOT
+
+import core
+import figures
+import results
+from core_flatness import FlatnessCore
+from flatness import radius
+from results import UserError
+
+LAST = ["F", 10, {"act": False}]
+SMALL_VGG = [["C", 8, [3, 3], {"bn": True}], ["P"], ["C", 8, [3, 3], {"bn": True}], *([["P"]] * 4), LAST]
+
+
+def run(script, tmp_path, model=None, **flags):
+    """A script's task in this process; returns the working directory."""
+    script_flags = importlib.import_module(script).flags
+    flags = script_flags | {"logs_dir": str(tmp_path / "logs"), "gpu": -1} | flags
+    if model:
+        flags["model"] = flags["model"] | model
+    return FlatnessCore(flags, script).run()
+
+
+def load(path):
+    return results.load(path)["raw"]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """train_mnist on digits and all that measures it, each by ./run.sh; {name: working directory}.
+
+    took: processor seconds, which other processes on the machine do not lengthen as they do the clock's.
+    """
+    tmp_path = tmp_path_factory.mktemp("chain")
+    common = ["--dataset", "digits", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
+    began, printed = resource.getrusage(resource.RUSAGE_CHILDREN), {}
+    for name, *words in (
+        ("train_mnist", "--E", "5"),
+        ("measure_radius_mnist", "--directions", "2"),
+        ("measure_radius_mnist_top", "--directions", "2"),
+        ("make_points_mnist", "--grid", "6"),
+    ):
+        done = command("run.sh", name, *common, *words)
+        assert done.returncode == 0, done.stderr
+        printed[name] = done.stdout
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime
+    latest = (tmp_path / "logs" / "train_mnist" / "latest").resolve()
+    paths = {name: (latest / name / "latest").resolve() for name in printed}
+    return paths | {"train_mnist": latest, "tmp_path": tmp_path, "printed": printed, "took": took}
+
+
+def test_the_chain_goes_from_training_to_a_table_and_a_surface_in_two_minutes(chain, tmp_path):
+    assert chain["took"] < 120
+    assert sorted(load(chain["train_mnist"])) == [0, 1, 2]
+    assert all(info["eid"] == 5 for info in load(chain["train_mnist"]).values())
+    assert "digits, all params: " in chain["printed"]["measure_radius_mnist"]
+    arrays = [np.load(chain["make_points_mnist"] / f"{name}.npy") for name in "XYZ"]
+    assert all(a.shape == (6, 6) for a in arrays) and np.isfinite(arrays[2]).all()
+    for name, array in zip("XYZ", arrays, strict=True):
+        assert (load(chain["make_points_mnist"])[name] == array).all()
+    assert figures.surface(*arrays, tmp_path / "surface.png").stat().st_size > 1000
+
+
+def test_res_has_every_direction_the_profile_the_loss_and_the_row(chain):
+    for name, step, params in (
+        ("measure_radius_mnist", 1.0, "all"),
+        ("measure_radius_mnist_top", 0.2, "top"),
+    ):
+        raw = load(chain[name])
+        assert sorted(raw["networks"]) == ["seed 0", "seed 1", "seed 2"]
+        for found in raw["networks"].values():
+            assert len(found["radii"]) == len(found["profiles"]) == 2
+            for r, profile, end in zip(found["radii"], found["profiles"], found["ends"], strict=True):
+                assert len(profile) == round(r / step) + 1 and profile[0] == found["I"]
+                assert max(abs(np.array(profile) - found["I"])) < 0.05 <= abs(end - found["I"])
+            assert found["mean"] == np.mean(found["radii"])
+            assert found["mean_by_norm"] == pytest.approx(found["mean"] / found["norm"])
+        assert raw["row"]["mean"] == np.mean([found["mean"] for found in raw["networks"].values()])
+        assert results.read_flags(chain[name])["params"] == params
+
+
+def test_the_plain_methods_give_the_same_table_and_surface(chain, tmp_path):
+    source = {"load_dir": str(chain["train_mnist"])}
+    plain = load(run("measure_radius_mnist", tmp_path, **source, method="plain", directions=2))
+    for name, found in load(chain["measure_radius_mnist"])["networks"].items():
+        assert found["radii"] == plain["networks"][name]["radii"]
+    Z = load(run("make_points_mnist", tmp_path, **source, method="plain", grid=6))["Z"]
+    np.testing.assert_allclose(load(chain["make_points_mnist"])["Z"], Z, rtol=1e-5)
+
+
+def test_random_labels_are_made_once_and_their_runs_are_found_by_random(chain, tmp_path):
+    labels = str(tmp_path / "labels.npz")
+    run("make_random_labels", tmp_path, dataset="digits", random_labels=labels)
+    before = os.stat(labels).st_mtime_ns
+    run("make_random_labels", tmp_path, dataset="digits", random_labels=labels)
+    assert os.stat(labels).st_mtime_ns == before
+    trained = run("train_mnist_random", tmp_path, dataset="digits", random_labels=labels, E=1, seeds=(7,))
+    measured = run("measure_radius_mnist", tmp_path, random=True, directions=1)
+    assert measured.is_relative_to(trained)
+    assert load(measured)["row"]["text"].startswith("digits, all params, random labels: ")
+    core_ = FlatnessCore({"task": "measure_radius", "load_dir": str(trained), "eid": "last"}, "m")
+    with np.load(labels) as arrays:
+        assert (core_.dataset[0][1] == arrays["labels"]).all()
+    np.savez(labels, labels=np.zeros(1500, np.int32))
+    with pytest.raises(UserError, match="other data or labels"):
+        run("measure_radius_mnist", tmp_path, random=True, directions=1)
+    np.savez(labels, labels=np.zeros(1499, np.int32))
+    with pytest.raises(UserError, match=r"\[1499\]"):
+        run("measure_radius_mnist", tmp_path, random=True, directions=1)
+
+
+def copied(chain, tmp_path):
+    return shutil.copytree(chain["train_mnist"], tmp_path / "copy", symlinks=True)
+
+
+def test_only_two_of_three_seeds_trained_is_one_clear_line(chain, tmp_path):
+    path = copied(chain, tmp_path)
+    shutil.rmtree(path / "seed-2")
+    words = [sys.executable, str(ROOT / "make_points_mnist.py"), str(path), "--gpu", "-1"]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
+    assert_one_line(done, 2, "seed 2 has 0 of its 5 epochs", f"./run.sh train_mnist --resume {path}")
+
+
+def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_it(chain, tmp_path):
+    small = {"dataset": "digits", "seeds": (4, 5), "train_N": 300}
+    path = run("train_mnist", tmp_path, **small, E=1)
+    flags = json.loads((path / "flags.json").read_text()) | {"E": 2}
+    (path / "flags.json").write_text(json.dumps(flags))
+    with pytest.raises(UserError, match="seed 4 has 1 of its 2 epochs"):
+        run("measure_radius_mnist", tmp_path)
+    run("train_mnist", tmp_path, **small, E=2, resume=str(path))
+    straight = run("train_mnist", tmp_path, **small, E=2)
+    for seed in small["seeds"]:
+        for (_, a), (_, b) in zip(
+            *(results.load_weights(p / f"seed-{seed}") for p in (path, straight)), strict=True
+        ):
+            assert (a == b).all()
+
+
+def test_networks_of_different_shapes_are_refused(chain, tmp_path):
+    path = copied(chain, tmp_path)
+    other = run(
+        "train_mnist", tmp_path, dataset="digits", E=5, seeds=(1,), model={"description": [["F", 8], LAST]}
+    )
+    shutil.copy(other / "seed-1" / "checkpoint.npz", path / "seed-1" / "checkpoint.npz")
+    for script in ("make_points_mnist", "measure_radius_mnist"):
+        with pytest.raises(UserError, match="seed-1: holds another network"):
+            run(script, tmp_path, load_dir=str(path), directions=1)
+
+
+def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path):
+    with pytest.raises(UserError, match=r"no run of train_mnist_random .* \./run\.sh train_mnist_random"):
+        run("measure_radius_mnist", tmp_path, random=True)
+    with pytest.raises(UserError, match="is on digits"):
+        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), dataset="mnist")
+    with pytest.raises(UserError, match="give a training run's directory"):
+        run("measure_radius_mnist", tmp_path, load_dir=str(chain["measure_radius_mnist"]))
+    with pytest.raises(UserError, match="1 steps of 1e-06"):
+        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), step=1e-6, max_steps=1)
+
+
+def test_a_stopped_measurement_goes_on_where_it_was(chain, tmp_path, monkeypatch):
+    source = {"load_dir": str(chain["train_mnist"]), "directions": 2}
+    whole = load(chain["measure_radius_mnist"])
+    real, walked = radius.FastWalks.walk, []
+
+    def walk(self, *args):
+        if len(walked) == 3:
+            raise core.Stopped(2)
+        walked.append(1)
+        return real(self, *args)
+
+    monkeypatch.setattr(radius.FastWalks, "walk", walk)
+    with pytest.raises(core.Stopped):
+        run("measure_radius_mnist", tmp_path, **source)
+    path = (chain["train_mnist"] / "measure_radius_mnist" / "latest").resolve()
+    with open(path / "journal.jsonl", "a") as file:
+        file.write('{"part": 3, "radi')  # as a kill may leave it
+    walked.clear()
+    walked.append(0)
+    walked.append(0)  # three more, and no more, may be walked
+    monkeypatch.setattr(radius.FastWalks, "walk", lambda self, *args: walked.append(1) or real(self, *args))
+    run("measure_radius_mnist", tmp_path, **source, resume=str(path))
+    assert len(walked) == 2 + 3
+    assert load(path) == whole
+
+
+def test_runs_of_the_margin_paper_are_measured_epoch_by_epoch(tiny_flags, tmp_path):
+    path = core.Core(tiny_flags | {"archive": 2}, "exper").run()
+    raw = load(run("measure_radius", tmp_path, load_dir=str(path), eid=[2, 4], directions=2, step=0.2))
+    assert list(raw["networks"]) == ["epoch 2", "epoch 4"]
+    layerwise = run("measure_radius", tmp_path, load_dir=str(path), directions=1, step=0.2, normalize="layer")
+    assert list(load(layerwise)["networks"]) == ["epoch 4"]
+    found = load(run("measure_curvature", tmp_path, load_dir=str(path), eid="all", eigenvalues=2, probes=2))
+    assert list(found) == ["epoch 2", "epoch 4"]
+    for part in found.values():
+        assert len(part["eigenvalues"]) == 2 and part["eigenvalues"][0] >= part["eigenvalues"][1]
+
+
+def test_the_cifar_chain_runs_on_a_small_part_of_the_data(real_data, tmp_path):
+    small = {"data_dir": real_data, "train_N": 200, "B": 50, "E": 2, "model": {"description": SMALL_VGG}}
+    labels = str(tmp_path / "labels.npz")
+    run(
+        "make_random_labels",
+        tmp_path,
+        dataset="cifar10",
+        data_dir=real_data,
+        train_N=200,
+        random_labels=labels,
+    )
+    for script, more in (("train_cifar", {}), ("train_cifar_random", {"random_labels": labels})):
+        random = bool(more)
+        trained = run(script, tmp_path, **small, **more)
+        for name in ("measure_radius_cifar", "measure_radius_cifar_top"):
+            row = load(run(name, tmp_path, random=random, directions=1))["row"]
+            assert row["published"] and row["mean"] >= 0
+        points = run("make_points_cifar_random" if random else "make_points_cifar", tmp_path, grid=3)
+        assert points.is_relative_to(trained) and np.load(points / "Z.npy").shape == (3, 3)
+
+
+def test_the_same_seed_trains_the_same_network_crops_and_all(real_data, tmp_path):
+    small = {"data_dir": real_data, "train_N": 100, "B": 50, "E": 1, "model": {"description": SMALL_VGG}}
+    a, b, plain = (
+        results.load_weights(run("train_cifar", tmp_path, **small, seeds=(3,), augment=augment) / "seed-3")
+        for augment in ("crop-flip", "crop-flip", "none")
+    )
+    assert all((x == y).all() for (_, x), (_, y) in zip(a, b, strict=True))
+    assert any((x != y).any() for (_, x), (_, y) in zip(a, plain, strict=True))
