@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from flatness.span import Examples
+from flatness.span import Examples, log_odds
 
 BLOCK_FLOATS = 2**20  # activations of a layer in one pass
 TOLERANCE = 1e-4  # relative, of the eigenvalues: the products are float32
@@ -49,11 +49,7 @@ class Hessian(LinearOperator):
         return self.examples.inputs(block), self.examples.labels[block]
 
     def _s(self, inputs, labels):
-        """s = logsumexp_{j != y} (z_j - z_y), float64 [B]; the loss is softplus(s)."""
-        z = tf.cast(self.model.after(0, self.model.layers[0].affine(inputs)), tf.float64)
-        d = z - tf.gather(z, labels, axis=1, batch_dims=1)[:, None]
-        is_label = tf.one_hot(labels, z.shape[-1], True, False, dtype=tf.bool)
-        return tf.reduce_logsumexp(tf.where(is_label, tf.constant(-1e300, tf.float64), d), axis=1)
+        return log_odds(labels, self.model.after(0, self.model.layers[0].affine(inputs)))
 
     def _log_losses(self, inputs, labels):
         s = self._s(inputs, labels)

@@ -11,8 +11,6 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from models.base_model import hp_sparse_softmax_cross_entropy_with_logits_v1 as cross_entropy
-
 PLAIN_FLOATS = 2**22  # activations of a layer in the plain evaluation: more are no faster
 CACHED_FLOATS = 2**19  # ... where a block of examples goes through several points: about the L2 cache
 KEPT_BYTES = 2**30  # what is computed once and kept, at most
@@ -34,6 +32,18 @@ def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
     finally:
         for place, variable in zip(places, variables, strict=True):
             setattr(*place, variable)
+
+
+def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """s = logsumexp_{j != y} (z_j - z_y), float64 [B]; the cross-entropy is softplus(s) (SPEC M2).
+
+    Of plain differentiable ops, as often as one likes; the training loss has only its first gradient,
+    and is compiled anew for every new number of examples.
+    """
+    z = tf.cast(logits, tf.float64)
+    d = z - tf.gather(z, labels, axis=1, batch_dims=1)[:, None]
+    is_label = tf.one_hot(labels, logits.shape[-1], True, False, dtype=tf.bool)
+    return tf.reduce_logsumexp(tf.where(is_label, tf.constant(-1e300, tf.float64), d), axis=1)
 
 
 def nan_if_no_variance(model) -> tf.Tensor:
@@ -95,7 +105,7 @@ class PlainSpan:
 
     def _sum_of_losses(self, inputs, labels):
         logits = self.model.after(0, self.model.layers[0].affine(inputs))
-        return tf.reduce_sum(cross_entropy(labels, logits + nan_if_no_variance(self.model)))
+        return tf.reduce_sum(tf.nn.softplus(log_odds(labels, logits + nan_if_no_variance(self.model))))
 
     def at(self, coefficients: np.ndarray) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
@@ -250,7 +260,7 @@ class FastSpan:
         shape = tf.TensorSpec([None, self.model.n_classes], tf.float32)
         z = tf.map_fn(logits, tf.range(m), fn_output_signature=shape, parallel_iterations=1)
         z = tf.reshape(z, [-1, self.model.n_classes])  # [m * b, C]
-        losses = cross_entropy(tf.tile(labels, [m]), z)
+        losses = tf.nn.softplus(log_odds(tf.tile(labels, [m]), z))
         return tf.reduce_sum(tf.reshape(losses, [m, -1]), axis=1)
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:

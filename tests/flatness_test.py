@@ -14,6 +14,7 @@ from flatness import curvature, interpolation, radius, span
 from flatness.span import Examples, FastSpan, PlainSpan
 from models.architectures import VGG16, VGG16_BN
 from models.augmentation import crop_and_flip
+from models.base_model import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
 from models.layers import BatchNorm
 from models.simple_sequential import SimpleSequential
 from results import UserError
@@ -179,6 +180,19 @@ def test_random_labels_of_another_length_or_no_labels_at_all_are_refused(tmp_pat
 
 
 # Spans
+
+
+def test_the_loss_of_spans_is_the_high_precision_cross_entropy():
+    logits = (
+        np.random.default_rng(0).normal(0, 1, (40, 10)).astype(np.float32)
+        * np.geomspace(0.1, 100, 40)[:, None]
+    )
+    labels = np.arange(40, dtype=np.int32) % 10
+    labels[20:] = logits[20:].argmax(1)  # the losses of these are as small as 1e-40
+    expected = hp_loss(tf.constant(labels), tf.constant(logits))
+    assert float(tf.reduce_min(expected)) < 1e-30
+    got = tf.nn.softplus(span.log_odds(tf.constant(labels), tf.constant(logits)))
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
