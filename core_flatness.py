@@ -77,9 +77,8 @@ class FlatnessCore(Core):
             run = results.check_run(flags["resume"])
             self._check_resumed(run)
         else:
-            run = results.create(self.logs_dir(), self.name)
-            results.WorkDir(run).write_json("about.json", self.about())
-        results.WorkDir(run).write_json("flags.json", flags)
+            run = results.create(self.logs_dir(), self.name, {"about.json": self.about()})
+        results.WorkDir(run).write_json("flags.json", flags | {"resume": None})
         # Each network has graphs of its own; TensorFlow would warn that so many are traced.
         core.import_tensorflow().get_logger().setLevel("ERROR")
         children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
@@ -200,13 +199,11 @@ class FlatnessCore(Core):
             path = results.check_run(self.f.resume)
             self._check_resumed(path)
         else:
-            path = results.create(Path(self.f.load_dir), self.name)
+            files = {"about.json": self.about(), "flags.json": self.flags}
+            path = results.create(Path(self.f.load_dir), self.name, files)
         work_dir = results.WorkDir(path)
         done = work_dir.rewind(key="part")
         with self._watch_signals(), logging_to(path / "stdout"):
-            if not done:
-                work_dir.write_json("about.json", self.about())
-                work_dir.write_json("flags.json", self.flags)
             self._print_header(path)
             log.info("measures: %s", shown_path(Path(self.f.load_dir)))
             try:

@@ -60,11 +60,9 @@ def networks(run: str | None, args) -> tuple[FlatnessCore, list]:
         return core, [core._weights(*where) for where in core.networks().values()]
     trained = []
     for seed in (0, 1, 2):
-        core = FlatnessCore(flags | {"seed": seed}, "bench")
-        with tempfile.TemporaryDirectory() as place:
-            core.place = Path(place)
-            core.train()
-            trained.append([w for _, w in results.load_weights(place)])
+        with tempfile.TemporaryDirectory() as logs:
+            core = FlatnessCore(flags | {"seed": seed, "logs_dir": logs}, "bench")
+            trained.append([w for _, w in results.load_weights(core.run())])
     return core, trained
 
 
