@@ -101,7 +101,7 @@ def test_the_plain_methods_give_the_same_table_and_surface(chain, tmp_path):
     np.testing.assert_allclose(load(chain["make_points_mnist"])["Z"], Z, rtol=1e-5)
 
 
-def test_random_labels_are_made_once_and_their_runs_are_found_by_random(chain, tmp_path):
+def test_random_labels_are_made_once_and_their_runs_are_found_by_random(tmp_path):
     labels = str(tmp_path / "labels.npz")
     run("make_random_labels", tmp_path, dataset="digits", random_labels=labels)
     before = os.stat(labels).st_mtime_ns
@@ -134,7 +134,7 @@ def test_only_two_of_three_seeds_trained_is_one_clear_line(chain, tmp_path):
     assert_one_line(done, 2, "seed 2 has 0 of its 5 epochs", f"./run.sh train_mnist --resume {path}")
 
 
-def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_it(chain, tmp_path):
+def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_it(tmp_path):
     small = {"dataset": "digits", "seeds": (4, 5), "train_N": 300}
     path = run("train_mnist", tmp_path, **small, E=1)
     flags = json.loads((path / "flags.json").read_text()) | {"E": 2}
