@@ -9,7 +9,7 @@ TARGETED = ("cw", "ddn", "fmn")  # the methods that can be aimed at a class
 
 
 def build(f: SimpleNamespace, logits, shape: tuple[int, int, int]):
-    """The attack that the flags name, on the network `logits`; a flag that is None keeps the paper's value."""
+    """The attack that the flags name, on `logits`; where a flag is None the paper's value stands."""
     from attacks import bim, ddn, deepfool, fmn, l2_attack, linf_attack
     from attacks.base import normalized
 
