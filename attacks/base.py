@@ -66,6 +66,18 @@ def normalized(logits: Logits, how: str) -> Logits:
     return scaled
 
 
+def padded_size(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: batches have few sizes, as the pool's gradient is
+    compiled anew for each."""
+    size = 1 << max(n - 1, 0).bit_length()
+    return size * 3 // 4 if size >= 4 and n <= size * 3 // 4 else size
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """Row numbers int [n], n >= 1, filled up to a batch of `padded_size` with the last one."""
+    return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
+
+
 class Attack:
     """An attack on a network; a subclass says how.
 

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.utils import clip_eta, optimize_linear
 
-from attacks.base import Attack, Logits, is_adversarial, per_image
+from attacks.base import Attack, Logits, is_adversarial, padded, per_image
 
 
 class BasicIterativeMethod(Attack):
@@ -52,10 +52,11 @@ class BasicIterativeMethod(Attack):
         for k in range(2 * self.search_steps):
             bisecting = np.isfinite(good)
             todo = np.flatnonzero(bisecting | (k < self.search_steps))
-            x, found = (
-                t.numpy()
-                for t in self._try(images[todo], labels[todo], epsilon[todo].astype(np.float32))
-            )  # fmt: skip
+            if not len(todo):
+                break
+            rows = padded(todo)
+            result = self._try(images[rows], labels[rows], epsilon[rows].astype(np.float32))
+            x, found = (t.numpy()[: len(todo)] for t in result)
             norm = np.sqrt(((x - images[todo]).astype(np.float64) ** 2).sum(axis=(1, 2, 3)))
             better = found & (norm < best_norm[todo])
             best[todo[better]], best_norm[todo[better]] = x[better], norm[better]

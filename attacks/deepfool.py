@@ -2,7 +2,9 @@
 
 import tensorflow as tf
 
-from attacks.base import Attack, Logits, divide, is_adversarial, l2, per_image
+from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
+
+MAX_BATCH = 1 << 16
 
 
 class DeepFool(Attack):
@@ -47,19 +49,25 @@ class DeepFool(Attack):
         return divide(w_l, norm_l) * per_image(length), is_adversarial(self.gap(z, y), z)
 
     def _run(self, x0, y):
-        def step(k, active, x, r):
-            rows = active[:, None]
-            r_step, outside = self._nearest_face(tf.gather(x, active), tf.gather(y, active))
-            active, r_step = tf.boolean_mask(active, ~outside), tf.boolean_mask(r_step, ~outside)
-            rows = active[:, None]
-            r = tf.tensor_scatter_nd_add(r, rows, r_step)
-            moved = tf.gather(x0, active) + (1 + self.overshoot) * tf.gather(r, active)
-            return k + 1, active, tf.tensor_scatter_nd_update(x, rows, tf.clip_by_value(moved, 0, 1)), r
+        n = tf.shape(y)[0]
+        sizes = tf.constant(sorted({padded_size(k) for k in range(1, MAX_BATCH + 1)}))
 
-        _, _, x, _ = tf.while_loop(
-            lambda k, active, x, r: (k < self.steps) & (tf.size(active) > 0),
+        def step(k, n_inside, inside, x, r):
+            # Those inside first; those outside only fill the batch up to one of a few sizes.
+            size = tf.minimum(sizes[tf.searchsorted(sizes, n_inside[None])[0]], n)
+            rows = tf.argsort(tf.cast(~inside, tf.int32), stable=True)[:size][:, None]
+            x_rows, x0_rows = tf.gather_nd(x, rows), tf.gather_nd(x0, rows)
+            r_step, outside = self._nearest_face(x_rows, tf.gather_nd(y, rows))
+            outside |= ~tf.gather_nd(inside, rows)
+            r = tf.tensor_scatter_nd_add(r, rows, tf.where(per_image(outside), 0.0, r_step))
+            moved = tf.clip_by_value(x0_rows + (1 + self.overshoot) * tf.gather_nd(r, rows), 0, 1)
+            x = tf.tensor_scatter_nd_update(x, rows, tf.where(per_image(outside), x_rows, moved))
+            inside = tf.tensor_scatter_nd_update(inside, rows, ~outside)
+            return k + 1, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r
+
+        *_, x, _ = tf.while_loop(
+            lambda k, n_inside, *_: (k < self.steps) & (n_inside > 0),
             step,
-            (0, tf.range(tf.shape(y)[0]), x0, tf.zeros_like(x0)),
-            shape_invariants=(tf.TensorShape([]), tf.TensorShape([None]), x0.shape, x0.shape),
+            (0, n, tf.ones_like(y, tf.bool), x0, tf.zeros_like(x0)),
         )
         return x

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from attacks.base import Attack, Logits, is_adversarial, per_image
+from attacks.base import Attack, Logits, is_adversarial, padded, per_image
 
 PIECE = 250  # iterations in one call of the graph, at most: between two, the attack can be stopped
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
@@ -72,14 +72,16 @@ class CarliniWagnerL2(Attack):
             todo, losses = int(min(tenth, self.iterations - t[a].max())), []
             while todo:
                 piece = min(todo, PIECE)
-                rows = (images, start, labels, c, w, m, v, t, best, best_l2, found)
-                *state, mean_loss, loss = self._adam(piece, *(array[a] for array in rows))
-                w[a], m[a], v[a], best[a], best_l2[a], found[a] = (s.numpy() for s in state)
-                losses.append(mean_loss.numpy().astype(np.float64) * piece)
+                given = (images, start, labels, c, w, m, v, t, best, best_l2, found)
+                rows = padded(a)
+                results = self._adam(piece, *(array[rows] for array in given))
+                *state, mean_loss, loss = (result.numpy()[: len(a)] for result in results)
+                w[a], m[a], v[a], best[a], best_l2[a], found[a] = state
+                losses.append(mean_loss.astype(np.float64) * piece)
                 t[a] += piece
                 todo -= piece
                 tick(float((searched + t / self.iterations).sum()) / (n * self.binary_search_steps))
-            done = self._stalled(sum(losses), loss.numpy().astype(np.float64), last_loss, a)
+            done = self._stalled(sum(losses), loss.astype(np.float64), last_loss, a)
             done = a[done | (t[a] >= self.iterations)]
             # Bisection, or ten times as much as long as nothing was found (section VI.A).
             upper[done] = np.where(found[done], np.minimum(upper[done], c[done]), upper[done])

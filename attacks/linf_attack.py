@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.utils import clip_eta, optimize_linear
 
-from attacks.base import Attack, Logits, gap, is_adversarial, per_image
+from attacks.base import Attack, Logits, gap, is_adversarial, padded, per_image
 
 PIECE = 25  # steps in one call of the graph; between two, images that are done leave the batch
 
@@ -62,7 +62,9 @@ class ProjectedGradientDescent(Attack):
             x = np.stack([self._start(images[i], indices[i], k, eps) for i in active])
             for first in range(0, self.steps, PIECE):
                 piece = min(PIECE, self.steps - first)
-                x, found = (t.numpy() for t in self._climb(images[active], x, labels[active], eps, piece))
+                rows = padded(np.arange(len(active)))
+                result = self._climb(images[active[rows]], x[rows], labels[active[rows]], eps, piece)
+                x, found = (t.numpy()[: len(active)] for t in result)
                 best[active[found]] = x[found]
                 active, x = active[~found], x[~found]
                 if not len(active):

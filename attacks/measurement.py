@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from attacks import certificate
-from attacks.base import Attack
+from attacks.base import Attack, padded
 from results import UserError
 
 # Batches attacked at once on a CPU: what runs on one thread in one of them is filled up by the other.
@@ -98,7 +98,8 @@ def attack_set(
             ticked = part
 
         if len(todo):
-            found[todo] = attack(x[todo], goal[todo], indices[where][todo], attack_tick)
+            rows = padded(todo)
+            found[todo] = attack(x[rows], goal[rows], indices[where][rows], attack_tick)[: len(todo)]
         success = wanted(model.logits(found).numpy())
         record = records[where]
         record["image"], record["success"] = found, success
