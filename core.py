@@ -539,23 +539,27 @@ class AttackRun:
         import_tensorflow()
         attack = attacks.build(f, core.model.logits, self.images.shape[1:])
         raw = results.read_journal(self.source)
-        due, res, summaries = measurement.Throttle(60), {}, {}
+        due, done, res, summaries = measurement.Throttle(60), 0.0, {}, {}
         with tqdm(
             total=len(self.eids) * len(self.images), unit="image", disable=None, dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         ) as bar:  # fmt: skip
 
             def tick(images: float) -> None:
+                nonlocal done
+                done += images  # a bar that is not on a terminal does not count
                 bar.update(images)
                 if due():
-                    log.info("%.0f of %d images", bar.n, bar.total)
+                    log.info("%.0f of %d images", done, bar.total)
                 core._stop_if_asked()
 
             for eid in self.eids:
                 records = measurement.open_records(
                     path / f"eid-{eid:06d}.npy", len(self.images), self.images.shape[1:]
                 )
-                bar.update(int(records["done"].sum()))
+                before = int(records["done"].sum())
+                done += before
+                bar.update(before)
                 self._load(eid)
                 measurement.attack_set(
                     attack,

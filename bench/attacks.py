@@ -31,7 +31,7 @@ from attacks.l2_attack import CarliniWagnerL2  # noqa: E402
 
 # {name: (images, iterations)}
 FULL = {"cw": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
-QUICK = {"cw": (16, 100), "ddn": (64, 100), "deepfool": (32, 50)}
+QUICK = {"cw": (16, 500), "ddn": (64, 100), "deepfool": (32, 50)}
 
 
 def sides(name, model, shape, iterations):
