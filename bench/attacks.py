@@ -24,10 +24,10 @@ import results
 
 tf = core.import_tensorflow()
 
-from attacks import measurement  # noqa: E402
-from attacks.ddn import DDN  # noqa: E402
-from attacks.deepfool import DeepFool  # noqa: E402
-from attacks.l2_attack import CarliniWagnerL2  # noqa: E402
+from attacks import measurement
+from attacks.ddn import DDN
+from attacks.deepfool import DeepFool
+from attacks.l2_attack import CarliniWagnerL2
 
 # {name: (images, iterations)}
 FULL = {"cw": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
