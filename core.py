@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,14 +90,14 @@ class Core:
         Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
         """
         tasks = self.tasks()
-        if self.f.task not in tasks:
+        if self.f.task not in tasks or (self.f.task == "attack" and self.f.load_dir is None):
             raise UserError(
                 f"--task {self.f.task}: not a task of ./run.sh; use ./eval.sh <attack> <directory>"
             )
         return tasks[self.f.task]()
 
     def tasks(self) -> dict:
-        return {"train": self.train, "train_peek": self.train_peek}
+        return {"train": self.train, "train_peek": self.train_peek, "attack": self.attack}
 
     # Training
 
@@ -293,6 +294,30 @@ class Core:
             log.info("epoch #%d + %d: %s", eid, next_eid - eid, stats_line(info["stats"]))
         return peeked
 
+    # Attacking
+
+    def attack(self) -> Path:
+        """Distances of images from the decision boundary at each stored epoch `eid` of load_dir (SPEC M6).
+
+        Leaves, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32
+        [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, for
+        L-infinity the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where none was found),
+        'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
+        the L2 distances, float64 [N]}}, and the summaries in summary.json.
+        """
+        run = AttackRun(self)
+        with self._watch_signals(), logging_to(run.work_dir.path / "stdout"):
+            self._print_header(run.work_dir.path)
+            log.info("attacking: %s", shown_path(run.source))
+            try:
+                run.attack_all()
+            except Stopped:
+                log.info("stopped; go on with:")
+                log.info("  ./eval.sh %s --resume %s", self.name, shown_path(run.work_dir.path))
+                raise
+            log.info("done: results in %s", shown_path(run.work_dir.path))
+        return run.work_dir.path
+
     def margins(self) -> np.ndarray:
         """q_i = z_{i,y_i} - max_{j != y_i} z_ij over the training set, float64 [N]."""
         (_, y_train), _ = self.dataset
@@ -485,6 +510,119 @@ class TrainingRun(Progress):
         self.last_res = time.monotonic()
 
 
+class AttackRun:
+    """One attack on the stored epochs of one run, with its traces on the disk.
+
+    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once.
+    """
+
+    def __init__(self, core: Core):
+        f = core.f
+        self.core = core
+        self.source = results.check_run(f.load_dir)
+        if results.read_about(self.source)["data"]["crc32"] != fingerprint(core.dataset):
+            raise UserError(
+                f"{self.source}: the data differ from those of the run; give the same with --data_dir"
+            )
+        self.eids = choose_eids(self.source, f.eid)
+        for eid in self.eids:
+            self._load(eid)
+        images, labels = core.dataset[("train", "test").index(f.attack_set)]
+        limit = len(images) if f.attack_N == "all" else f.attack_N
+        chosen = np.arange(len(images)) if f.attack is None else np.array(f.attack)
+        beyond = chosen[chosen >= len(images)]
+        if len(beyond) or limit > len(images):
+            flag = f"--attack {','.join(map(str, beyond))}" if len(beyond) else f"--attack_N {limit}"
+            raise UserError(f"{flag}: the {f.attack_set} set has {len(images)} images")
+        if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
+            raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
+        self.indices = chosen[:limit]
+        self.images, self.labels = images[self.indices], labels[self.indices]
+        self.linf = f.attack_method == "pgd"
+        if f.resume is not None:
+            name = results.read_about(f.resume)["experiment"]
+            if name != core.name:
+                raise UserError(
+                    f"--resume {f.resume}: results of {name}, not of {core.name}; "
+                    f"use ./eval.sh {name} --resume {f.resume}"
+                )
+            self.work_dir = results.WorkDir(Path(f.resume))
+        else:
+            files = {"about.json": core.about(), "flags.json": core.flags}
+            self.work_dir = results.WorkDir(results.create(self.source, core.name, files))
+
+    def _load(self, eid: int) -> None:
+        self.core.load_weights(results.load_weights(self.source, eid), f"epoch {eid} of {self.source}")
+
+    def attack_all(self) -> None:
+        """Attack every epoch that is not done, then write `res` and the summary. Raises: Stopped."""
+        import attacks
+        from attacks import measurement
+
+        path, f, core = self.work_dir.path, self.core.f, self.core
+        if (path / "res").exists():
+            log.info("nothing to do: all epochs are attacked already")
+            return
+        import_tensorflow()
+        attack = attacks.build(f, core.model.logits, self.images.shape[1:])
+        raw = results.read_journal(self.source)
+        due, done, res, summaries = measurement.Throttle(60), 0.0, {}, {}
+        with tqdm(
+            total=len(self.eids) * len(self.images), unit="image", disable=None, dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        ) as bar:  # fmt: skip
+
+            def tick(images: float) -> None:
+                nonlocal done
+                done += images  # a bar that is not on a terminal does not count
+                bar.update(images)
+                if due():
+                    log.info("%.0f of %d images", done, bar.total)
+                core._stop_if_asked()
+
+            for eid in self.eids:
+                records = measurement.open_records(
+                    path / f"eid-{eid:06d}.npy", len(self.images), self.images.shape[1:]
+                )
+                before = int(records["done"].sum())
+                done += before
+                bar.update(before)
+                self._load(eid)
+                measurement.attack_set(
+                    attack,
+                    core.model,
+                    self.images,
+                    self.labels,
+                    self.indices,
+                    records,
+                    f.attack_B,
+                    f.attack_target,
+                    f.attack_eps_list if self.linf else None,
+                    f.attack_certificate,
+                    tick,
+                    measurement.WORKERS if core.device.startswith("CPU") else 1,
+                )
+                summaries[eid] = measurement.summary(records, f.attack_eps_list, self.linf)
+                stats = raw.get(eid, {}).get("stats") or {}
+                summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
+                log.info("epoch #%d: %s", eid, summary_line(summaries[eid], self.linf))
+        for line in summary_table(summaries, self.linf):
+            log.info("%s", line)
+        for eid in self.eids:
+            records = np.load(path / f"eid-{eid:06d}.npy", mmap_mode="r")
+            res[eid] = {
+                "images": np.array(records["image"]),
+                "errors": np.array(records["error"]),
+                "labels": self.labels,
+                "indices": self.indices,
+                **{name: np.array(records[name]) for name in ("success", "clean_correct", "certified")},
+            }
+        self.work_dir.write_json("summary.json", {str(eid): summary for eid, summary in summaries.items()})
+        self.work_dir.write_res(res)
+        for eid in self.eids:
+            (path / f"eid-{eid:06d}.npy").unlink()
+
+
 # What Core is built from
 
 
@@ -576,6 +714,31 @@ def epoch_line(info: dict) -> str:
     )
 
 
+def summary_line(summary: dict, linf: bool) -> str:
+    """One attacked epoch on one line."""
+    robust = " ".join(f"{eps}:{part:.2%}" for eps, part in summary["robust_acc"].items())
+    distance = "eps" if linf else "L2"
+    bracket = "" if linf else f" certified_median={summary['certified_median']:.4g}"
+    return (
+        f"success={summary['success']:.2%} clean_acc={summary['clean_acc']:.2%} "
+        f"median_{distance}={summary['median']:.4f} mean_{distance}={summary['mean']:.4f}{bracket} "
+        f"robust_acc {robust}"
+    )
+
+
+def summary_table(summaries: dict[int, dict], linf: bool) -> list[str]:
+    """Epochs, normalized margins, and medians of certified bound and distance, a line each."""
+    lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
+    for eid, s in summaries.items():
+        log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
+        q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
+        certified = "-" if linf else f"{s['certified_median']:.4g}"
+        lines.append(
+            f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}"
+        )
+    return lines
+
+
 class _Screen(logging.Handler):
     """Log lines on stdout, without tearing a progress bar that stands on the terminal."""
 
@@ -607,7 +770,19 @@ class logging_to:
         self.handler.close()
 
 
-def main(script: str, flags: dict, about: str | None = None, core_class: type[Core] = Core) -> None:
+def main_eval(script: str, flags: dict, about: str | None = None) -> None:
+    """What an attack script's last line calls; as `main`, and its first word is the run to attack."""
+    main(script, flags, about, flag_table.attack_command_line, "./eval.sh {} <working directory>")
+
+
+def main(
+    script: str,
+    flags: dict,
+    about: str | None = None,
+    command_line: Callable[..., dict] = flag_table.command_line,
+    prog: str = "./run.sh {}",
+    core_class: type[Core] = Core,
+) -> None:
     """What a script's last line calls: read the command line, run, and end with an exit status.
 
     0 done; 1 the run or the disk failed; 2 a mistake of the user's; 130/143 stopped by a signal.
@@ -616,6 +791,8 @@ def main(script: str, flags: dict, about: str | None = None, core_class: type[Co
       script: the script's __file__; its name is the experiment's.
       flags: the script's flags.
       about: its docstring.
+      command_line: reads the words after the script's name.
+      prog: how --help calls the script.
       core_class: what runs it.
     """
     name = Path(script).stem
@@ -624,7 +801,7 @@ def main(script: str, flags: dict, about: str | None = None, core_class: type[Co
         log.setLevel(logging.INFO)
         log.propagate = False
     try:
-        given = flag_table.command_line(sys.argv[1:], flags, about or "", prog=f"./run.sh {name}")
+        given = command_line(sys.argv[1:], flags, about or "", prog=prog.format(name))
         core_class(given, name).run()
         status = 0
     except UserError as error:

@@ -341,4 +341,4 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
     """As `core.main`, for a script of the flatness experiments; a first word without -- is load_dir."""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         sys.argv[1:2] = ["--load_dir", sys.argv[1]]
-    core.main(script, flags, about, FlatnessCore)
+    core.main(script, flags, about, core_class=FlatnessCore)

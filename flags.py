@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import results
+from attacks import ABORT_RULES, METHODS, NORMALIZATIONS, TARGETED
 from models import archivers, lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES, parse
 from models.initializers import INITIALIZERS
@@ -168,6 +169,43 @@ def epochs(value):
         raise Bad("last, all, or epochs such as 100 or 10,20,30") from None
 
 
+def indices(value):
+    """A sorted tuple of different indices (one number is a tuple of one)."""
+    try:
+        values = value if isinstance(value, list | tuple) else [value]
+        chosen = tuple(sorted({whole(0)(v) for v in values}))
+    except Bad:
+        chosen = ()
+    if not chosen:
+        raise Bad("indices into the set, such as 0 or 3,14,15")
+    return chosen
+
+
+def radii(value):
+    """A sorted tuple of positive numbers."""
+    try:
+        values = value if isinstance(value, list | tuple) else [value]
+        chosen = tuple(sorted({number(0)(v) for v in values}))
+    except Bad:
+        chosen = ()
+    if not chosen:
+        raise Bad("positive numbers, such as 0.5,1,2")
+    return chosen
+
+
+def target(value):
+    if value == "next" and isinstance(value, str):
+        return value
+    try:
+        return whole(0)(value)
+    except Bad:
+        raise Bad("next, or a class") from None
+
+
+def normalization(value):
+    return choice(*NORMALIZATIONS)({True: "sum", False: "none"}[value] if isinstance(value, bool) else value)
+
+
 def description(value):
     if isinstance(value, str):
         if value not in ARCHITECTURES:
@@ -252,6 +290,43 @@ MODEL_FLAGS = [
 ]
 
 FLATNESS_TASKS = ("make_random_labels", "train_seeds", "make_points", "measure_radius", "measure_curvature")
+# Where nothing is said of the default, none means the value of the attack's paper.
+ATTACK_FLAGS = [
+    Flag("attack_method", "cw", choice(*METHODS), "the attack: " + ", ".join(METHODS)),
+    Flag("attack_set", "train", choice("train", "test"), "which images are attacked"),
+    Flag("attack_N", "all", whole(1, "all"), "only the first so many of them"),
+    Flag("attack", None, optional(indices), "only these, by index"),
+    Flag("attack_B", 128, whole(1), "images attacked together"),
+    Flag("attack_K", None, optional(whole(1)), "iterations, of one search step or restart or in all"),
+    Flag("attack_E", None, optional(whole(1)), "pgd: restarts for each eps"),
+    Flag("attack_lr", None, optional(number(0)), "step size (pgd: as a part of eps; cw: Adam's)"),
+    Flag("attack_init_eps", None, optional(number(0)), "ddn: first norm; bim: first radius, per pixel"),
+    Flag("attack_search_steps", None, optional(whole(1)), "cw: binary-search steps"),
+    Flag("attack_initial_const", None, optional(number(0)), "cw: the first constant of the search"),
+    Flag("attack_confidence", 0.0, number(-1e-300), "cw: by how many logits an example has to be wrong"),
+    Flag(
+        "attack_abort",
+        "image",
+        choice(*ABORT_RULES),
+        "cw: who stops when Adam stalls: " + ", ".join(ABORT_RULES),
+    ),
+    Flag(
+        "attack_target", None, optional(target), "the class to reach: next, or a class; none: leave the label"
+    ),
+    Flag(
+        "attack_normalize_output",
+        "none",
+        normalization,
+        "divide an image's logits by: none, sum (of magnitudes), max (magnitude)",
+    ),
+    Flag(
+        "attack_eps_list",
+        (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
+        radii,
+        "pgd: the radii tried; else: radii of the summary's robust accuracies",
+    ),
+    Flag("attack_certificate", True, boolean, "compute provable lower bounds of the L2 distances too"),
+]
 
 FLAGS = [
     Flag("task", "train", choice("train", "train_peek", "attack", *FLATNESS_TASKS), "what to do"),
@@ -290,7 +365,13 @@ FLAGS = [
         "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base",
     ),
     Flag("eid", [10000], epochs, "train_peek, attack: the epochs to look at: last, all, n or n,n,n"),
-    Flag("load_dir", None, optional(text), "train_peek, measure: the working directory that is looked at"),
+    Flag(
+        "load_dir",
+        None,
+        optional(text),
+        "train_peek, attack, measure: the working directory that is looked at",
+    ),
+    *ATTACK_FLAGS,
     Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
     Flag(
         "stats_every",
@@ -340,6 +421,12 @@ BY_NAME = {flag.name: flag for flag in FLAGS}
 # What a resumed run may change: how and how long it runs, but not what it computes.
 FREE_ON_RESUME = ("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "resume")
 
+# What an attack has from its own script and command line; all else comes from the run attacked.
+OF_AN_ATTACK = (
+    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic"),
+    *(flag.name for flag in ATTACK_FLAGS),
+)
+
 
 def flatten(flags: dict, prefix: str = "") -> dict:
     """{'model': {'init': {'weight': w}}} -> {'model.init.weight': w}."""
@@ -387,6 +474,11 @@ def complete(flags: dict) -> dict:
         raise UserError(f"--lr {_shown(full['lr'])}: {error}") from None
     if full["stats_every"] > 1 and not (isinstance(full["lr"], float) and full["train_mode"] == "NORMAL"):
         raise UserError("--stats_every above 1 needs a constant --lr and --train_mode NORMAL")
+    if full["attack_target"] is not None and full["attack_method"] not in TARGETED:
+        raise UserError(
+            f"--attack_target {full['attack_target']}: {full['attack_method']} cannot be aimed at a class; "
+            f"{', '.join(TARGETED)} can"
+        )
     return nest(full)
 
 
@@ -443,4 +535,33 @@ def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") 
                 f"--{name} {_shown(new[name])}: the run to resume has {_shown(old[name])}; "
                 f"of a resumed run only {', '.join(FREE_ON_RESUME)} may change"
             )
+    return full
+
+
+def attack_command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") -> dict:
+    """Flags of an attack: the run's own, and over them the script's and command line's OF_AN_ATTACK.
+
+    Args:
+      argv: as for `command_line`, with the working directory to attack as the first word; with
+        --resume, the directory of the attack to go on with, there is no such word.
+
+    Raises: UserError.
+    """
+    directory = None
+    if argv and not argv[0].startswith("-"):
+        directory, *argv = argv
+    for word in argv:
+        name = word.split("=")[0].removeprefix("--")
+        if word.startswith("--") and name in BY_NAME and name not in OF_AN_ATTACK:
+            raise UserError(f"--{name}: comes from the working directory; of an attack it cannot be changed")
+    run = {"dataset": "that of the run"}
+    if directory is not None:
+        stored = flatten(complete(results.read_flags(directory)))
+        run = {name: value for name, value in stored.items() if name not in OF_AN_ATTACK}
+        run |= {"data_dir": stored["data_dir"], "load_dir": directory}
+    full = command_line(argv, nest(run | flatten(flags) | {"task": "attack"}), about, prog)
+    if full["resume"] is None and directory is None:
+        raise UserError("which run? give its working directory, logs/<experiment>/<time>, as the first word")
+    if full["resume"] is not None and directory is not None:
+        raise UserError(f"unexpected word {directory!r}: --resume says already what to go on with")
     return full

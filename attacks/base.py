@@ -1,0 +1,128 @@
+"""What the attacks share: when an example is adversarial, gradients at any scale, the call.
+
+An attack knows a network only as `logits(images)`, float32 [B, h, w, c] in [0, 1] -> float32 [B, C].
+The decision of a homogeneous network does not depend on the size of its logits, which grows without
+bound as training goes on. So nothing here does either: only signs of gaps and directions of gradients
+are used, or gaps divided by gradients.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+# A gap below this part of the largest logit may come out with another sign in a batch of another size.
+ROUNDING = 1e-5
+
+Logits = Callable[[tf.Tensor], tf.Tensor]
+Tick = Callable[[float], None]
+
+
+def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
+    """max_{j != y} z_j - z_y, float32 [B]: positive where an example is adversarial.
+
+    Args:
+      z: logits, float32 [B, C].
+      y: int32 [B], labels to leave; with targeted, classes to reach, and the sign is the other one.
+    """
+    is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
+    z_y = tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
+    gap = tf.reduce_max(tf.where(is_y, -np.inf, z), axis=1) - z_y
+    return -gap if targeted else gap
+
+
+def is_adversarial(gap: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+    """Whether the gap [B] of the logits z [B, C] is positive by more than rounding, bool [B]."""
+    return gap > ROUNDING * tf.reduce_max(tf.abs(z), axis=1)
+
+
+def per_image(v: tf.Tensor) -> tf.Tensor:
+    """[B] -> [B, 1, 1, 1]."""
+    return tf.reshape(v, [-1, 1, 1, 1])
+
+
+def l2(x: tf.Tensor) -> tf.Tensor:
+    """The L2 norm of each image, [B, h, w, c] -> [B]; exact at sizes whose squares leave float32's range."""
+    top = tf.reduce_max(tf.abs(x), axis=[1, 2, 3])
+    safe = tf.where(top > 0, top, 1.0)
+    return top * tf.sqrt(tf.reduce_sum(tf.square(x / per_image(safe)), axis=[1, 2, 3]))
+
+
+def divide(a: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+    """a / norm, image by image, and 0 where norm is: a [B, h, w, c], norm [B]."""
+    return tf.math.divide_no_nan(a, per_image(norm))
+
+
+def normalized(logits: Logits, how: str) -> Logits:
+    """Logits divided, image by image, by sum_j abs(z_j) ('sum') or max_j abs(z_j) ('max'), or as they are."""
+    if how == "none":
+        return logits
+    reduce = {"sum": tf.reduce_sum, "max": tf.reduce_max}[how]
+
+    def scaled(images):
+        z = logits(images)
+        return tf.math.divide_no_nan(z, reduce(tf.abs(z), axis=1, keepdims=True))
+
+    return scaled
+
+
+def padded_size(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: batches have few sizes, as the pool's gradient is
+    compiled anew for each."""
+    size = 1 << max(n - 1, 0).bit_length()
+    return size * 3 // 4 if size >= 4 and n <= size * 3 // 4 else size
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """Row numbers int [n], n >= 1, filled up to a batch of `padded_size` with the last one."""
+    return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
+
+
+class Attack:
+    """An attack on a network; a subclass says how.
+
+    Args:
+      logits: the network.
+      shape: (h, w, c) of an image.
+      targeted: whether labels are classes to reach instead of classes to leave.
+    """
+
+    def __init__(self, logits: Logits, shape: tuple[int, int, int], targeted: bool = False):
+        self.logits = logits
+        self.images_spec = tf.TensorSpec([None, *shape], tf.float32)
+        self.targeted = targeted
+
+    def _vector(self, dtype) -> tf.TensorSpec:
+        return tf.TensorSpec([None], dtype)
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        indices: np.ndarray | None = None,
+        tick: Tick = lambda part: None,
+    ) -> np.ndarray:
+        """Look for the nearest adversarial example of each image.
+
+        Args:
+          images: float32 [B, h, w, c] in [0, 1].
+          labels: int32 [B]; see `gap`.
+          indices: int [B], the images' numbers in their set, which random starts depend on.
+          tick: called now and then with the part of the work that is done, 0 to 1; whatever it raises
+            ends the attack.
+
+        Returns: float32 [B, h, w, c] in [0, 1]; the image itself where no adversarial example was
+          found, or where it is one already.
+        """
+        raise NotImplementedError
+
+    def gap(self, z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return gap(z, y, self.targeted)
+
+    def gap_and_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """gap [B], its gradient by the image [B, h, w, c], and whether x is adversarial, bool [B]."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            z = self.logits(x)
+            gap = self.gap(z, y)
+        return gap, tape.gradient(gap, x), is_adversarial(gap, z)

@@ -1,0 +1,73 @@
+"""DeepFool, L2 (Moosavi-Dezfooli et al., CVPR 2016, arXiv 1511.04599, algorithm 2)."""
+
+import tensorflow as tf
+
+from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
+
+MAX_BATCH = 1 << 16
+
+
+class DeepFool(Attack):
+    """Step to the nearest face of the polyhedron that the linearized network makes, until outside.
+
+    The gradients of all classes come from one forward pass. Images that are outside leave the batch.
+
+    Args:
+      steps: at most so many.
+      overshoot: eta; the perturbation is taken 1 + eta times, to cross the boundary.
+    """
+
+    def __init__(self, logits: Logits, shape: tuple[int, int, int], steps: int = 50, overshoot: float = 0.02):
+        super().__init__(logits, shape)
+        self.steps, self.overshoot = steps, overshoot
+        self._run = tf.function(self._run, input_signature=[self.images_spec, self._vector(tf.int32)])
+
+    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+        adversarial = self._run(images, labels).numpy()
+        tick(1.0)
+        return adversarial
+
+    def _nearest_face(self, x, y):
+        """Smallest step r [B, h, w, c] onto a linearized boundary; whether x is outside already, bool [B]."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            z = self.logits(x)
+            columns = tf.unstack(z, axis=1)
+        gradients = tf.stack([tape.gradient(column, x) for column in columns], axis=1)  # [B, C, h, w, c]
+        w = gradients - tf.gather(gradients, y, axis=1, batch_dims=1)[:, None]
+        f = z - tf.gather(z, y, axis=1, batch_dims=1)[:, None]
+        n_classes = len(columns)
+        norms = tf.reshape(l2(tf.reshape(w, tf.concat([[-1], tf.shape(x)[1:]], 0))), [-1, n_classes])
+        is_y = tf.one_hot(y, n_classes, True, False, dtype=tf.bool)
+        # A class whose gradient is the label's cannot be reached by a step.
+        reachable = ~is_y & (norms > 0)
+        distance = tf.where(reachable, tf.math.divide_no_nan(tf.abs(f), norms), tf.float32.max)
+        nearest = tf.argmin(distance, axis=1)
+        w_l, norm_l = (tf.gather(a, nearest, axis=1, batch_dims=1) for a in (w, norms))
+        # A little more than to the boundary itself, or rounding could keep x on this side of it for ever.
+        length = tf.reduce_min(distance, axis=1) + 1e-4
+        return divide(w_l, norm_l) * per_image(length), is_adversarial(self.gap(z, y), z)
+
+    def _run(self, x0, y):
+        n = tf.shape(y)[0]
+        sizes = tf.constant(sorted({padded_size(k) for k in range(1, MAX_BATCH + 1)}))
+
+        def step(k, n_inside, inside, x, r):
+            # Those inside first; those outside only fill the batch up to one of a few sizes.
+            size = tf.minimum(sizes[tf.searchsorted(sizes, n_inside[None])[0]], n)
+            rows = tf.argsort(tf.cast(~inside, tf.int32), stable=True)[:size][:, None]
+            x_rows, x0_rows = tf.gather_nd(x, rows), tf.gather_nd(x0, rows)
+            r_step, outside = self._nearest_face(x_rows, tf.gather_nd(y, rows))
+            outside |= ~tf.gather_nd(inside, rows)
+            r = tf.tensor_scatter_nd_add(r, rows, tf.where(per_image(outside), 0.0, r_step))
+            moved = tf.clip_by_value(x0_rows + (1 + self.overshoot) * tf.gather_nd(r, rows), 0, 1)
+            x = tf.tensor_scatter_nd_update(x, rows, tf.where(per_image(outside), x_rows, moved))
+            inside = tf.tensor_scatter_nd_update(inside, rows, ~outside)
+            return k + 1, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r
+
+        *_, x, _ = tf.while_loop(
+            lambda k, n_inside, *_: (k < self.steps) & (n_inside > 0),
+            step,
+            (0, n, tf.ones_like(y, tf.bool), x0, tf.zeros_like(x0)),
+        )
+        return x

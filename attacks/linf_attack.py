@@ -1,0 +1,99 @@
+"""L-infinity projected gradient descent (Madry et al., ICLR 2018, arXiv 1706.06083)."""
+
+import numpy as np
+import tensorflow as tf
+from cleverhans.tf2.utils import clip_eta, optimize_linear
+
+from attacks.base import Attack, Logits, gap, is_adversarial, padded, per_image
+
+PIECE = 25  # steps in one call of the graph; between two, images that are done leave the batch
+
+
+def cw_loss(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """-relu(z_y - max_{j != y} z_j + 50), float32 [B]: climbs until an image is wrong by 50 logits."""
+    return -tf.nn.relu(50 - gap(z, y))
+
+
+class ProjectedGradientDescent(Attack):
+    """For each eps, ascending: restarts from random points of the ball, K steps up the CW loss each.
+
+    An image is done at its first adversarial iterate; only still-robust images go on to the next
+    restart and the next eps.
+
+    CleverHans gives the step (`optimize_linear`) and the projection (`clip_eta`); a test compares
+    with its `projected_gradient_descent`, which gives the right result but loops in Python, does not
+    stop at success, and draws its starts from TensorFlow's global stream. Here the starts are drawn
+    from (seed, image, eps, restart), so that they do not depend on what is attacked together.
+
+    Args:
+      eps_list: radii. restarts: for each of them. steps: K.
+      stepsize: of a step, as a part of eps. seed: of the starts.
+      random_start: else every restart begins at the image itself.
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        shape: tuple[int, int, int],
+        eps_list: tuple[float, ...] = (0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.19),
+        restarts: int = 10,
+        steps: int = 100,
+        stepsize: float = 0.1,
+        seed: int = 0,
+        random_start: bool = True,
+    ):
+        super().__init__(logits, shape)
+        self.eps_list, self.restarts, self.steps, self.stepsize = sorted(eps_list), restarts, steps, stepsize
+        self.seed, self.random_start = seed, random_start
+        scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
+        x = self.images_spec
+        self._climb = tf.function(
+            self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count]
+        )  # fmt: skip
+
+    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+        indices = np.arange(len(images)) if indices is None else indices
+        best = images.copy()
+        robust = np.arange(len(images))
+        rounds = len(self.eps_list) * self.restarts
+        for k in range(rounds):
+            eps = self.eps_list[k // self.restarts]
+            active = robust
+            x = np.stack([self._start(images[i], indices[i], k, eps) for i in active])
+            for first in range(0, self.steps, PIECE):
+                piece = min(PIECE, self.steps - first)
+                rows = padded(np.arange(len(active)))
+                result = self._climb(images[active[rows]], x[rows], labels[active[rows]], eps, piece)
+                x, found = (t.numpy()[: len(active)] for t in result)
+                best[active[found]] = x[found]
+                active, x = active[~found], x[~found]
+                if not len(active):
+                    break
+            robust = active
+            tick((k + 1) / rounds)
+            if not len(robust):
+                break
+        return best
+
+    def _start(self, image, index, k, eps):
+        if not self.random_start:
+            return image
+        eta = np.random.default_rng([self.seed, int(index), k]).uniform(-eps, eps, image.shape)
+        return np.clip(image + eta, 0, 1).astype(np.float32)
+
+    def _climb(self, x0, x, y, eps, n):
+        """n steps from x; the first adversarial iterate, or the last one, and whether it is adversarial."""
+
+        def step(k, x, found):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                z = self.logits(x)
+                loss = cw_loss(z, y)
+            found |= is_adversarial(self.gap(z, y), z)
+            move = optimize_linear(tape.gradient(loss, x), self.stepsize * eps, norm=np.inf)
+            eta = clip_eta(tf.clip_by_value(x + move, 0, 1) - x0, norm=np.inf, eps=eps)
+            return k + 1, tf.where(per_image(found), x, tf.clip_by_value(x0 + eta, 0, 1)), found
+
+        _, x, found = tf.while_loop(lambda k, *_: k < n, step, (0, x, tf.zeros_like(y, tf.bool)))
+        z = self.logits(x)
+        return x, found | is_adversarial(self.gap(z, y), z)

@@ -1,0 +1,130 @@
+"""Attacks here and in Foolbox, in one run on the same network and images: `python bench/attacks.py RUN`.
+
+RUN is a training run's working directory; its last epoch is attacked, on training images that it
+classifies right. Both sides are handed the same logits function; ours runs as ./eval.sh runs it
+(without the certificate). Graphs are compiled on a few images before the clock starts. Foolbox comes
+with requirements-test.txt.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import core
+import datasets
+import flags
+import results
+
+tf = core.import_tensorflow()
+
+from attacks import measurement
+from attacks.ddn import DDN
+from attacks.deepfool import DeepFool
+from attacks.l2_attack import CarliniWagnerL2
+
+# {name: (images, iterations)}
+FULL = {"cw": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
+QUICK = {"cw": (16, 500), "ddn": (64, 100), "deepfool": (32, 50)}
+
+
+def sides(name, model, shape, iterations):
+    """(our attack, Foolbox's)."""
+    import foolbox.attacks as theirs
+
+    return {
+        "cw": lambda: (
+            CarliniWagnerL2(model.logits, shape, 9, iterations),
+            theirs.L2CarliniWagnerAttack(9, iterations),
+        ),
+        "ddn": lambda: (DDN(model.logits, shape, iterations), theirs.DDNAttack(steps=iterations)),
+        "deepfool": lambda: (
+            DeepFool(model.logits, shape, iterations),
+            theirs.L2DeepFoolAttack(steps=iterations),
+        ),
+    }[name]()
+
+
+def run_ours(attack, model, images, labels, batch):
+    """(seconds, distances)."""
+    with tempfile.TemporaryDirectory() as directory:
+        records = measurement.open_records(Path(directory) / "records.npy", len(images), images.shape[1:])
+        attack(model.pixels(images[:2]).numpy(), labels[:2])
+        began = time.perf_counter()
+        indices = np.arange(len(images))
+        measurement.attack_set(attack, model, images, labels, indices, records, batch, certify=False)
+        return time.perf_counter() - began, np.sqrt(np.array(records["error"]))
+
+
+def run_foolbox(attack, model, images, labels):
+    """(seconds, distances)."""
+    import foolbox
+
+    network = foolbox.models.TensorFlowModel(lambda x: model.logits(x), bounds=(0, 1))
+    x, y = model.pixels(images), tf.constant(labels, tf.int64)
+    began = time.perf_counter()
+    found = attack.run(network, x, y).numpy()
+    seconds = time.perf_counter() - began
+    wrong = model.logits(found).numpy().argmax(1) != labels
+    return seconds, np.where(wrong, np.sqrt(measurement.errors(found, x.numpy())), np.inf)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a training run's working directory")
+    parser.add_argument("--json", help="write the figures into this file")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--only", default="cw,ddn,deepfool", help="which attacks")
+    parser.add_argument("--data_dir", help="where the data are, if not where the run had them")
+    parser.add_argument("--attack_B", type=int, default=128, help="our batch size")
+    options = parser.parse_args()
+    core.set_up_device(-1)
+    try:
+        stored = flags.complete(results.read_flags(options.run))
+        dataset = datasets.load(stored["dataset"], options.data_dir or stored["data_dir"])
+        model = core.build_model(stored["model"], dataset, 0)
+        model.set_weights([array for _, array in results.load_weights(options.run)])
+    except results.UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    (images, labels), _ = dataset
+    images, labels = images[:4000], labels[:4000]
+    _, _, logits = model.evaluate(tf.constant(images), tf.constant(labels))
+    right = np.flatnonzero(logits.argmax(1) == labels)
+    figures = {}
+    for name in options.only.split(","):
+        n, iterations = (QUICK if options.quick else FULL)[name]
+        x, y = images[right[:n]], labels[right[:n]]
+        ours, theirs = sides(name, model, x.shape[1:], iterations)
+        batch = min(options.attack_B, -(-n // measurement.WORKERS))
+        seconds, distance = run_ours(ours, model, x, y, batch)
+        their_seconds, their_distance = run_foolbox(theirs, model, x, y)
+        median, their_median = float(np.median(distance)), float(np.median(their_distance))
+        figures[name] = {
+            "images": n,
+            "iterations": iterations,
+            "seconds": seconds,
+            "foolbox_seconds": their_seconds,
+            "median": median,
+            "foolbox_median": their_median,
+            "speedup": their_seconds / seconds,
+            "median_ratio": median / their_median,
+        }
+        print(
+            f"{name} {n} images, {iterations} iterations: {seconds:.1f} s, Foolbox {their_seconds:.1f} s, "
+            f"speedup {their_seconds / seconds:.2f}; median L2 {median:.4f}, Foolbox {their_median:.4f}, "
+            f"ratio {median / their_median:.4f}",
+            flush=True,
+        )
+        if options.json:
+            Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""L-infinity PGD, training set."""
+
+import core
+
+flags = {
+    "task": "attack",
+    "eid": [10000],
+    "attack_set": "train",
+    "attack_method": "pgd",
+    "attack_eps_list": (0.11, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.19),
+    "attack_E": 10,
+    "attack_K": 100,
+    "attack_lr": 0.1,
+    "attack_B": 128,
+}
+
+if __name__ == "__main__":
+    core.main_eval(__file__, flags, __doc__)

@@ -1,0 +1,16 @@
+"""FMN L2 (fast minimum norm), training set."""
+
+import core
+
+flags = {
+    "task": "attack",
+    "eid": [10000],
+    "attack_set": "train",
+    "attack_method": "fmn",
+    "attack_K": 100,
+    "attack_lr": 1.0,
+    "attack_B": 128,
+}
+
+if __name__ == "__main__":
+    core.main_eval(__file__, flags, __doc__)

@@ -1,0 +1,20 @@
+"""Carlini-Wagner L2, training set."""
+
+import core
+
+flags = {
+    "task": "attack",
+    "eid": [10000],
+    "attack_set": "train",
+    "attack_method": "cw",
+    "attack_lr": 0.01,
+    "attack_search_steps": 9,
+    "attack_K": 10000,
+    "attack_initial_const": 0.001,
+    "attack_confidence": 0.0,
+    "attack_abort": "image",
+    "attack_B": 128,
+}
+
+if __name__ == "__main__":
+    core.main_eval(__file__, flags, __doc__)

@@ -1,0 +1,233 @@
+"""An attack on a run through Core: what it leaves, how it goes on, and what it refuses."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+import core
+import datasets
+import flags
+import results
+from attacks import certificate, measurement
+from results import UserError
+
+DDN = {"attack_method": "ddn", "attack_K": 30}
+N = 40
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    caplog.set_level(logging.INFO, core.log.name)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The working directory of a tiny run with epochs 3, 6 and 8 stored."""
+    script = {
+        "dataset": "digits",
+        "train_N": 300,
+        "B": 50,
+        "E": 8,
+        "gpu": -1,
+        "lr": 0.1,
+        "archive": 3,
+        "model": {"description": TINY, "init": {"weight": "he_normal"}},
+        "logs_dir": str(tmp_path_factory.mktemp("logs")),
+    }
+    return core.Core(script, "exper-tiny").run()
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy of the run that a test may spoil."""
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))
+
+
+def prepare(directory, *words, name="eval-tiny", **script):
+    words = ["--gpu", "-1", "--eid", "last", "--attack_N", str(N), *words]
+    script = DDN | {"attack_B": 16} | script
+    return core.Core(flags.attack_command_line([str(directory), *words], script), name)
+
+
+def attack(directory, *words, **script):
+    """(res, the attack's directory)."""
+    path = prepare(directory, *words, **script).run()
+    return results.load(path), path
+
+
+def network(run, eid):
+    stored = flags.complete(results.read_flags(run))
+    dataset = datasets.load("digits", None, 300)
+    model = core.build_model(stored["model"], dataset, 0)
+    model.set_weights([array for _, array in results.load_weights(run, eid)])
+    return model, dataset
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_res_holds_for_every_epoch_what_a_fresh_network_confirms(own, part):
+    res, path = attack(own, "--eid", "3,8", "--attack_set", part)
+    assert path.parent == own / "eval-tiny" and set(res) == {3, 8}
+    for eid, found in res.items():
+        assert set(found) == {
+            *("images", "errors", "labels", "indices", "success", "clean_correct", "certified"),
+        }
+        model, dataset = network(own, eid)
+        images, labels = dataset[part == "test"]
+        x, y = images[:N].astype(np.float32) / 16, labels[:N]
+        np.testing.assert_array_equal(found["labels"], y)
+        np.testing.assert_array_equal(found["indices"], np.arange(N))
+        assert found["images"].dtype == np.float32 and found["images"].shape == x.shape
+        assert found["images"].min() >= 0 and found["images"].max() <= 1
+        wrong = model.logits(found["images"]).numpy().argmax(1) != y
+        np.testing.assert_array_equal(found["success"], wrong)
+        assert wrong.mean() > 0.9
+        true = ((found["images"].astype(np.float64) - x) ** 2).sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(found["errors"][wrong], true[wrong], rtol=1e-6, atol=1e-12)
+        clean = model.logits(x).numpy().argmax(1) == y
+        np.testing.assert_array_equal(found["clean_correct"], clean)
+        assert (found["errors"][~clean] == 0).all() and (found["certified"][~clean] == 0).all()
+        assert (found["certified"] <= np.sqrt(found["errors"])).all()
+        assert (found["certified"][clean] > 0).all()
+
+
+def test_the_summary_is_what_res_says(run):
+    res, path = attack(run, "--attack_eps_list", "0.2,0.6")
+    summary = json.loads((path / "summary.json").read_text())["8"]
+    distance = np.sqrt(res[8]["errors"])
+    assert summary["median"] == pytest.approx(np.median(distance))
+    assert summary["mean"] == pytest.approx(distance[res[8]["success"]].mean())
+    assert summary["success"] == res[8]["success"].mean()
+    assert summary["certified_median"] == pytest.approx(np.median(res[8]["certified"]))
+    for eps in (0.2, 0.6):
+        assert summary["robust_acc"][str(eps)] == (distance > eps).mean()
+    assert summary["q_bar_min"] == results.load(run)["raw"][8]["stats"]["q_bar_min"]
+    assert "median" in (path / "stdout").read_text()
+
+
+def test_linf_errors_are_the_smallest_eps_of_the_list_that_holds_the_example(run):
+    res, _ = attack(run, attack_method="pgd", attack_K=10, attack_E=2, attack_eps_list=(0.05, 0.1, 0.3))
+    _, dataset = network(run, 8)
+    x = dataset[0][0][:N].astype(np.float32) / 16
+    found = res[8]
+    assert set(found["errors"]) <= {0.0, 0.05, 0.1, 0.3, 1.0} and found["success"].any()
+    assert (found["errors"][~found["success"]] == 1.0).all()
+    reach = np.abs(found["images"] - x).max(axis=(1, 2, 3))
+    assert (reach <= found["errors"] + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"attack_method": "cw", "attack_K": 20, "attack_search_steps": 3},
+        {"attack_method": "cw", "attack_K": 60, "attack_target": "next", "attack_initial_const": 1.0},
+        {"attack_method": "bim", "attack_K": 5, "attack_normalize_output": "max"},
+        {"attack_method": "deepfool", "attack_K": 20, "attack_normalize_output": "max"},
+        {"attack_method": "fmn"},
+    ],
+    ids=lambda script: script["attack_method"],
+)
+def test_every_method_runs_through_core(run, script):
+    res, _ = attack(run, "--attack", "3,14,15", **script)
+    np.testing.assert_array_equal(res[8]["indices"], [3, 14, 15])
+    if script.get("attack_target") == "next":
+        model, _ = network(run, 8)
+        reached = model.logits(res[8]["images"]).numpy().argmax(1) == (res[8]["labels"] + 1) % 10
+        np.testing.assert_array_equal(res[8]["success"], reached)
+
+
+def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monkeypatch):
+    whole, _ = attack(run, "--eid", "3,8")
+    stopped = prepare(run, "--eid", "3,8")
+    before, calls = measurement.certificate.certified, []
+
+    def certified(*args):
+        calls.append(1)
+        if len(calls) == 4:  # of 3 batches in each of 2 epochs
+            stopped.signal = 15
+        return before(*args)
+
+    monkeypatch.setattr(certificate, "certified", certified)
+    with pytest.raises(core.Stopped):
+        stopped.run()
+    path = max((run / "eval-tiny").glob("2*"), key=lambda p: (p.stat().st_ctime_ns, p.name))
+    assert not (path / "res").exists() and (path / "eid-000003.npy").exists()
+    assert f"./eval.sh eval-tiny --resume {path}" in (path / "stdout").read_text()
+    done = np.load(path / "eid-000003.npy")["done"]
+    assert done.any()
+    calls.clear()
+    monkeypatch.setattr(certificate, "certified", lambda *args: (calls.append(1), before(*args))[1])
+    core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    assert len(calls) < 6  # what was done was not done again
+    resumed = results.load(path)
+    for eid in (3, 8):
+        for key, value in whole[eid].items():
+            np.testing.assert_array_equal(resumed[eid][key], value, err_msg=key)
+
+
+def refused(*args, **kwargs):
+    with pytest.raises(UserError) as error:
+        prepare(*args, **kwargs).run()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path):
+    assert "no such directory" in refused(tmp_path / "nowhere")
+    assert "flags.json" in refused(tmp_path)
+    assert "--attack_N 0" in refused(own, "--attack_N", "0")
+    assert "297" in refused(own, "--attack_set", "test", "--attack", "297", "--attack_N", "all")
+    assert "300" in refused(own, "--attack_N", "301")
+    message = refused(own, "--eid", "5")
+    assert "3, 6, 8" in message and "5" in message
+    assert "working directory" in refused(own, "--dataset", "mnist")
+    assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
+    assert "10 classes" in refused(own, "--attack_target", "10")
+    with pytest.raises(UserError, match="which run"):
+        flags.attack_command_line([], DDN)
+    assert not (own / "eval-tiny").exists()  # and nothing was left behind
+
+
+def test_a_checkpoint_cut_short_is_named_before_anything_is_attacked(own):
+    path = results.archive_path(own, 6)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+    assert path.name in refused(own, "--eid", "all")
+    assert not (own / "eval-tiny").exists()
+
+
+def test_a_run_without_checkpoints_and_other_data_are_refused(own):
+    about = json.loads((own / "about.json").read_text())
+    (own / "about.json").write_text(json.dumps(about | {"data": about["data"] | {"crc32": 1}}))
+    assert "data differ" in refused(own)
+    (own / "about.json").write_text(json.dumps(about))
+    (own / "checkpoint.npz").unlink()
+    shutil.rmtree(own / "archive")
+    assert "no checkpoint" in refused(own)
+
+
+def test_resume_wants_the_same_attack_and_undamaged_records(own):
+    _, path = attack(own)
+    with pytest.raises(UserError, match="eval-tiny"):
+        core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-other").run()
+    (path / "res").unlink()
+    (path / "eid-000008.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    with pytest.raises(UserError, match="damaged"):
+        core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+
+
+def test_every_eval_script_is_a_whole_set_of_flags(run):
+    import runpy
+
+    scripts = sorted(core.ROOT.glob("eval-final-*.py"))
+    assert len(scripts) == 13
+    for script in scripts:
+        chosen = runpy.run_path(str(script))["flags"]
+        full = flags.attack_command_line([str(run)], chosen)
+        assert full["task"] == "attack" and full["dataset"] == "digits" and full["eid"] == [10000]
+        assert full["attack_set"] == ("test" if "-test-" in script.stem else "train")
