@@ -1,6 +1,5 @@
 """The commands as a user types them: set-up, listings, mistakes, signals, kills, a full disk."""
 
-import json
 import os
 import random
 import shutil
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from core_test import assert_same_weights, without_times
@@ -203,21 +201,3 @@ def test_a_write_that_fails_in_the_middle_of_a_run_is_exit_1_with_the_last_check
     )
     assert_one_line(done, 1, "No space left")
     assert results.stored_eids(run_dir(tmp_path)) == [1, 2]
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-quick-*.py")))
-def test_quick_experiments_run_as_they_are_for_two_epochs(tmp_path, name):
-    done = command("run.sh", name, "--E", "2", "--logs_dir", str(tmp_path / "logs"))
-    assert done.returncode == 0 and "parameters: 291648" in done.stdout
-    assert json.loads(((tmp_path / "logs" / name / "latest") / "flags.json").read_text())["E"] == 2
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-final-*.py")))
-def test_final_experiments_run_on_their_own_data(tmp_path, name, real_data):
-    done = command(
-        *("run.sh", name, "--data_dir", real_data, "--train_N", "200", "--E", "1", "--gpu", "-1"),
-        *("--log_frame0", "3", "--logs_dir", str(tmp_path / "logs")),
-    )
-    assert done.returncode == 0, done.stderr
-    raw = results.load(tmp_path / "logs" / name / "latest")["raw"]
-    assert list(raw) == [1] and np.isfinite(raw[1]["stats"]["q_bar_min"])

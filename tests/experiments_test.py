@@ -1,0 +1,28 @@
+"""Every experiment script, as it is, for a moment on its own data."""
+
+import json
+
+import numpy as np
+import pytest
+from commands_test import command
+from conftest import ROOT
+
+import results
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-quick-*.py")))
+def test_quick_experiments_run_as_they_are_for_two_epochs(tmp_path, name):
+    done = command("run.sh", name, "--E", "2", "--logs_dir", str(tmp_path / "logs"))
+    assert done.returncode == 0 and "parameters: 291648" in done.stdout
+    assert json.loads(((tmp_path / "logs" / name / "latest") / "flags.json").read_text())["E"] == 2
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-final-*.py")))
+def test_final_experiments_run_on_their_own_data(tmp_path, name, real_data):
+    done = command(
+        *("run.sh", name, "--data_dir", real_data, "--train_N", "200", "--E", "1", "--gpu", "-1"),
+        *("--log_frame0", "3", "--logs_dir", str(tmp_path / "logs")),
+    )
+    assert done.returncode == 0, done.stderr
+    raw = results.load(tmp_path / "logs" / name / "latest")["raw"]
+    assert list(raw) == [1] and np.isfinite(raw[1]["stats"]["q_bar_min"])
