@@ -22,6 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import core
+
+core.import_tensorflow()  # before anything else does, without its start-up chatter
+
 import results
 from core_flatness import FlatnessCore
 from flatness import interpolation, radius
