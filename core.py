@@ -25,8 +25,9 @@ from tqdm import tqdm
 import datasets
 import flags as flag_table
 import results
-from device import import_tensorflow, set_up_device
+from device import import_tensorflow, parts_that_pay, set_up_device, share_cores
 from models import archivers, lr_scheduler, margins
+from models.architectures import parse
 from models.lr_scheduler import USE_FRAME, TrainingDiverged
 from results import UserError
 
@@ -66,7 +67,10 @@ class Core:
                 f"--B {self.f.B}: larger than the training set of {len(x_train)} examples; give at most that"
             )
         self.device = set_up_device(self.f.gpu, self.f.tf32, self.f.deterministic)
-        self.model = build_model(self.f.model, self.dataset, self.f.seed)
+        self.parts = self._parts()
+        if self.parts > 1:
+            share_cores(self.parts)
+        self.model = build_model(self.f.model, self.dataset, self.f.seed, self.parts)
         self._to_device()
 
     def random_labels_path(self) -> Path:
@@ -75,6 +79,16 @@ class Core:
             return Path(self.f.random_labels)
         part = "" if self.f.train_N == "all" else f"-first-{self.f.train_N}"
         return ROOT / "random_labels" / f"{Path(self.f.dataset).stem}{part}.npz"
+
+    def _parts(self) -> int:
+        """Into how many parts batches are cut (`models.base_model.Model.parts`)."""
+        if "train" not in self.f.task:
+            return 1  # attacks and measurements have large batches: all cores share each op
+        try:
+            specs = parse(self.f.model["description"], "NONE", self.dataset[0][0].shape[1:])
+        except ValueError:
+            return 1  # build_model says what is wrong
+        return choose_parts(self.f.parts, specs, self.f.B, self.device)
 
     def _to_device(self) -> None:
         tf = import_tensorflow()
@@ -353,7 +367,7 @@ class Core:
         log.info("experiment: %s", self.name)
         for name, value in flag_table.flatten(self.flags).items():
             log.info("  --%s %s", name, value)
-        log.info("device: %s", self.device)
+        log.info("device: %s%s", self.device, f", batches in {self.parts} parts" if self.parts > 1 else "")
         log.info(
             "data: %s, %d train, %d test, images %s", self.f.dataset, len(x), len(x_test), list(x.shape[1:])
         )
@@ -626,8 +640,11 @@ class AttackRun:
 # What Core is built from
 
 
-def build_model(model: dict, dataset: datasets.Dataset, seed: int):
-    """The network of the `model` flags for a data set's images. Raises: UserError when they do not fit."""
+def build_model(model: dict, dataset: datasets.Dataset, seed: int, parts: int = 1):
+    """The network of the `model` flags for a data set's images; parts is `Model.parts`.
+
+    Raises: UserError when they do not fit.
+    """
     from models.simple_sequential import SimpleSequential
 
     (x, _), _ = dataset
@@ -646,7 +663,21 @@ def build_model(model: dict, dataset: datasets.Dataset, seed: int):
             f"--model.description: the last layer has {network.n_classes} units, "
             f"but {dataset.name} has {dataset.n_classes} classes"
         )
+    network.parts = parts
     return network
+
+
+def choose_parts(wanted: int | str, specs: list, batch: int, device: str) -> int:
+    """What the flag `parts` means for a network on a device. Raises: UserError for parts that cannot be."""
+    normed = any(spec.bn for spec in specs)
+    if wanted == "auto":
+        step_flops = 3 * batch * sum(spec.flops for spec in specs)
+        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch)
+    if normed and wanted > 1:
+        raise UserError(f"--parts {wanted}: batch norm looks at whole batches; give 1, or auto")
+    if wanted > batch:
+        raise UserError(f"--parts {wanted}: a batch has {batch} examples; give at most that, or auto")
+    return wanted
 
 
 def choose_eids(directory: Path, wanted: str | list[int]) -> list[int]:

@@ -84,7 +84,7 @@ class FlatnessCore(Core):
         children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
         for seed, child in children.items():
             self.flags, self.f = child, SimpleNamespace(**child)
-            self.model = build_model(self.f.model, self.dataset, seed)
+            self.model = build_model(self.f.model, self.dataset, seed, self.parts)
             self.train()
             raw[seed] = results.read_journal(child["resume"])[results.stored_eids(child["resume"])[-1]]
         results.WorkDir(run).write_res({"flags": flags, "raw": raw})

@@ -1,5 +1,6 @@
 """TensorFlow's import and the device it computes on."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -30,6 +31,32 @@ def import_tensorflow():
             os.dup2(stderr, 2)
             os.close(stderr)
     return tf
+
+
+STEP_TO_SHARE = 1e9  # floating-point operations of a step; above, sharing each op among the cores is as fast
+LEAST_PART = 32  # examples; the ops of a smaller part are less efficient
+
+
+def parts_that_pay(step_flops: float, batch: int) -> int:
+    """Into how many parts to cut the batches of a network on the CPU (`models.base_model.Model.parts`).
+
+    Measured on two cores (`bench/train_step.py --parts`): the step of a small network is a quarter
+    faster in two parts, that of a large one equally fast.
+    """
+    if step_flops > STEP_TO_SHARE:
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), batch // LEAST_PART))
+
+
+def share_cores(parts: int) -> None:
+    """Let `parts` ops run at the same time, each on its share of the cores.
+
+    To be called before TensorFlow has computed anything; later it changes nothing.
+    """
+    tf = import_tensorflow()
+    with contextlib.suppress(RuntimeError):  # the threads are there already
+        tf.config.threading.set_inter_op_parallelism_threads(parts)
+        tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)) // parts)
 
 
 def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:

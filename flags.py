@@ -244,6 +244,15 @@ def input_std(value):
     return value
 
 
+def parts(value):
+    if value == "auto" and isinstance(value, str):
+        return value
+    try:
+        return whole(1)(value)
+    except Bad:
+        raise Bad("auto, or a whole number, at least 1") from None
+
+
 def seeds(value):
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     try:
@@ -344,6 +353,12 @@ FLAGS = [
     *(Flag("model." + f.name, f.default, f.check, f.help) for f in MODEL_FLAGS),
     Flag("E", 10000, whole(1), "epochs to accept"),
     Flag("B", 100, whole(1), "batch size"),
+    Flag(
+        "parts",
+        "auto",
+        parts,
+        "slices of a batch computed at the same time; auto: one a core for a small network on the CPU",
+    ),
     Flag("augment", "none", choice("none", "crop-flip"), "what is done to training images, at random"),
     Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
     Flag(

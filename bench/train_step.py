@@ -11,6 +11,7 @@ gradient by the first layer's input, which nobody needs. Each figure is the best
 
 import argparse
 import json
+import os
 import resource
 import runpy
 import sys
@@ -165,16 +166,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20, help="gradient steps in a measured epoch")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--images", type=int, default=0, help="held in memory, as a real data set would be")
-    parser.add_argument("--threads", type=int, default=0, help="of TensorFlow within an op; 0: its default")
+    parser.add_argument("--threads", type=int, default=0, help="cores to use; 0: all")
+    parser.add_argument("--parts", default="auto", help="as the flag of the experiments")
     parser.add_argument("--ops", action="store_true", help="also a table of each op alone")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
     if args.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(args.threads)
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     path = core.ROOT / f"{args.experiment}.py"
     if not path.is_file() or args.batches < 1 or args.repeats < 1:
         parser.error(f"no experiment {args.experiment}, or a count below 1")
     flags = flag_table.complete(runpy.run_path(str(path), run_name="bench")["flags"])
+    wanted_parts = args.parts if args.parts == "auto" else int(args.parts)
     device = core.set_up_device(flags["gpu"])
 
     # Random pixels of the data set's shape: speed does not depend on what they show.
@@ -184,14 +187,21 @@ def main() -> None:
     images = rng.integers(0, 256, (n_images, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, n_images).astype(np.int32)
     dataset = core.datasets.Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
-    model, reference = (core.build_model(flags["model"], dataset, seed=0) for _ in range(2))
+    specs = core.parse(flags["model"]["description"], "NONE", shape)
+    parts = core.choose_parts(wanted_parts, specs, batch, device)
+    if parts > 1:
+        core.share_cores(parts)
+    model = core.build_model(flags["model"], dataset, 0, parts)
+    reference = core.build_model(flags["model"], dataset, 0)
     plain = Plain(reference)
     x, y = tf.constant(images), tf.constant(labels)
     batches = rng.permutation(n_images)[:n].reshape(args.batches, batch).astype(np.int32)
     x_eval, y_eval = x[:n], y[:n]
 
     a, b = (tf.random.normal([ROOF_SIZE, ROOF_SIZE]) for _ in range(2))
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(a, b)))
+    # In as many parts as the network, so that all cores are used whatever the threads are set to.
+    rows = tf.split(a, [len(part) for part in np.array_split(a, parts)])
+    product = tf.function(lambda: tf.add_n([tf.reduce_sum(tf.matmul(part, b)) for part in rows]))
     times = measure(
         {
             "roof": lambda: product().numpy(),
@@ -204,7 +214,8 @@ def main() -> None:
     )
     roof = 2 * ROOF_SIZE**3 / times["roof"] / 1e9
     forward = sum(spec.flops for spec in model.specs)
-    result = {"experiment": args.experiment, "device": device, "batch": batch, "roof_gflops": roof}
+    result = {"experiment": args.experiment, "device": device, "batch": batch, "parts": parts}
+    result["roof_gflops"] = roof
     for name, flops in (("train", step_flops(model.specs)), ("eval", forward)):
         for prefix in ("", "plain_"):
             gflops = flops * n / times[prefix + name] / 1e9
@@ -216,7 +227,7 @@ def main() -> None:
         result[f"speedup_{name}"] = times["plain_" + name] / times[name]
     result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    print(f"{args.experiment}, batch {batch}, {device}; roof {roof:.0f} GFLOP/s")
+    print(f"{args.experiment}, batch {batch}, parts {parts}, {device}; roof {roof:.0f} GFLOP/s")
     print(f"{'':12} {'µs an image':>12} {'GFLOP/s':>9} {'of the roof':>12}")
     for name in ("train", "plain_train", "eval", "plain_eval"):
         row = result[name]

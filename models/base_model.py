@@ -80,6 +80,11 @@ class Model(tf.Module):
 
     `layers` lists the layers with weights, in order. The weights of the last accepted epoch are
     kept in memory by `keep()`, and `restore()` puts them back.
+
+    Attributes:
+      parts: into how many slices of examples every batch is cut. They do not need each other, so
+        TensorFlow computes them at the same time: one on each core wastes less than all cores sharing
+        every small op (`device.parts_that_pay`). Must be 1 with batch norm, which looks at whole batches.
     """
 
     def __init__(self, scale: float, name: str | None = None):
@@ -87,6 +92,7 @@ class Model(tf.Module):
         super().__init__(name)
         self.scale = scale
         self.layers = []
+        self.parts = 1
 
     def build_done(self) -> None:
         """To be called once when all layers exist."""
@@ -153,15 +159,28 @@ class Model(tf.Module):
         for kept, variable in zip(self._kept, self.tensors, strict=True):
             variable.assign(kept)
 
+    def _loss_sum_and_logits(self, pixels, labels, log_frame, training):
+        """Sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
+        n = labels.shape[0] or tf.shape(labels)[0]
+        sums, logits = [], []
+        for k in range(self.parts):
+            part = slice(n * k // self.parts, n * (k + 1) // self.parts)
+            z = self.logits(self.pixels(pixels[part]), training)
+            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels[part], z, log_frame)
+            sums.append(tf.reduce_sum(losses))
+            logits.append(z)
+        return tf.add_n(sums), tf.concat(logits, axis=0)
+
     # Training
 
     def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
-        """One plain gradient step, v <- v - grad_v(lr * loss); returns the batch loss before it, float64."""
+        """One plain gradient step on integer pixels, v <- v - grad_v(lr * loss).
+
+        Returns: the batch loss before it, float64.
+        """
         with tf.GradientTape() as tape:
-            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(
-                labels, self.logits(images, training=True), log_frame
-            )
-            loss = tf.reduce_mean(losses)
+            total, _ = self._loss_sum_and_logits(images, labels, log_frame, training=True)
+            loss = total / tf.cast(tf.shape(labels)[0], tf.float64)
             # lr goes in while all is float64: gradient and lr by themselves may leave float32's range.
             scaled = lr * loss
         gradients = tape.gradient(scaled, self.weights)
@@ -206,7 +225,7 @@ class Model(tf.Module):
             x, y = tf.gather(images, batch), tf.gather(labels, batch)
             if augment_seed is not None:
                 x = crop_and_flip(x, tf.stack([augment_seed[0], augment_seed[1] + i]))
-            loss = self.step(self.pixels(x), y, lr, log_frame)
+            loss = self.step(x, y, lr, log_frame)
             return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
 
         losses = tf.TensorArray(tf.float64, n, element_shape=[])
@@ -244,9 +263,8 @@ class Model(tf.Module):
 
         def block(i, total, logits):
             where = slice(i * EVAL_BATCH, tf.minimum((i + 1) * EVAL_BATCH, n))
-            z = self.logits(self.pixels(images[where]))
-            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels[where], z, log_frame)
-            return i + 1, total + tf.reduce_sum(losses), logits.write(i, z)
+            loss_sum, z = self._loss_sum_and_logits(images[where], labels[where], log_frame, training=False)
+            return i + 1, total + loss_sum, logits.write(i, z)
 
         logits = tf.TensorArray(tf.float32, n_blocks, infer_shape=False, element_shape=[None, None])
         done, total, logits = tf.while_loop(

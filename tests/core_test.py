@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 from conftest import ROOT, TINY
 
 import results
-from core import Core, Progress, choose_eids
+from core import Core, Progress, choose_eids, choose_parts
 from models import lr_scheduler, margins
+from models.architectures import CNN, VGG16, parse
 from models.lr_scheduler import TrainingDiverged
 from results import UserError
 
@@ -338,6 +340,8 @@ def test_epochs_are_chosen_among_the_stored(tiny_flags):
         ({"model": {"description": [["F", 9]]}}, "has 9 units, but digits has 10 classes"),
         ({"model": {"description": [["P"]] * 4 + [["F", 10]]}}, "too small"),
         ({"gpus": 1}, "no flag is named gpus"),
+        ({"parts": 51}, "--parts 51: a batch has 50 examples"),
+        ({"parts": 2, "model": {"description": [["F", 10, {"bn": True}]]}}, "batch norm looks at whole"),
     ],
 )
 def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
@@ -346,6 +350,24 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
     with pytest.raises(UserError, match=says):
         Core(tiny_flags | changes).run()
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "description, device, parts",
+    [
+        (
+            CNN,
+            "CPU",
+            min(len(os.sched_getaffinity(0)), 3),
+        ),  # 0.36 GFLOP a step, and at least 32 of the 100 examples a part
+        (VGG16, "CPU", 1),
+        ([["F", 10, {"bn": True}]], "CPU", 1),
+        (CNN, "GPU 0", 1),
+    ],
+)
+def test_small_networks_without_batch_norm_have_a_part_a_core_on_the_cpu(description, device, parts):
+    shape = (32, 32, 3) if description is VGG16 else (8, 8, 1)
+    assert choose_parts("auto", parse(description, "NONE", shape), 100, device) == parts
 
 
 def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):

@@ -133,9 +133,11 @@ def test_same_seed_same_weights_and_another_seed_others():
     assert not np.array_equal(a[0][1], c[0][1])
 
 
-def test_an_epoch_is_plain_gradient_steps_in_the_frame():
+@pytest.mark.parametrize("parts", [1, 3])
+def test_an_epoch_is_plain_gradient_steps_in_the_frame(parts):
     """v <- v - grad(lr * loss * exp(-log_frame)), batch by batch, against TensorFlow's own cross-entropy."""
     model, reference = (SimpleSequential(TINY, (8, 8, 1), scale=1 / 16, seed=3) for _ in range(2))
+    model.parts = parts
     x, y = data()
     batches = np.random.default_rng(0).permutation(120).reshape(6, 20).astype(np.int32)
     ok, losses = model.train_epoch(x, y, batches, 0.3, LOG10, 600.0)
@@ -169,9 +171,13 @@ def test_an_epoch_stops_at_a_loss_that_is_not_finite():
     assert np.isfinite(losses[:-1]).all()
 
 
-@pytest.mark.parametrize("n", [3, 499, 500, 501, 1234])
-def test_evaluation_in_blocks_is_evaluation_at_once(n):
+@pytest.mark.parametrize(
+    "n, parts", [(3, 1), (499, 1), (500, 1), (501, 1), (1234, 1), (1, 2), (501, 2), (1234, 3)]
+)
+def test_evaluation_in_blocks_is_evaluation_at_once(n, parts):
+    """Also where the last block has fewer examples than parts."""
     model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model.parts = parts
     x, y = data(n)
     complete, loss, logits = model.evaluate(x, y, -1.0)
     want = plain_logits(model, model.pixels(x))
