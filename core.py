@@ -56,6 +56,7 @@ class Core:
         self.f = SimpleNamespace(**self.flags)
         self.name = name
         self.signal = None
+        self.bar = None
         self.dataset = datasets.load(
             self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
         )
@@ -156,12 +157,23 @@ class Core:
 
     def _train_epochs(self, run: "TrainingRun") -> None:
         with tqdm(total=self.f.E, initial=run.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
+            self.bar = bar
             while run.eid < self.f.E:
                 info = self.epoch(run)
                 run.accept(info)
                 log.info("%s", epoch_line(info))
                 bar.update()
                 self._stop_if_asked()
+
+    def _looking_up(self, doing: str) -> Callable[[int], None]:
+        """What passes over the data call every second or so: stops if asked, and shows where they are."""
+
+        def look_up(done: int) -> None:
+            self._stop_if_asked()
+            if self.bar is not None:
+                self.bar.set_postfix_str(f"{doing} {done}", refresh=done > 0)
+
+        return look_up
 
     def epoch(self, run: "Progress") -> dict:
         """Attempts at the epoch after run.eid until the scheduler takes one; its info.
@@ -214,12 +226,16 @@ class Core:
         n_batches = len(permutation) // self.f.B
         batches = permutation[: n_batches * self.f.B].reshape(n_batches, self.f.B).astype(np.int32)
         ok, losses = self.model.train_epoch(
-            *self._train, batches, lr, log_frame, self.f.loss_ub, self._augment_seed(eid, attempt)
+            *self._train,
+            batches,
+            lr,
+            log_frame,
+            self.f.loss_ub,
+            self._augment_seed(eid, attempt),
+            self._looking_up(f"attempt {attempt}, of {n_batches} batches"),
         )
         trained = time.perf_counter()
         clock["train_time"] += trained - began
-        # Before the evaluation: this is the moment that Ctrl-C waits for.
-        self._stop_if_asked()
         info = {
             "eid": eid,
             "lr": lr,
@@ -245,11 +261,12 @@ class Core:
 
         Returns: a dict of plain numbers; None when the mean training loss is above loss_limit.
         """
-        complete, loss, logits = self.model.evaluate(*self._train, log_frame, loss_limit)
+        (_, y_train), (_, y_test) = self.dataset
+        look_up = self._looking_up(f"evaluating, of {len(y_train)} examples")
+        complete, loss, logits = self.model.evaluate(*self._train, log_frame, loss_limit, look_up)
         if not complete:
             return None
-        (_, y_train), (_, y_test) = self.dataset
-        _, _, test_logits = self.model.evaluate(*self._test)
+        _, _, test_logits = self.model.evaluate(*self._test, between=self._looking_up("test set"))
         gaps = margins.gaps(logits, y_train)
         norms = margins.norms(self.model.counted_weights(), self.model.act_type)
         return {
@@ -398,7 +415,7 @@ class SignalsNoted:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.core.signal = number
-        print("stopping after the current batch loop; once more to stop at once", file=sys.stderr, flush=True)
+        print("stopping within seconds; once more to stop at once", file=sys.stderr, flush=True)
 
     def __enter__(self):
         self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}

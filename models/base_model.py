@@ -5,12 +5,15 @@ the true loss times exp(-log_frame), with log_frame near the log of the current 
 learning rate is the true one times exp(log_frame), and the step they make together is the true one.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 
 from models.augmentation import crop_and_flip
 
 EVAL_BATCH = 500
+TURN_FLOPS = 2e11  # about a second of two cores: how long a pass over the data runs before it looks up
 
 
 def hp_sparse_softmax_cross_entropy_with_logits_v1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -85,6 +88,7 @@ class Model(tf.Module):
       parts: into how many slices of examples every batch is cut. They do not need each other, so
         TensorFlow computes them at the same time: one on each core wastes less than all cores sharing
         every small op (`device.parts_that_pay`). Must be 1 with batch norm, which looks at whole batches.
+      flops: of one example's forward pass.
     """
 
     def __init__(self, scale: float, name: str | None = None):
@@ -93,6 +97,7 @@ class Model(tf.Module):
         self.scale = scale
         self.layers = []
         self.parts = 1
+        self.flops = 0
 
     def build_done(self) -> None:
         """To be called once when all layers exist."""
@@ -197,6 +202,7 @@ class Model(tf.Module):
         log_frame: float,
         loss_ub: float,
         augment_seed: np.ndarray | None = None,
+        between: Callable[[int], None] = lambda done: None,
     ) -> tuple[bool, np.ndarray]:
         """A whole epoch of gradient steps in one graph; stops after the first bad batch.
 
@@ -205,20 +211,29 @@ class Model(tf.Module):
           batches: int32 [n, B], indices into both.
           lr, loss_ub: in frame units. log_frame: natural log of the frame.
           augment_seed: int32 [2], of random crops and flips; None for the images as they are.
+          between: called with the number of batches done, every second or so; may raise.
 
         Returns: (ok, losses): whether every batch loss was finite and <= loss_ub, and the float64
           losses of the batches done, in order (the bad one is the last).
         """
         # Tensors, because a tf.function is traced anew for every new Python number.
-        scalars = (tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub))
+        scalars = [tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub)]
         if augment_seed is not None:
             augment_seed = tf.constant(augment_seed, tf.int32)
-        ok, losses = self._train_epoch(images, labels, tf.constant(batches, tf.int32), *scalars, augment_seed)
-        return bool(ok), losses.numpy()
+        n, losses = len(batches), []
+        batches = tf.constant(batches, tf.int32)
+        for begin, end in _turns(n, 3 * self.flops * batches.shape[1]):
+            between(begin)
+            turn = tf.constant(begin), tf.constant(end)
+            ok, part = self._train_turn(images, labels, batches, *turn, *scalars, augment_seed)
+            losses.append(part.numpy())
+            if not ok:
+                break
+        return bool(ok), np.concatenate(losses)
 
     @tf.function
-    def _train_epoch(self, images, labels, batches, lr, log_frame, loss_ub, augment_seed):
-        n = tf.shape(batches)[0]
+    def _train_turn(self, images, labels, batches, begin, end, lr, log_frame, loss_ub, augment_seed):
+        """The gradient steps of batches[begin:end]."""
 
         def step(i, ok, losses):
             batch = batches[i]
@@ -226,18 +241,23 @@ class Model(tf.Module):
             if augment_seed is not None:
                 x = crop_and_flip(x, tf.stack([augment_seed[0], augment_seed[1] + i]))
             loss = self.step(x, y, lr, log_frame)
-            return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
+            return i + 1, loss <= loss_ub, losses.write(i - begin, loss)  # NaN is not <= anything
 
-        losses = tf.TensorArray(tf.float64, n, element_shape=[])
+        losses = tf.TensorArray(tf.float64, end - begin, element_shape=[])
         done, ok, losses = tf.while_loop(
-            lambda i, ok, losses: ok & (i < n), step, (0, tf.constant(True), losses)
+            lambda i, ok, losses: ok & (i < end), step, (begin, tf.constant(True), losses)
         )
-        return ok, losses.stack()[:done]
+        return ok, losses.stack()[: done - begin]
 
     # Evaluation
 
     def evaluate(
-        self, images: tf.Tensor, labels: tf.Tensor, log_frame: float = 0.0, loss_limit: float = np.inf
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        log_frame: float = 0.0,
+        loss_limit: float = np.inf,
+        between: Callable[[int], None] = lambda done: None,
     ) -> tuple[bool, float, np.ndarray]:
         """Mean loss and logits of a data set, in blocks of EVAL_BATCH, in order.
 
@@ -247,29 +267,42 @@ class Model(tf.Module):
         Args:
           images: integer pixels [N, h, w, c]; labels: int32 [N].
           log_frame: natural log of the frame. loss_limit: in frame units, infinite for none.
+          between: called with the number of examples done, every second or so; may raise.
 
         Returns: (complete, loss, logits): whether all N were evaluated, their mean loss in the frame
           (of a pass that was stopped: a lower bound of it), and float32 logits [N, C], complete or not.
         """
-        scalars = (tf.constant(value, tf.float64) for value in (log_frame, loss_limit))
-        complete, loss, logits = self._evaluate(images, labels, *scalars)
-        return bool(complete), float(loss), logits.numpy()
+        n = len(labels)
+        n_blocks = -(-n // EVAL_BATCH)
+        log_frame, limit = (tf.constant(value, tf.float64) for value in (log_frame, loss_limit * n))
+        total, logits = tf.constant(0.0, tf.float64), []
+        for begin, end in _turns(n_blocks, self.flops * EVAL_BATCH):
+            between(begin * EVAL_BATCH)
+            turn = tf.constant(begin), tf.constant(end)
+            done, total, part = self._evaluate_turn(images, labels, *turn, log_frame, limit, total)
+            logits.append(part.numpy())
+            if total > limit:
+                break
+        return bool(done == n_blocks), float(total) / n, np.concatenate(logits)
 
     @tf.function
-    def _evaluate(self, images, labels, log_frame, loss_limit):
+    def _evaluate_turn(self, images, labels, begin, end, log_frame, limit, total):
+        """Blocks begin to end, unless the sum of losses, from total on, passes the limit before."""
         n = tf.shape(images)[0]
-        limit = loss_limit * tf.cast(n, tf.float64)
-        n_blocks = (n + EVAL_BATCH - 1) // EVAL_BATCH
 
         def block(i, total, logits):
             where = slice(i * EVAL_BATCH, tf.minimum((i + 1) * EVAL_BATCH, n))
             loss_sum, z = self._loss_sum_and_logits(images[where], labels[where], log_frame, training=False)
-            return i + 1, total + loss_sum, logits.write(i, z)
+            return i + 1, total + loss_sum, logits.write(i - begin, z)
 
-        logits = tf.TensorArray(tf.float32, n_blocks, infer_shape=False, element_shape=[None, None])
+        logits = tf.TensorArray(tf.float32, end - begin, infer_shape=False, element_shape=[None, None])
         done, total, logits = tf.while_loop(
-            lambda i, total, logits: (i < n_blocks) & ~(total > limit),
-            block,
-            (0, tf.constant(0.0, tf.float64), logits),
+            lambda i, total, logits: (i < end) & ~(total > limit), block, (begin, total, logits)
         )
-        return done == n_blocks, total / tf.cast(n, tf.float64), logits.concat()
+        return done, total, logits.concat()
+
+
+def _turns(n: int, flops: float) -> list[tuple[int, int]]:
+    """0..n in slices [begin, end) of about TURN_FLOPS, each of the n costing `flops`."""
+    size = max(1, int(TURN_FLOPS // flops)) if flops else n
+    return [(begin, min(begin + size, n)) for begin in range(0, n, size)]

@@ -39,6 +39,7 @@ class SimpleSequential(Model):
     ):
         super().__init__(scale)
         self.specs = parse(description, bias_mode, input_shape)
+        self.flops = sum(spec.flops for spec in self.specs)
         self.act_type = act_type
         init = {"weight": "glorot_uniform", "bias": "zeros"} | (init or {})
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -13,8 +14,8 @@ import pytest
 from conftest import ROOT, TINY
 
 import results
-from core import Core, Progress, choose_eids, choose_parts
-from models import lr_scheduler, margins
+from core import Core, Progress, Stopped, choose_eids, choose_parts
+from models import base_model, lr_scheduler, margins
 from models.architectures import CNN, VGG16, parse
 from models.lr_scheduler import TrainingDiverged
 from results import UserError
@@ -237,6 +238,33 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tiny_flags, changes, stop
     assert without_times(results.read_journal(path)) == without_times(results.read_journal(whole))
     assert without_times(results.load(path)["raw"]) == without_times(results.load(whole)["raw"])
     assert results.stored_eids(path) == sorted({*results.stored_eids(whole)})
+    assert_same_weights(results.load_weights(path), results.load_weights(whole))
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_to_be_the_unbroken_run(tiny_flags, monkeypatch):
+    """As a signal does it, between two batches: the weights of the half epoch must not stay."""
+    whole = Core(tiny_flags).run()
+    monkeypatch.setattr(base_model, "TURN_FLOPS", 1)
+    core = Core(tiny_flags)
+    train_epoch, looked_up = core.model.train_epoch, []
+
+    def with_a_signal(*args):
+        *others, look_up = args
+
+        def between(done):
+            looked_up.append(done)
+            core.signal = signal.SIGINT if len(looked_up) == 16 else None
+            look_up(done)
+
+        return train_epoch(*others, between)
+
+    core.model.train_epoch = with_a_signal
+    with pytest.raises(Stopped):
+        core.run()
+    assert looked_up[-1] > 0, "the signal was to come within an epoch"
+    path = (core.logs_dir() / core.name / "latest").resolve()
+    Core(tiny_flags | {"resume": str(path)}).run()
+    assert without_times(results.read_journal(path)) == without_times(results.read_journal(whole))
     assert_same_weights(results.load_weights(path), results.load_weights(whole))
 
 

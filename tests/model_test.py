@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import TINY
 
+from models import base_model
 from models.architectures import CNN, VGG16, parse
 from models.simple_sequential import SimpleSequential
 
@@ -169,6 +170,23 @@ def test_an_epoch_stops_at_a_loss_that_is_not_finite():
     ok, losses = model.train_epoch(x, y, batches, 1e30, 0.0, np.inf)
     assert not ok and len(losses) < 6 and not np.isfinite(losses[-1])
     assert np.isfinite(losses[:-1]).all()
+
+
+def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
+    x, y = data(1234)
+    batches = np.arange(120).reshape(6, 20).astype(np.int32)
+    seed = np.array([1, 2], np.int32)
+    results, seen = [], {"train": [], "evaluate": []}
+    for turn_flops in (2e11, 1):
+        monkeypatch.setattr(base_model, "TURN_FLOPS", turn_flops)
+        model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+        ok, losses = model.train_epoch(x, y, batches, 0.1, 0.0, 600.0, seed, seen["train"].append)
+        complete, loss, logits = model.evaluate(x, y, between=seen["evaluate"].append)
+        stopped = model.evaluate(x, y, loss_limit=loss / 3)[:2]
+        results.append((ok, losses, complete, loss, logits, *stopped, *(v.numpy() for v in model.weights)))
+    assert seen == {"train": [0, 0, 1, 2, 3, 4, 5], "evaluate": [0, 0, 500, 1000]}
+    for at_once, in_turns in zip(*results, strict=True):
+        np.testing.assert_array_equal(at_once, in_turns)
 
 
 @pytest.mark.parametrize(
