@@ -57,6 +57,7 @@ class Core:
         self.name = name
         self.signal = None
         self.bar = None
+        self.whole_run = None  # the directory to resume, where this run is a part of it
         self.dataset = datasets.load(
             self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
         )
@@ -149,7 +150,8 @@ class Core:
                 run.save()
                 if isinstance(error, Stopped):
                     log.info("stopped after epoch #%d; go on with:", run.eid)
-                    log.info("  ./run.sh %s --resume %s", self.name, shown_path(run.work_dir.path))
+                    whole = self.whole_run or run.work_dir.path
+                    log.info("  ./run.sh %s --resume %s", self.name, shown_path(whole))
                 raise
             run.save()
             log.info("done: %d epochs, results in %s", run.eid, shown_path(run.work_dir.path))
@@ -223,17 +225,27 @@ class Core:
         """
         began = time.perf_counter()
         permutation = self.permutation(eid, attempt)
-        n_batches = len(permutation) // self.f.B
+        n_batches, left_over = divmod(len(permutation), self.f.B)
         batches = permutation[: n_batches * self.f.B].reshape(n_batches, self.f.B).astype(np.int32)
+        augment_seed = self._augment_seed(eid, attempt)
+        look_up = self._looking_up(f"attempt {attempt}, of {n_batches} batches")
         ok, losses = self.model.train_epoch(
             *self._train,
             batches,
             lr,
             log_frame,
             self.f.loss_ub,
-            self._augment_seed(eid, attempt),
-            self._looking_up(f"attempt {attempt}, of {n_batches} batches"),
+            augment_seed,
+            look_up,
         )
+        if ok and left_over and not self.f.drop_last:
+            batch = permutation[None, -left_over:].astype(np.int32)
+            if augment_seed is not None:
+                augment_seed = augment_seed + np.array([0, n_batches], np.int32)
+            ok, loss = self.model.train_epoch(
+                *self._train, batch, lr, log_frame, self.f.loss_ub, augment_seed, look_up
+            )
+            losses = np.append(losses, loss)
         trained = time.perf_counter()
         clock["train_time"] += trained - began
         info = {

@@ -36,6 +36,8 @@ class FlatnessCore(Core):
             return
         if flags["task"] in MEASUREMENTS:
             flags = self._flags_to_measure(flags)
+            self.f = SimpleNamespace(**flags)
+            self.networks()  # what is missing is said at once, before TensorFlow is loaded
         super().__init__(flags, name)
 
     def tasks(self):
@@ -81,6 +83,7 @@ class FlatnessCore(Core):
         results.WorkDir(run).write_json("flags.json", flags | {"resume": None})
         # Each network has graphs of its own; TensorFlow would warn that so many are traced.
         core.import_tensorflow().get_logger().setLevel("ERROR")
+        self.whole_run = run
         children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
         for seed, child in children.items():
             self.flags, self.f = child, SimpleNamespace(**child)

@@ -359,6 +359,7 @@ FLAGS = [
         parts,
         "slices of a batch computed at the same time; auto: one a core for a small network on the CPU",
     ),
+    Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
     Flag("augment", "none", choice("none", "crop-flip"), "what is done to training images, at random"),
     Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
     Flag(

@@ -18,6 +18,7 @@ flags = {
     "lr": 0.01,
     "E": 30,
     "B": 64,
+    "drop_last": False,
     "stats_every": 10,
 }
 

@@ -19,6 +19,7 @@ flags = {
     "lr": 0.01,
     "E": 150,
     "B": 64,
+    "drop_last": False,
     "stats_every": 10,
 }
 

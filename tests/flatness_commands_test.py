@@ -3,15 +3,11 @@
 import importlib
 import json
 import os
-import resource
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from commands_test import ENV, assert_one_line, command
-from conftest import ROOT
+from commands_test import assert_one_line, command
 
 import core
 import figures
@@ -39,13 +35,10 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """train_mnist on digits and all that measures it, each by ./run.sh; {name: working directory}.
-
-    took: processor seconds, which other processes on the machine do not lengthen as they do the clock's.
-    """
+    """train_mnist on digits and all that measures it, each by ./run.sh; {name: working directory}."""
     tmp_path = tmp_path_factory.mktemp("chain")
     common = ["--dataset", "digits", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
-    began, printed = resource.getrusage(resource.RUSAGE_CHILDREN), {}
+    printed = {}
     for name, *words in (
         ("train_mnist", "--E", "5"),
         ("measure_radius_mnist", "--directions", "2"),
@@ -55,15 +48,12 @@ def chain(tmp_path_factory):
         done = command("run.sh", name, *common, *words)
         assert done.returncode == 0, done.stderr
         printed[name] = done.stdout
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime
     latest = (tmp_path / "logs" / "train_mnist" / "latest").resolve()
     paths = {name: (latest / name / "latest").resolve() for name in printed}
-    return paths | {"train_mnist": latest, "tmp_path": tmp_path, "printed": printed, "took": took}
+    return paths | {"train_mnist": latest, "tmp_path": tmp_path, "printed": printed}
 
 
-def test_the_chain_goes_from_training_to_a_table_and_a_surface_in_two_minutes(chain, tmp_path):
-    assert chain["took"] < 120
+def test_the_chain_goes_from_training_to_a_table_and_a_surface(chain, tmp_path):
     assert sorted(load(chain["train_mnist"])) == [0, 1, 2]
     assert all(info["eid"] == 5 for info in load(chain["train_mnist"]).values())
     assert "digits, all params: " in chain["printed"]["measure_radius_mnist"]
@@ -129,9 +119,28 @@ def copied(chain, tmp_path):
 def test_only_two_of_three_seeds_trained_is_one_clear_line(chain, tmp_path):
     path = copied(chain, tmp_path)
     shutil.rmtree(path / "seed-2")
-    words = [sys.executable, str(ROOT / "make_points_mnist.py"), str(path), "--gpu", "-1"]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
-    assert_one_line(done, 2, "seed 2 has 0 of its 5 epochs", f"./run.sh train_mnist --resume {path}")
+    for script in ("make_points_mnist", "measure_radius_mnist"):
+        done = command("run.sh", script, str(path), "--gpu", "-1")
+        assert_one_line(done, 2, "seed 2 has 0 of its 5 epochs", f"./run.sh train_mnist --resume {path}")
+
+
+def test_networks_of_different_shapes_are_one_clear_line(chain, tmp_path):
+    path = copied(chain, tmp_path)
+    weights, state = results.load_checkpoint(path / "seed-1")
+    results.WorkDir(path / "seed-1").save([(name, w[..., :8]) for name, w in weights], state)
+    done = command("run.sh", "make_points_mnist", str(path), "--gpu", "-1")
+    assert_one_line(done, 2, f"{path}/seed-1: holds another network", "(64, 8)", "(64, 800)")
+    with pytest.raises(UserError, match="seed-1: holds another network"):
+        run("measure_radius_mnist", tmp_path, load_dir=str(path), directions=1)
+
+
+def test_random_labels_of_another_length_than_the_data_are_one_clear_line(tmp_path):
+    labels = tmp_path / "labels.npz"
+    np.savez(labels, labels=np.zeros(1499, np.int32))
+    words = ["--dataset", "digits", "--random_labels", str(labels), "--logs_dir", str(tmp_path / "logs")]
+    done = command("run.sh", "train_mnist_random", *words)
+    assert_one_line(done, 2, f"{labels}: ", "[1499]", "1500 training examples", "make_random_labels")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_it(tmp_path):
@@ -148,17 +157,6 @@ def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_
             *(results.load_weights(p / f"seed-{seed}") for p in (path, straight)), strict=True
         ):
             assert (a == b).all()
-
-
-def test_networks_of_different_shapes_are_refused(chain, tmp_path):
-    path = copied(chain, tmp_path)
-    other = run(
-        "train_mnist", tmp_path, dataset="digits", E=5, seeds=(1,), model={"description": [["F", 8], LAST]}
-    )
-    shutil.copy(other / "seed-1" / "checkpoint.npz", path / "seed-1" / "checkpoint.npz")
-    for script in ("make_points_mnist", "measure_radius_mnist"):
-        with pytest.raises(UserError, match="seed-1: holds another network"):
-            run(script, tmp_path, load_dir=str(path), directions=1)
 
 
 def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path):
