@@ -12,6 +12,8 @@ import numpy as np
 
 from flatness.span import Examples, FastSpan, PlainSpan, Tensors
 
+POINTS = 32  # steps of a walk that are taken at once, at most
+
 # Table 1 of arXiv 1801.02254: mean and standard deviation over three networks.
 PUBLISHED = {
     ("mnist", "all", False): (13.9833, 0.1670),
@@ -134,7 +136,7 @@ class FastWalks:
             self._origin = np.array([sums[0] for _, sums in span.partial_sums(np.array([[1.0, 0.0]]))])
         profile = [self._origin.sum() / len(self.examples)]
         while len(profile) <= max_steps:
-            k = np.arange(len(profile), min(len(profile) + span.most_points, max_steps + 1))
+            k = np.arange(len(profile), min(len(profile) + min(span.most_points, POINTS), max_steps + 1))
             losses, bound = self._advance(span, k * step, threshold)
             for loss in losses:
                 if reached(loss, profile[0], threshold):
@@ -162,7 +164,7 @@ class FastWalks:
                 bound = float(totals[wanted] / n)
             forecast = ~(np.abs(totals[:wanted] - seen_origin) / seen < threshold)
             if forecast.any():
-                spare = 1 if seen < n / 4 else 0
+                spare = 3 if seen < n / 32 else 1 if seen < n / 4 else 0
                 put_off = int(forecast.argmax()) + 1 + spare
                 if put_off < wanted:
                     wanted, bound = put_off, None

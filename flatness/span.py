@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 PLAIN_FLOATS = 2**22  # activations of a layer in the plain evaluation: more are no faster
-CACHED_FLOATS = 2**19  # ... where a block of examples goes through several points: about the L2 cache
+CACHED_FLOATS = 2**21  # ... where a block of examples goes through several points: it stays in the cache
+FIRST_BLOCK = 512  # the first block is smaller: it tells a walk about where its end is
 KEPT_BYTES = 2**30  # what is computed once and kept, at most
 STACK_BYTES = 2**28  # tensors of the points that are evaluated together, at most
 MOST_POINTS = 64
@@ -46,6 +47,18 @@ def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_logsumexp(tf.where(is_label, tf.constant(-1e300, tf.float64), d), axis=1)
 
 
+@tf.function(jit_compile=True)  # one pass for a dozen small ops
+def sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Sum of the cross-entropies of examples [b], logits [b, C]; float64."""
+    return tf.reduce_sum(tf.nn.softplus(log_odds(labels, logits)))
+
+
+@tf.function(jit_compile=True)  # one pass over memory, which is what these sums are bound by
+def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+    """sum_j coefficients_j * parts_j, of [d] and d tensors of one shape."""
+    return sum(coefficients[j] * part for j, part in enumerate(parts))
+
+
 def nan_if_no_variance(model) -> tf.Tensor:
     """NaN where a batch norm's (perturbed) variance has become negative, else 0; float32.
 
@@ -75,8 +88,10 @@ class Examples:
     def __len__(self) -> int:
         return self.labels.shape[0]
 
-    def blocks(self, size: int) -> list[slice]:
-        return [slice(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+    def blocks(self, size: int, first: int | None = None) -> list[slice]:
+        """Consecutive blocks of a size; the first one perhaps of another."""
+        starts = [0, *range(first or size, len(self), size)]
+        return [slice(*ends) for ends in zip(starts, [*starts[1:], len(self)], strict=True)]
 
     def graph(self, key, function: Callable) -> Callable:
         """The graph of a function, traced once for all who use the same key."""
@@ -105,7 +120,7 @@ class PlainSpan:
 
     def _sum_of_losses(self, inputs, labels):
         logits = self.model.after(0, self.model.layers[0].affine(inputs))
-        return tf.reduce_sum(tf.nn.softplus(log_odds(labels, logits + nan_if_no_variance(self.model))))
+        return sum_of_losses(labels, logits + nan_if_no_variance(self.model))
 
     def at(self, coefficients: np.ndarray) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
@@ -160,7 +175,8 @@ class FastSpan:
         flops = [spec.flops for spec in specs[self.first :]]
         self.linear = flops[0] >= WORTHWHILE * sum(flops)
         width = max(int(np.prod(spec.out_shape)) for spec in specs[self.first :])
-        self.block_size = int(np.clip(CACHED_FLOATS // width, 64, 2**13))
+        size = int(np.clip(CACHED_FLOATS // width, 64, 2**13))
+        self.blocks = examples.blocks(size, min(size, FIRST_BLOCK))
         own = [i for i, k in enumerate(layer_of) if k >= self.first]
         below = [i for i, k in enumerate(layer_of) if k < self.first]
         self._places = [places[i][1:] for i in own]
@@ -170,7 +186,10 @@ class FastSpan:
             [tf.constant(np.zeros_like(basis[0][i]) if b[i] is None else b[i], tf.float32) for i in own]
             for b in basis
         ]
-        size = sum(4 * int(np.prod(t.shape)) for t in self._basis[0])
+        # Where the first layer's products are combined its own tensors never are.
+        skipped = self._own_of_first() if self.linear else 0
+        self._stacked = slice(skipped, None)
+        size = sum(4 * int(np.prod(t.shape)) for t in self._basis[0][self._stacked]) or 1
         self.most_points = int(np.clip(STACK_BYTES // size, 1, MOST_POINTS))
         self._products = self._what_stays(specs[self.first], keep)
 
@@ -218,8 +237,11 @@ class FastSpan:
             with using(self._places[: len(tensors)], tensors):
                 return layer.affine(x)
 
-        own = 1 if layer.bias is None else 2  # the layer's weight and bias are its first places
-        return self._graph("product", product)(x, self._basis[j][:own])
+        return self._graph("product", product)(x, self._basis[j][: self._own_of_first()])
+
+    def _own_of_first(self) -> int:
+        """The weight and bias of layer `first` are the first of the places."""
+        return 1 if self.model.layers[self.first].bias is None else 2
 
     # Losses
 
@@ -232,9 +254,10 @@ class FastSpan:
           coefficients: [m, d], m at most most_points.
         """
         c = tf.constant(coefficients, tf.float32)
-        stacks = [tf.tensordot(c, tf.stack(parts), 1) for parts in zip(*self._basis, strict=True)]
+        varying = zip(*(tensors[self._stacked] for tensors in self._basis), strict=True)
+        stacks = [tf.tensordot(c, tf.stack(parts), 1) for parts in varying]
         wanted = len(coefficients)
-        for block in self.examples.blocks(self.block_size):
+        for block in self.blocks:
             self.examples.tick()
             products = [kept[block] for kept in self._products]
             x = None
@@ -250,18 +273,19 @@ class FastSpan:
             wanted = wanted if answer is None else answer
 
     def _sums_of_losses(self, x, products, labels, c, stacks):
-        m, layer = tf.shape(c)[0], self.model.layers[self.first]
+        layer = self.model.layers[self.first]
+        places = self._places[self._stacked]
 
-        def logits(i):
-            with using(self._places, [stack[i] for stack in stacks]):
-                z = sum(c[i, j] * p for j, p in enumerate(products)) if products else layer.affine(x)
-                return self.model.after(self.first, z) + nan_if_no_variance(self.model)
+        def at_point(i):
+            with using(places, [stack[i] for stack in stacks]):
+                z = combined(c[i], products) if products else layer.affine(x)
+                logits = self.model.after(self.first, z) + nan_if_no_variance(self.model)
+                return sum_of_losses(labels, logits)
 
-        shape = tf.TensorSpec([None, self.model.n_classes], tf.float32)
-        z = tf.map_fn(logits, tf.range(m), fn_output_signature=shape, parallel_iterations=1)
-        z = tf.reshape(z, [-1, self.model.n_classes])  # [m * b, C]
-        losses = tf.nn.softplus(log_odds(tf.tile(labels, [m]), z))
-        return tf.reduce_sum(tf.reshape(losses, [m, -1]), axis=1)
+        signature = tf.TensorSpec([], tf.float64)
+        return tf.map_fn(
+            at_point, tf.range(tf.shape(c)[0]), fn_output_signature=signature, parallel_iterations=1
+        )
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
         """The mean losses at points [m, d], float64 [m]."""
