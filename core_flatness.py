@@ -81,13 +81,12 @@ class FlatnessCore(Core):
         else:
             run = results.create(self.logs_dir(), self.name, {"about.json": self.about()})
         results.WorkDir(run).write_json("flags.json", flags | {"resume": None})
-        # Each network has graphs of its own; TensorFlow would warn that so many are traced.
-        core.import_tensorflow().get_logger().setLevel("ERROR")
         self.whole_run = run
         children = {seed: self._prepared(run / f"seed-{seed}", seed) for seed in flags["seeds"]}
         for seed, child in children.items():
             self.flags, self.f = child, SimpleNamespace(**child)
-            self.model = build_model(self.f.model, self.dataset, seed, self.parts)
+            # The same model for all seeds: its graphs are traced once.
+            self.load_weights(build_model(self.f.model, self.dataset, seed).get_weights(), f"seed {seed}")
             self.train()
             raw[seed] = results.read_journal(child["resume"])[results.stored_eids(child["resume"])[-1]]
         results.WorkDir(run).write_res({"flags": flags, "raw": raw})

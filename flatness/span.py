@@ -175,7 +175,7 @@ class FastSpan:
         flops = [spec.flops for spec in specs[self.first :]]
         self.linear = flops[0] >= WORTHWHILE * sum(flops)
         width = max(int(np.prod(spec.out_shape)) for spec in specs[self.first :])
-        size = int(np.clip(CACHED_FLOATS // width, 64, 2**13))
+        size = int(np.clip(CACHED_FLOATS // width, 64, 2**14))
         self.blocks = examples.blocks(size, min(size, FIRST_BLOCK))
         own = [i for i, k in enumerate(layer_of) if k >= self.first]
         below = [i for i, k in enumerate(layer_of) if k < self.first]

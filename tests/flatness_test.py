@@ -1,5 +1,6 @@
 """Random labels, batch norm, spans, walks, planes and curvature, each against its definition."""
 
+import functools
 import subprocess
 import sys
 
@@ -40,9 +41,8 @@ def digits(n=500):
     return dataset[0]
 
 
-def network(name, seed=0, steps=60, n=500):
-    """A network of NETWORKS, trained a little on digits."""
-    model = SimpleSequential(
+def untrained(name, seed):
+    return SimpleSequential(
         NETWORKS[name],
         (8, 8, 1),
         "ALL",
@@ -52,10 +52,36 @@ def network(name, seed=0, steps=60, n=500):
         input_mean=(0.3,),
         input_std=(0.4,),
     )
-    x, y = digits(n)
-    batches = np.random.default_rng(seed).integers(0, n, (steps, 50)).astype(np.int32)
+
+
+@functools.cache
+def trainer(name):
+    """One network trains all of its kind: its graph is traced only once."""
+    return untrained(name, 0)
+
+
+@functools.cache
+def trained(name, seed, steps):
+    """Tensors after some steps on 500 digits."""
+    model = trainer(name)
+    model.set_weights(arrays(untrained(name, seed)))
+    x, y = digits()
+    batches = np.random.default_rng(seed).integers(0, len(y), (steps, 50)).astype(np.int32)
     assert model.train_epoch(tf.constant(x), tf.constant(y), batches, 0.1, 0.0, 600.0)[0]
+    return arrays(model)
+
+
+def network(name, seed=0, steps=60):
+    """A network of NETWORKS, trained a little on digits."""
+    model = untrained(name, seed)
+    model.set_weights(trained(name, seed, steps))
     return model
+
+
+@functools.cache
+def examples_of(name):
+    """Digits for a network of NETWORKS: spans and walks set its weights, and share its graphs."""
+    return Examples(network(name), *digits())
 
 
 def arrays(model):
@@ -205,9 +231,8 @@ def test_the_loss_of_spans_is_the_high_precision_cross_entropy():
     ],
 )
 def test_short_cuts_give_the_plain_losses_along_a_ray(name, params, small_blocks):
-    model = network(name)
-    weights = arrays(model)
-    examples = Examples(model, *digits())
+    examples = examples_of(name)
+    model, weights = examples.model, trained(name, 0, 60)
     delta = radius.direction(np.random.default_rng(0), names(model), weights, params)
     points = np.array([[1, t] for t in (0, 0.1, 0.5, 1, 2, 3, 5, 8)], float)
     plain = PlainSpan(examples, [weights, delta]).losses(points)
@@ -225,9 +250,8 @@ def test_which_layers_are_taken_as_linear_follows_from_their_share_of_the_work()
 
 @pytest.mark.parametrize("name", ["mlp", "batch norm", "thin first layer"])
 def test_short_cuts_give_the_plain_losses_in_a_plane(name, small_blocks):
-    models = [network(name, seed) for seed in (0, 1, 2)]
-    networks = [arrays(model) for model in models]
-    examples = Examples(models[0], *digits())
+    networks = [trained(name, seed, 60) for seed in (0, 1, 2)]
+    examples = examples_of(name)
     fast, plain = (interpolation.Plane(examples, networks, method) for method in ("fast", "plain"))
     X, Y = (values[:, :5] for values in interpolation.grid(9))
     for row in (0, 4, 8):
@@ -260,9 +284,8 @@ def test_the_grid_is_the_papers():
     [("mlp", "all", 0.5), ("mlp", "top", 0.1), ("batch norm", "all", 0.5), ("batch norm", "trainable", 0.5)],
 )
 def test_short_cuts_give_the_radii_and_profiles_of_the_plain_walk(name, params, step, small_blocks):
-    model = network(name)
-    weights = arrays(model)
-    examples = Examples(model, *digits())
+    examples = examples_of(name)
+    model, weights = examples.model, trained(name, 0, 60)
     fast, plain = (radius.WALKS[method](examples, weights) for method in ("fast", "plain"))
     for k in range(4):
         delta = radius.direction(np.random.default_rng(k), names(model), weights, params)
@@ -271,6 +294,30 @@ def test_short_cuts_give_the_radii_and_profiles_of_the_plain_walk(name, params, 
         np.testing.assert_allclose(a["profile"], b["profile"], rtol=2e-5)
         assert np.isnan(b["end"]) or abs(b["end"] - b["profile"][0]) >= 0.05
         assert not abs(a["end"] - a["profile"][0]) < 0.0499
+
+
+@pytest.mark.parametrize(("params", "step"), [("all", 0.5), ("top", 0.1)])
+def test_radii_are_those_of_a_walk_written_down_in_numpy_with_float64(params, step):
+    examples, weights = examples_of("mlp"), trained("mlp", 0, 60)
+    x, y = digits()
+    pixels = (x.reshape(len(y), -1) / 16.0 - 0.3) / 0.4
+
+    def loss(tensors):
+        h = pixels
+        for k in (0, 2, 4):
+            h = (np.maximum(h, 0) if k else h) @ tensors[k] + tensors[k + 1]
+        return np.mean(np.log(np.exp(h).sum(1)) - h[np.arange(len(y)), y])
+
+    origin = loss(np_weights := [w.astype(np.float64) for w in weights])
+    for seed in range(3):
+        delta = radius.direction(np.random.default_rng(seed), names(examples.model), weights, params)
+        k = 1
+        moved = [0.0 if d is None else d for d in delta]
+        while abs(origin - loss([w + k * step * d for w, d in zip(np_weights, moved, strict=True)])) < 0.05:
+            k += 1
+        walk = radius.FastWalks(examples, weights).walk(delta, step, 0.05, 1000)
+        assert walk["radius"] == (k - 1) * step
+        assert walk["profile"][0] == pytest.approx(origin, rel=1e-5)
 
 
 def test_a_forecast_that_the_order_of_the_examples_misleads_does_not_change_the_radius(small_blocks):
