@@ -275,7 +275,9 @@ class FlatnessCore(Core):
                     "%s: I(w) = %.4g, radius %.4f, by norm %.4f (norm %.2f)",
                     *(name, *(found[name][key] for key in ("I", "mean", "mean_by_norm", "norm"))),
                 )
-            row = radius.table_row(found, f.dataset, f.params, f.random_labels is not None)
+            of_the_run = results.read_flags(Path(f.load_dir))
+            comparable = (of_the_run["task"], f.eid, f.normalize) == ("train_seeds", "last", "none")
+            row = radius.table_row(found, f.dataset, f.params, f.random_labels is not None, comparable)
             log.info("%s", row["text"])
             return {"networks": found, "row": row}
 

@@ -196,11 +196,14 @@ def summary(walks: list[dict], length: float) -> dict:
     }
 
 
-def table_row(networks: dict[str, dict], dataset: str, params: str, random: bool) -> dict:
+def table_row(
+    networks: dict[str, dict], dataset: str, params: str, random: bool, comparable: bool = True
+) -> dict:
     """The row of Table 1 (SPEC F4): mean and population standard deviation over the networks' means.
 
     Args:
       networks: {name: summary}.
+      comparable: whether it is the paper's experiment on that data set that was measured.
 
     Returns: mean, sd, by_norm_mean, by_norm_sd, text, published: (mean, sd) or None; and where it is
       known, standard_errors: how far apart the two means are, in standard errors of their difference,
@@ -213,7 +216,7 @@ def table_row(networks: dict[str, dict], dataset: str, params: str, random: bool
         "sd": float(np.std(means)),
         "by_norm_mean": float(np.mean(by_norm)),
         "by_norm_sd": float(np.std(by_norm)),
-        "published": PUBLISHED.get((dataset, params, random)),
+        "published": PUBLISHED.get((dataset, params, random)) if comparable else None,
     }
     what = {"all": "all params", "trainable": "trainable params", "top": "top layer"}[params]
     row["text"] = (

@@ -421,6 +421,8 @@ def test_the_row_is_the_mean_and_population_deviation_of_the_networks_means():
     error = np.sqrt((row["sd"] ** 2 + 0.1670**2) / 2)
     assert row["standard_errors"] == pytest.approx(abs(row["mean"] - 13.9833) / error)
     assert radius.table_row(networks, "digits", "all", False)["published"] is None
+    other = radius.table_row(networks, "mnist", "all", False, comparable=False)
+    assert other["published"] is None and "published" not in other["text"]
 
 
 # Curvature
