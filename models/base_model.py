@@ -168,8 +168,9 @@ class Model(tf.Module):
         """Sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
         n = labels.shape[0] or tf.shape(labels)[0]
         sums, logits = [], []
-        for k in range(self.parts):
-            part = slice(n * k // self.parts, n * (k + 1) // self.parts)
+        parts = min(self.parts, labels.shape[0] or self.parts)  # none is empty
+        for k in range(parts):
+            part = slice(n * k // parts, n * (k + 1) // parts)
             z = self.logits(self.pixels(pixels[part]), training)
             losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels[part], z, log_frame)
             sums.append(tf.reduce_sum(losses))

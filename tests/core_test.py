@@ -100,17 +100,17 @@ def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, 
         assert any(command == "back" for *_, command, _ in decisions), "nothing was rejected: tests nothing"
 
 
-def test_without_drop_last_an_epoch_ends_with_a_step_on_the_examples_left_over(tiny_flags):
-    flags = tiny_flags | {"B": 70, "lr": 0.05, "train_mode": "NORMAL", "E": 1}
+@pytest.mark.parametrize("left_over", [20, 1])
+def test_without_drop_last_an_epoch_ends_with_a_step_on_the_examples_left_over(tiny_flags, left_over):
+    flags = tiny_flags | {"B": 70, "train_N": 280 + left_over, "lr": 0.05, "train_mode": "NORMAL", "E": 1}
     flags["include_all_rt_loss_in_res"] = True
     core, dropping = Core(flags | {"drop_last": False}), Core(flags)
     losses = results.load(core.run())["raw"][1]["all_rt_loss"]
     assert len(losses) == 5
     assert losses[:4] == results.load(dropping.run())["raw"][1]["all_rt_loss"]
     (x, y), _ = core.dataset
-    left_over = core.permutation(1, 1)[-20:]
-    images = dropping.model.pixels(x[left_over])
-    assert losses[4] == pytest.approx(float(dropping.model.step(images, y[left_over], 0.05, 0.0)), rel=1e-6)
+    batch = core.permutation(1, 1)[-left_over:]
+    assert losses[4] == pytest.approx(float(dropping.model.step(x[batch], y[batch], 0.05, 0.0)), rel=1e-6)
     for one, other in zip(core.model.weights, dropping.model.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
