@@ -12,7 +12,7 @@ import numpy as np
 
 from flatness.span import Examples, FastSpan, PlainSpan, Tensors
 
-POINTS = 32  # steps of a walk that are taken at once, at most
+POINTS = 24  # steps of a walk that are taken at once, at most
 
 # Table 1 of arXiv 1801.02254: mean and standard deviation over three networks.
 PUBLISHED = {

@@ -59,6 +59,12 @@ def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
     return sum(coefficients[j] * part for j, part in enumerate(parts))
 
 
+@tf.function(jit_compile=True)
+def sum_of_losses_combined(labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+    """Both in one."""
+    return sum_of_losses(labels, combined(coefficients, parts))
+
+
 def nan_if_no_variance(model) -> tf.Tensor:
     """NaN where a batch norm's (perturbed) variance has become negative, else 0; float32.
 
@@ -175,7 +181,7 @@ class FastSpan:
         flops = [spec.flops for spec in specs[self.first :]]
         self.linear = flops[0] >= WORTHWHILE * sum(flops)
         width = max(int(np.prod(spec.out_shape)) for spec in specs[self.first :])
-        size = int(np.clip(CACHED_FLOATS // width, 64, 2**14))
+        size = int(np.clip(CACHED_FLOATS // width, 64, 2**15))
         self.blocks = examples.blocks(size, min(size, FIRST_BLOCK))
         own = [i for i, k in enumerate(layer_of) if k >= self.first]
         below = [i for i, k in enumerate(layer_of) if k < self.first]
@@ -205,7 +211,9 @@ class FastSpan:
         self._features, products = None, []
         if self.first > 0 and 4 * n * int(np.prod(spec.in_shape)) <= KEPT_BYTES // 2:
             if "features" not in self.kept:
-                self.kept["features"] = tf.concat([self._input(b) for b in self.examples.blocks(1024)], 0)
+                widest = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
+                blocks = self.examples.blocks(int(np.clip(PLAIN_FLOATS // widest, 64, 2**13)))
+                self.kept["features"] = tf.concat([self._input(b) for b in blocks], 0)
             self._features = self.kept["features"]
         if self.linear and 4 * n * keep * int(np.prod(spec.out_shape)) <= KEPT_BYTES:
             if "products" not in self.kept:
@@ -275,16 +283,21 @@ class FastSpan:
     def _sums_of_losses(self, x, products, labels, c, stacks):
         layer = self.model.layers[self.first]
         places = self._places[self._stacked]
+        logits_follow = layer is self.model.layers[-1] and not self.model.specs[-1].act and layer.bn is None
 
         def at_point(i):
+            if products and logits_follow:
+                return sum_of_losses_combined(labels, c[i], products)
             with using(places, [stack[i] for stack in stacks]):
                 z = combined(c[i], products) if products else layer.affine(x)
                 logits = self.model.after(self.first, z) + nan_if_no_variance(self.model)
                 return sum_of_losses(labels, logits)
 
         signature = tf.TensorSpec([], tf.float64)
+        # Where a point is one small op, each core has one; else all cores share each op.
+        at_once = 8 if products and logits_follow else 1
         return tf.map_fn(
-            at_point, tf.range(tf.shape(c)[0]), fn_output_signature=signature, parallel_iterations=1
+            at_point, tf.range(tf.shape(c)[0]), fn_output_signature=signature, parallel_iterations=at_once
         )
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
