@@ -44,7 +44,16 @@ def chain(tmp_path_factory):
     took: processor seconds, which other processes on the machine do not lengthen as they do the clock's.
     """
     tmp_path = tmp_path_factory.mktemp("chain")
-    common = ["--dataset", "digits", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
+    common = [
+        "--dataset",
+        "digits",
+        "--logs_dir",
+        str(tmp_path / "logs"),
+        "--gpu",
+        "-1",
+        "--figures",
+        "false",
+    ]
     began, printed = resource.getrusage(resource.RUSAGE_CHILDREN), {}
     for name, *words in (
         ("train_mnist", "--E", "5"),
