@@ -63,7 +63,7 @@ STYLE = {
 }
 DPI = 200  # of a PNG; in a PDF, of the parts that have too many points for vectors: RASTER_DPI
 RASTER_DPI = 400
-COLUMNS_PER_INCH = 200  # a curve of more points is thinned to what this resolution shows
+COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows
 
 SURFACE_CLIP = 3.5
 SURFACE_VIEWS = {  # (elevation, azimuth) in degrees, by (data set, random labels); SPEC F3
@@ -758,7 +758,7 @@ def power_of_ten(exponent: float) -> str:
 
 
 def thin(figure: "Figure") -> None:
-    """Leave out of every long curve what cannot be seen: in each column of 1/200 inch that a curve
+    """Leave out of every long curve what cannot be seen: in each column of 1/300 inch that a curve
     passes it keeps the points where it enters, leaves, is highest and is lowest."""
     for axes in figure.axes:
         axes.autoscale_view()
