@@ -22,7 +22,7 @@ def execute(name, **environment):
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
     env = {name: value for name, value in os.environ.items() if name not in OURS}
-    client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
     client.execute(env=env | {name: str(value) for name, value in environment.items()})
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"], outputs
