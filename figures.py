@@ -57,7 +57,7 @@ STYLE = {
     "grid.linewidth": 0.4,
     "grid.color": "0.88",
     "axes.axisbelow": True,
-    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.limits": (-3, 5),
     "pdf.fonttype": 42,  # TrueType, embedded: many publishers refuse Type 3
     "figure.constrained_layout.use": True,
 }
@@ -331,7 +331,8 @@ def _loss_axis(axes: "Axes") -> None:
     low, high = axes.dataLim.intervalx
     if low < -3:
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-        axes.set_xticks([tick for tick in LOSS_TICKS if low <= tick <= high])
+        ticks = [tick for tick in LOSS_TICKS if low <= tick <= high]
+        axes.set_xticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
         axes.set_xticks([], minor=True)
     axes.margins(x=0.01)
     axes.xaxis.set_inverted(True)
@@ -408,7 +409,7 @@ def _steps(runs: list[Run]) -> "Figure":
             width = max(1, len(value) // 50)
             panel.plot(eid, _running_mean(value, width), **style)
     relative.set(ylabel="lr in the frame", yscale="log")
-    true.set(ylabel="log₁₀ l")
+    true.set(ylabel="log₁₀ lr")
     mean = ", running mean" if max(len(run.raw) for run in runs) >= 100 else ""
     attempts.set(ylabel=f"attempts an epoch{mean}", xlabel="epoch", ylim=(0, None))
     seconds.set(ylabel=f"seconds an epoch{mean}", xlabel="epoch", ylim=(0, None))
@@ -753,7 +754,7 @@ def _finish(figure: "Figure") -> None:
 def power_of_ten(exponent: float) -> str:
     """'0.01', '2', '1000', '10⁻⁶': a number as an axis has it, given its log10."""
     if -3 < exponent < 3.5 or exponent != round(exponent):
-        return f"{10**exponent:.3g}"
+        return f"{10**exponent:.4g}"
     return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 

@@ -155,6 +155,16 @@ def test_a_run_still_under_way_is_drawn_from_its_journal(run, tmp_path):
     assert len(points) == 7
 
 
+def test_axes_of_many_decades_have_plain_ticks(long_run):
+    figure = figures.build([long_run])["margins"]
+    against_epoch, against_loss = (
+        [text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:]
+    )
+    assert [figures.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
+    assert {"1", "10", "100", "1000"} < set(against_epoch)
+    assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
+
+
 # Several runs
 
 
