@@ -830,6 +830,30 @@ class logging_to:
         self.handler.close()
 
 
+def draw_figures(path: Path) -> None:
+    """The figures of a finished run, into its directory; what goes wrong here harms no result.
+
+    Raises: Stopped for Ctrl-C.
+    """
+    try:
+        import figures
+
+        if not path.is_dir() or results.read_flags(path)["task"] not in figures.DRAWN:
+            return
+        with logging_to(path / "stdout"):
+            figures.draw([path])
+            log.info("figures in %s", shown_path(path / "figures"))
+    except KeyboardInterrupt:
+        _complain("stopped while drawing; the results are saved", 130)
+        raise Stopped(signal.SIGINT) from None
+    except Exception as error:
+        _complain(
+            f"warning: no figures ({type(error).__name__}: {error}); the results are saved; "
+            f"draw them with: python figures.py {shown_path(path)}",
+            0,
+        )
+
+
 def main_eval(script: str, flags: dict, about: str | None = None) -> None:
     """What an attack script's last line calls; as `main`, and its first word is the run to attack."""
     main(script, flags, about, flag_table.attack_command_line, "./eval.sh {} <working directory>")
@@ -862,7 +886,9 @@ def main(
         log.propagate = False
     try:
         given = command_line(sys.argv[1:], flags, about or "", prog=prog.format(name))
-        core_class(given, name).run()
+        path = core_class(given, name).run()
+        if given["figures"]:
+            draw_figures(path)
         status = 0
     except UserError as error:
         status = _complain(f"error: {error}", 2)

@@ -429,17 +429,18 @@ FLAGS = [
     Flag(
         "logs_dir", None, optional(text), "where working directories go; by default logs beside the program"
     ),
+    Flag("figures", True, boolean, "draw the figures of a run into its directory when it is done"),
     Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
 ]
 
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
-FREE_ON_RESUME = ("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "resume")
+FREE_ON_RESUME = ("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "resume")
 
 # What an attack has from its own script and command line; all else comes from the run attacked.
 OF_AN_ATTACK = (
-    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic"),
+    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic", "figures"),
     *(flag.name for flag in ATTACK_FLAGS),
 )
 

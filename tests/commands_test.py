@@ -16,7 +16,7 @@ import results
 
 QUICK = "exper-quick-digits-cnn-loss-based-lr"
 SMALL = ["--model.description", "[['C',4,[3,3]],['P'],['F',16],['F',10,{'act':False}]]", "--train_N", "300"]
-SMALL += ["--B", "50", "--gpu", "-1"]
+SMALL += ["--B", "50", "--gpu", "-1", "--figures", "false"]
 ENV = os.environ | {"VIRTUAL_ENV": sys.prefix}  # the environment that runs the tests satisfies the pins
 
 

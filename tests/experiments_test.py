@@ -12,7 +12,7 @@ import results
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-quick-*.py")))
 def test_quick_experiments_run_as_they_are_for_two_epochs(tmp_path, name):
-    done = command("run.sh", name, "--E", "2", "--logs_dir", str(tmp_path / "logs"))
+    done = command("run.sh", name, "--E", "2", "--figures", "false", "--logs_dir", str(tmp_path / "logs"))
     assert done.returncode == 0 and "parameters: 291648" in done.stdout
     assert json.loads(((tmp_path / "logs" / name / "latest") / "flags.json").read_text())["E"] == 2
 
@@ -21,7 +21,7 @@ def test_quick_experiments_run_as_they_are_for_two_epochs(tmp_path, name):
 def test_final_experiments_run_on_their_own_data(tmp_path, name, real_data):
     done = command(
         *("run.sh", name, "--data_dir", real_data, "--train_N", "200", "--E", "1", "--gpu", "-1"),
-        *("--log_frame0", "3", "--logs_dir", str(tmp_path / "logs")),
+        *("--log_frame0", "3", "--figures", "false", "--logs_dir", str(tmp_path / "logs")),
     )
     assert done.returncode == 0, done.stderr
     raw = results.load(tmp_path / "logs" / name / "latest")["raw"]

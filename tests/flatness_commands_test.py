@@ -38,6 +38,7 @@ def chain(tmp_path_factory):
     """train_mnist on digits and all that measures it, by ./run.sh; {name: working directory}."""
     tmp_path = tmp_path_factory.mktemp("chain")
     common = ["--dataset", "digits", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
+    common += ["--figures", "false"]
     printed = {}
     for name, *words in (
         ("train_mnist", "--E", "5"),

@@ -1,0 +1,633 @@
+"""Figures: what is drawn is what was measured, readable in print, and mistakes are one line."""
+
+import itertools
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands_test import QUICK, SMALL, command
+from conftest import ROOT
+from scipy import ndimage
+
+import core
+import figures
+import flags
+import results
+from bench.figures import made_up
+from core_flatness import FlatnessCore
+from results import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A made-up run of 120 epochs, its last loss 1e-800."""
+    return made_up(tmp_path_factory.mktemp("runs") / "run", 120)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    return made_up(tmp_path_factory.mktemp("runs") / "run", 10_000)
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    """{name: Figure} of the run."""
+    return figures.build([run])
+
+
+@pytest.fixture(scope="module")
+def files(run, tmp_path_factory):
+    return figures.draw([run], tmp_path_factory.mktemp("drawn"))
+
+
+def curves(axes):
+    """Its curves' points, without the lines that only mark a value."""
+    return [line.get_xydata() for line in axes.lines if line.get_transform() == axes.transData]
+
+
+def work_dir(path, flat, res, **files):
+    """A working directory with these results."""
+    path.mkdir(parents=True)
+    written = results.WorkDir(path)
+    written.write_json("flags.json", flags.complete({"dataset": "digits"} | flat))
+    if res is not None:
+        written.write_res(res)
+    return path
+
+
+def an_attack(path, distances, clean_correct=None, success=None, method="ddn", **flat):
+    """An attack's directory: {eid: distances of its images (for pgd its smallest eps)}."""
+    res = {}
+    for eid, found in distances.items():
+        found = np.asarray(found, np.float64)
+        everything = np.ones(len(found), bool)
+        res[eid] = {
+            "errors": found if method == "pgd" else found**2,
+            "success": everything if success is None else np.array(success),
+            "clean_correct": everything if clean_correct is None else np.array(clean_correct),
+        }
+    return work_dir(path, {"task": "attack", "attack_method": method} | flat, res)
+
+
+# Training: the curves are the numbers
+
+
+def test_the_curve_at_an_epoch_is_that_epochs_log_loss_over_ln_10(run, drawn):
+    raw = results.load(run)["raw"]
+    left, right = drawn["loss_margin"].axes
+    (loss,), (margin,) = curves(left), curves(right)
+    assert loss[:, 0].tolist() == margin[:, 0].tolist() == list(range(1, 121))
+    np.testing.assert_allclose(loss[:, 1], [raw[e]["stats"]["log_loss"] / math.log(10) for e in raw])
+    assert margin[:, 1].tolist() == [raw[e]["stats"]["q_bar_min"] for e in raw]
+
+
+def test_a_loss_of_1e_minus_800_is_a_point_on_the_axis(drawn):
+    axes = drawn["loss_margin"].axes[0]
+    (loss,) = curves(axes)
+    low, high = axes.get_ylim()
+    assert loss[-1, 1] == pytest.approx(-800, abs=1) and low < loss[-1, 1] < high
+
+
+def test_both_margins_are_drawn_against_epoch_and_against_log_loss(run, drawn):
+    raw = results.load(run)["raw"]
+    axes = np.reshape(drawn["margins"].axes, (2, 2))
+    for row, name in zip(axes, ("q_bar_min", "q_bar2_min"), strict=True):
+        against_epoch, against_loss = curves(row[0])[0], curves(row[1])[0]
+        for points in (against_epoch, against_loss):
+            assert points[:, 1].tolist() == [raw[e]["stats"][name] for e in raw]
+        assert against_epoch[-1, 0] == 120
+        assert against_loss[-1, 0] == pytest.approx(raw[120]["stats"]["log_loss"] / math.log(10))
+
+
+def test_the_margins_axis_shows_its_rise_from_zero_and_not_the_depth_before(drawn):
+    axes = drawn["loss_margin"].axes[1]
+    (margin,) = curves(axes)
+    low, high = axes.get_ylim()
+    assert margin[0, 1] < 0 < margin[-1, 1] < high and -0.1 * high < low < 0
+
+
+def test_accuracies_norms_lr_and_attempts_are_those_of_the_run(run, drawn):
+    raw = results.load(run)["raw"]
+
+    def column(name):
+        return [raw[e]["stats"][name] for e in raw]
+
+    training, test = (curves(axes)[0][:, 1] for axes in drawn["accuracy"].axes)
+    np.testing.assert_allclose(training, 100 * np.array(column("acc")))
+    np.testing.assert_allclose(test, 100 * np.array(column("test_acc")))
+    for layer, points in enumerate(curves(drawn["norms"].axes[0])):
+        assert points[:, 1].tolist() == column(f"rho_{layer}")
+    relative, true, attempts, _ = (curves(axes)[0] for axes in drawn["steps"].axes)
+    assert relative[:, 1].tolist() == [raw[e]["lr"] for e in raw]
+    last = raw[120]
+    assert true[-1, 1] == pytest.approx(math.log10(last["lr"]) - last["log_frame"] / math.log(10))
+    in_the_middle = np.mean([raw[e]["stats"]["attempts"] for e in (59, 60)])
+    assert attempts[59, 1] == pytest.approx(in_the_middle)  # 120 epochs: a running mean of 2
+
+
+def test_epochs_without_all_stats_are_left_out_of_the_other_curves_only(run, tmp_path):
+    raw = results.load(run)["raw"]
+    for eid, info in raw.items():
+        if eid % 10:
+            info["stats"] = {name: info["stats"][name] for name in ("loss", "log_loss", "attempts")}
+    work_dir(tmp_path / "sparse", {}, {"flags": {}, "raw": raw})
+    built = figures.build([tmp_path / "sparse"])
+    loss, margin = (curves(axes)[0] for axes in built["loss_margin"].axes)
+    assert len(loss) == 120 and margin[:, 0].tolist() == list(range(10, 121, 10))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_of_an_epoch_or_two_and_never_fitted_is_drawn(tmp_path, epochs):
+    short = made_up(tmp_path / "run", epochs, reach=0.1)
+    assert all(len(paths) == 1 for paths in figures.draw([short], formats=("png",)).values())
+
+
+def test_a_run_still_under_way_is_drawn_from_its_journal(run, tmp_path):
+    path = work_dir(tmp_path / "run", {}, None)
+    written = results.WorkDir(path)
+    for info in list(results.load(run)["raw"].values())[:7]:
+        written.append(info)
+    (points,) = curves(figures.build([path])["loss_margin"].axes[0])
+    assert len(points) == 7
+
+
+def test_axes_of_many_decades_have_plain_ticks(long_run):
+    figure = figures.build([long_run])["margins"]
+    against_epoch, against_loss = (
+        [text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:]
+    )
+    assert [figures.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
+    assert {"1", "10", "100", "1000"} < set(against_epoch)
+    assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
+
+
+# Several runs
+
+
+def test_runs_are_overlaid_and_the_legend_says_in_which_flags_they_differ(tmp_path):
+    runs = [
+        made_up(tmp_path / "a", 20),
+        made_up(tmp_path / "b", 20, lr=0.01, gpu=-1),
+        made_up(tmp_path / "c", 20, lr=0.01, model={"bias_mode": "ALL"}, checkpoint_every=3.0),
+    ]
+    figure = figures.build(runs)["loss_margin"]
+    assert len(curves(figure.axes[0])) == 3
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "loss-based lr, bias in first layer",
+        "lr 0.01, bias in first layer",
+        "lr 0.01, bias in all layers",
+    ]
+    assert legend.get_title().get_text() == "digits"
+
+
+@pytest.mark.parametrize(
+    "flat, says",
+    [
+        (({"seed": 0}, {"seed": 1}), ("seed 0", "seed 1")),
+        (({"E": 20}, {"E": 30}), ("E 20", "E 30")),
+        (({}, {"random_labels": "default"}), ("natural labels", "random labels")),
+        (({"lr": ("loss-based-v1", 0.1)}, {"lr": ("loss-based-v1", 0.2)}), ("loss-based-v1,0.1", "-v1,0.2")),
+        (({}, {}), ("run-0", "run-1")),
+    ],
+)
+def test_labels_are_short_and_never_the_same(tmp_path, flat, says):
+    runs = [work_dir(tmp_path / f"run-{k}", own, {"flags": {}, "raw": {}}) for k, own in enumerate(flat)]
+    runs = [figures.Run(path, figures._flags(path), {}) for path in runs]
+    for own, words in zip(figures.label(runs), says, strict=True):
+        assert words in own.label
+
+
+def test_a_run_of_several_seeds_is_a_curve_a_seed(run, tmp_path):
+    whole = work_dir(tmp_path / "whole", {"task": "train_seeds", "seeds": (3, 5)}, None)
+    for seed in (3, 5):
+        work_dir(whole / f"seed-{seed}", {"seed": seed}, results.load(run))
+    figure = figures.build([whole])["loss_margin"]
+    assert len(curves(figure.axes[0])) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["seed 3", "seed 5"]
+
+
+def test_kinds_can_be_mixed_and_a_directory_given_twice_counts_once(run, tmp_path):
+    attack = an_attack(tmp_path / "attack", {3: [0.5, 0.7, 0.9]})
+    built = figures.build([run, attack, run])
+    assert {"loss_margin", "attack_l2"} < set(built)
+    assert len(curves(built["loss_margin"].axes[0])) == 1
+
+
+# Attacks
+
+
+def test_robust_accuracy_falls_at_each_distance_and_starts_at_the_clean_accuracy(tmp_path):
+    attack = an_attack(
+        tmp_path / "attack",
+        {10: [0.5, 0.2, 0.9, 0.4, np.inf], 300: [0.6, 0.3, 1.0, 0.5, np.inf]},
+        clean_correct=[True, True, True, False, True],
+        success=[True, True, True, True, False],
+    )
+    figure = figures.build([attack])["attack_l2"]
+    first, last = curves(figure.axes[1])
+    np.testing.assert_allclose(first, [[0, 80], [0.2, 60], [0.5, 40], [0.9, 20]])
+    np.testing.assert_allclose(last[:, 0], [0, 0.3, 0.6, 1.0])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["epoch 10", "epoch 300"]
+
+
+def test_robust_accuracy_agrees_with_the_attacks_own_summary(tmp_path):
+    from attacks import measurement
+
+    rng = np.random.default_rng(0)
+    n = 200
+    distance, right, found = rng.gamma(4, 0.3, n), rng.random(n) < 0.9, rng.random(n) < 0.8
+    records = {
+        "error": np.where(found, distance**2, np.inf),
+        "clean_correct": right,
+        "success": found,
+        "certified": np.zeros(n),
+    }
+
+    class Records(dict):
+        def __len__(self):
+            return n
+
+    eps_list = (0.5, 1.0, 1.5, 2.0)
+    said = measurement.summary(Records(records), eps_list, linf=False)["robust_acc"]
+    eps, robust = figures.robust_accuracy(
+        {"errors": records["error"], "clean_correct": right, "success": found}
+    )
+    for e in eps_list:
+        assert robust[np.searchsorted(eps, e, side="right") - 1] == pytest.approx(100 * said[str(e)])
+
+
+def test_the_histogram_counts_every_attacked_image_that_was_classified_right(tmp_path):
+    distances = np.linspace(0.1, 1.0, 400)
+    attack = an_attack(tmp_path / "attack", {5: distances}, clean_correct=np.arange(400) >= 100)
+    (stairs,) = figures.build([attack])["attack_l2"].axes[0].patches
+    data = stairs.get_data()
+    assert (data.values * np.diff(data.edges)).sum() == pytest.approx(1, abs=0.01)
+    assert data.values[data.edges[1:] < distances[100]].sum() == 0
+
+
+def test_an_l_infinity_attack_is_drawn_over_its_list_of_eps(tmp_path):
+    attack = an_attack(
+        tmp_path / "attack",
+        {10: [0.1, 0.1, 0.2, 1.0]},
+        success=[True, True, True, False],
+        method="pgd",
+        attack_eps_list=(0.1, 0.2, 0.3),
+    )
+    fallen, robust = (curves(axes)[0] for axes in figures.build([attack])["attack_linf"].axes)
+    np.testing.assert_allclose(fallen, [[0.1, 50], [0.2, 25], [0.3, 0]])
+    np.testing.assert_allclose(robust, [[0, 100], [0.1, 50], [0.2, 25], [0.3, 25]])
+
+
+def test_many_epochs_have_curves_from_dark_to_light_and_a_short_legend(tmp_path):
+    attack = an_attack(tmp_path / "attack", {eid: [0.1 * eid, 0.2] for eid in range(1, 31)})
+    figure = figures.build([attack])["attack_l2"]
+    lines = figure.axes[1].lines
+    brightness = [sum(line.get_color()[:3]) for line in lines]
+    assert len(lines) == 30 and brightness == sorted(brightness)
+    assert len(figure.legends[0].get_texts()) <= 8
+
+
+# Flatness
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """{script: directory} of what is measured on three tiny networks."""
+    tmp_path = tmp_path_factory.mktemp("flat")
+    common = {
+        "dataset": "digits",
+        "train_N": 300,
+        "gpu": -1,
+        "logs_dir": str(tmp_path),
+        "model": {"description": [["F", 16], ["F", 10, {"act": False}]], "bias_mode": "ALL"},
+    }
+    run = FlatnessCore(
+        common | {"task": "train_seeds", "seeds": (0, 1, 2), "E": 3, "lr": 0.05, "train_mode": "NORMAL"},
+        "train",
+    ).run()
+    options = {"load_dir": str(run), "eid": "last", "gpu": -1}
+    return {"train_seeds": run} | {
+        task: FlatnessCore(options | {"task": task} | more, task).run()
+        for task, more in (
+            ("measure_radius", {"directions": 3, "step": 0.5}),
+            ("make_points", {"grid": 9}),
+            ("measure_curvature", {"eigenvalues": 2, "probes": 3}),
+        )
+    }
+
+
+def test_profiles_are_the_losses_along_each_direction_up_to_the_radius(measured):
+    (axes,) = figures.build([measured["measure_radius"]])["profiles"].axes
+    networks = results.load(measured["measure_radius"])["raw"]["networks"]
+    ends = sorted(points[-1, 0] for points in curves(axes) if len(points) > 1)
+    assert ends == sorted(radius for found in networks.values() for radius in found["radii"])
+    first = next(points for points in curves(axes) if len(points) > 1)
+    found = networks["seed 0"]
+    np.testing.assert_allclose(first[:, 1] + found["I"], found["profiles"][0])
+
+
+def test_radii_show_each_networks_mean(measured):
+    (axes,) = figures.build([measured["measure_radius"]])["radii"].axes
+    networks = results.load(measured["measure_radius"])["raw"]["networks"]
+    means = [points[0, 1] for points in curves(axes)]
+    assert means == [found["mean"] for found in networks.values()]
+
+
+def test_a_surface_stands_beside_its_map_with_the_three_networks_on_it(measured):
+    side, chart, _ = figures.build([measured["make_points"]])["surface"].axes
+    assert (side.elev, side.azim) == figures.SURFACE_VIEWS["mnist", False]
+    assert sorted(points[0].tolist() for points in curves(chart)) == [[0, 0], [0, 1], [1, 0]]
+    assert [text.get_text() for text in chart.texts] == ["seed 0", "seed 1", "seed 2"]
+    assert all(c.get_rasterized() for c in side.collections)
+
+
+def test_eigenvalues_are_drawn_in_the_true_losss_units(measured):
+    left, _ = figures.build([measured["measure_curvature"]])["curvature"].axes
+    raw = results.load(measured["measure_curvature"])["raw"]
+    largest = curves(left)[0][:, 1]
+    expected = [
+        math.log10(found["eigenvalues"][0]) + found["log_frame"] / math.log(10) for found in raw.values()
+    ]
+    np.testing.assert_allclose(largest, expected)
+
+
+# Long curves
+
+
+def test_ten_thousand_epochs_keep_their_extremes_and_ends_when_thinned(long_run):
+    raw = results.load(long_run)["raw"]
+    for axes, name, unit in zip(
+        figures.build([long_run])["accuracy"].axes, ("acc", "test_acc"), (100, 100), strict=True
+    ):
+        (points,) = curves(axes)
+        values = unit * np.array([raw[e]["stats"][name] for e in raw])
+        assert len(points) < 5000
+        assert points[[0, -1], 0].tolist() == [1, 10_000]
+        assert points[:, 1].min() == values.min() and points[:, 1].max() == values.max()
+        assert (points[:, 1] == values[points[:, 0].astype(int) - 1]).all()
+
+
+def test_a_thinned_curve_looks_as_the_whole_one():
+    rng = np.random.default_rng(0)
+    pictures = []
+    for treat in (lambda figure: None, figures.thin):
+        figure, axes = figures._panels(1, 1, "")
+        axes.plot(np.arange(20_000), np.cumsum(rng.standard_normal(20_000)), **figures._cycle(1)[0])
+        treat(figure)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba(), int))
+        rng = np.random.default_rng(0)
+    assert len(axes.lines[0].get_xdata()) < 5000
+    whole, thinned = pictures
+    assert (abs(whole - thinned).max(axis=2) > 40).mean() < 0.005
+    inked = [picture.min(axis=2) < 128 for picture in (whole, thinned)]
+    for these, those in (inked, inked[::-1]):  # no ink is more than a pixel from where it was
+        assert not (these & ~ndimage.binary_dilation(those, np.ones((3, 3)))).any()
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_thinning_keeps_the_extremes_of_every_column(scale):
+    rng = np.random.default_rng(1)
+    x = np.arange(1, 5001)
+    place = (np.log(x) if scale == "log" else x) / 7
+    y = rng.standard_normal(len(x))
+    y[2000] = math.nan
+    kept = figures.visible(np.floor(place), y)
+    assert (np.diff(kept) > 0).all() and kept[0] == 0 and kept[-1] == len(x) - 1
+    for column in np.unique(np.floor(place)):
+        own = np.flatnonzero(np.floor(place) == column)
+        mine = np.intersect1d(own, kept)
+        assert np.nanmax(y[mine]) == np.nanmax(y[own]) and np.nanmin(y[mine]) == np.nanmin(y[own])
+        assert {own[0], own[-1]} <= set(mine)
+
+
+# For print
+
+
+def test_pdfs_embed_their_fonts_and_none_is_type_3(files):
+    for _, path in files.values():
+        content = path.read_bytes()
+        descriptors = content.count(b"/Type /FontDescriptor")
+        assert descriptors and content.count(b"/FontFile2 ") == descriptors
+        assert b"/Type3" not in content and content.count(b"/Subtype /CIDFontType2") == descriptors
+
+
+def test_letters_are_at_least_7_points_where_a_panel_is_a_column_wide(drawn):
+    from matplotlib.text import Text
+
+    for name, figure in drawn.items():
+        texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+        assert texts and min(t.get_fontsize() for t in texts) >= 7, name
+        assert figure.get_figwidth() <= 2 * figures.PANEL[0]
+
+
+def test_no_tick_label_lies_on_its_neighbour_and_no_legend_on_a_panel(drawn, tmp_path):
+    runs = [made_up(tmp_path / f"run-{k}", 30, lr=0.01 * (k + 1)) for k in range(6)]
+    for figure in [*drawn.values(), *figures.build(runs).values()]:
+        for axes in figure.axes:
+            for axis, start, end in ((axes.xaxis, "x0", "x1"), (axes.yaxis, "y0", "y1")):
+                low, high = sorted(axis.get_view_interval())
+                boxes = [
+                    tick.label1.get_window_extent()
+                    for tick in axis.get_major_ticks()
+                    if low <= tick.get_loc() <= high and tick.label1.get_text() and tick.label1.get_visible()
+                ]
+                boxes.sort(key=lambda box: getattr(box, start))
+                for before, after in itertools.pairwise(boxes):
+                    assert getattr(before, end) <= getattr(after, start)
+            for legend in figure.legends:
+                assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_the_palette_stays_distinct_to_the_colour_blind_and_the_dashes_to_all():
+    from matplotlib.colors import to_rgb
+
+    # Machado, Oliveira and Fernandes (2009): full protanopia and deuteranopia, on linear RGB.
+    blind = {
+        "none": np.eye(3),
+        "protanopia": [
+            [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+        ],
+        "deuteranopia": [
+            [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+        ],
+    }  # fmt: skip
+    rgb = np.array([to_rgb(colour) for colour in figures.COLOURS])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for kind, matrix in blind.items():
+        seen = np.clip(linear @ np.transpose(matrix), 0, 1) ** (1 / 2.4)
+        distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + 10 * np.eye(len(seen))
+        assert distance.min() > 0.12, kind
+        assert distance[0, 1] > 0.5, kind  # the two of the paper's comparison
+    styles = [(style["color"], str(style["linestyle"])) for style in figures._cycle(35)]
+    assert len(set(styles)) == 35
+
+
+def test_the_same_results_give_the_same_files_of_sane_sizes(run, files, tmp_path):
+    again = figures.draw([run], tmp_path)
+    for name, paths in files.items():
+        for path, other in zip(paths, again[name], strict=True):
+            assert path.read_bytes() == other.read_bytes()
+            assert 3000 < path.stat().st_size < 300_000
+
+
+# The command, and its mistakes
+
+
+def draw_command(*words):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "figures.py"), *map(str, words)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_command_draws_into_the_first_directory_and_names_the_files(run, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    done = draw_command(own, run)
+    assert done.returncode == 0 and done.stderr == ""
+    assert sorted(done.stdout.split()) == sorted(map(str, (own / "figures").iterdir()))
+    assert {path.name for path in (own / "figures").iterdir()} == {
+        f"{name}.{suffix}"
+        for name in ("loss_margin", "margins", "accuracy", "norms", "steps")
+        for suffix in ("png", "pdf")
+    }
+
+
+def spoiled(tmp_path, run, name):
+    if name == "no epochs":
+        return work_dir(tmp_path / "run", {}, None)
+    if name == "unfinished attack":
+        return work_dir(tmp_path / "run", {"task": "attack"}, None)
+    if name == "peek":
+        return work_dir(tmp_path / "run", {"task": "train_peek"}, {"flags": {}, "raw": {1: {}}})
+    own = shutil.copytree(run, tmp_path / "run")
+    match name:
+        case "cut res":
+            (own / "res").write_bytes((own / "res").read_bytes()[:1000])
+        case "other res":
+            results.WorkDir(own).write_res({"flags": {}, "raw": {1: {"eid": 1}}})
+        case "list":
+            results.WorkDir(own).write_res([1, 2])
+        case "flags":
+            (own / "flags.json").write_text("{")
+    return own
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("no epochs", "nothing to draw yet: no epoch"),
+        ("unfinished attack", "--resume"),
+        ("peek", "a train_peek"),
+        ("cut res", "not a pickle"),
+        ("other res", "it has no log_frame, lr, stats, time"),
+        ("list", "damaged"),
+        ("flags", "flags.json: missing or damaged"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(run, tmp_path, capsys, name, says):
+    path = spoiled(tmp_path, run, name)
+    assert figures.main([str(run), str(path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and says in said[0] and str(path) in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_exit_2(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for words, says in (
+        ([], "DIRECTORY"),
+        ([str(tmp_path / "nowhere")], "no such directory"),
+        ([str(tmp_path)], "not a working directory"),
+        ([str(run), "--ouy", "x"], "--ouy"),
+        ([str(run), "--out", str(tmp_path / "file")], "cannot write figures into"),
+    ):
+        assert figures.main(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("error: ") and says in line
+
+
+def test_a_failure_while_rendering_leaves_no_file_and_the_older_ones_alone(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "margins.png").write_bytes(b"older")
+
+    def fails(figure, suffix):
+        if suffix == "pdf":
+            raise RuntimeError("no ink")
+        return b"picture"
+
+    monkeypatch.setattr(figures, "_rendered", fails)
+    with pytest.raises(RuntimeError):
+        figures.draw([run], out)
+    assert [path.name for path in out.iterdir()] == ["margins.png"]
+    assert (out / "margins.png").read_bytes() == b"older"
+
+
+# At the end of a run
+
+
+def test_a_run_ends_with_its_figures_and_an_attack_too(tmp_path):
+    done = command("run.sh", QUICK, *SMALL, "--E", "3", "--logs_dir", str(tmp_path), "--figures", "true")
+    assert done.returncode == 0 and done.stderr == "" and "figures in " in done.stdout.splitlines()[-1]
+    own = (tmp_path / QUICK / "latest").resolve()
+    assert len(list((own / "figures").glob("*.png"))) == 5
+    assert "figures in " in (own / "stdout").read_text()
+    words = ["--eid", "last", "--attack_N", "20", "--gpu", "-1", "--attack_K", "10"]
+    done = command("eval.sh", "eval-final-mnist-l2-ddn", str(own), *words)
+    assert (
+        done.returncode == 0
+        and (own / "eval-final-mnist-l2-ddn" / "latest" / "figures" / "attack_l2.png").is_file()
+    )
+
+
+def test_a_failure_to_draw_is_a_warning_and_loses_nothing(run, tmp_path, monkeypatch, capsys):
+    own = shutil.copytree(run, tmp_path / "run")
+    before = (own / "res").read_bytes()
+
+    def fails(*arguments):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(figures, "draw", fails)
+    core.draw_figures(own)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("warning: no figures (RuntimeError: no ink)") and "python figures.py" in line
+    assert (own / "res").read_bytes() == before
+
+
+def test_what_has_no_figures_is_passed_over_in_silence(tmp_path, capsys):
+    core.draw_figures(work_dir(tmp_path / "peek", {"task": "train_peek"}, None))
+    (tmp_path / "labels.npz").write_bytes(b"")
+    core.draw_figures(tmp_path / "labels.npz")
+    assert capsys.readouterr().err == ""
+
+
+def test_every_kind_that_flatness_leaves_is_drawn_at_the_end(measured):
+    for path in measured.values():
+        core.draw_figures(path)
+        assert list((path / "figures").glob("*.pdf")), path
+
+
+def test_a_surface_is_still_drawn_by_itself(measured, tmp_path):
+    raw = results.load(measured["make_points"])["raw"]
+    path = figures.surface(raw["X"], raw["Y"], raw["Z"], tmp_path / "surface.png")
+    assert path.stat().st_size > 1000
+
+
+def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / "figures.py"), "--epochs", "50", "--json", str(tmp_path / "j")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("5 figures as PNG and PDF: "), done.stderr
+    assert json.loads((tmp_path / "j").read_text())["processor"] > 0
+
+
+def test_unknown_kinds_are_named(tmp_path):
+    with pytest.raises(UserError, match="a train_peek; of that there are no figures"):
+        figures.read(work_dir(tmp_path / "run", {"task": "train_peek"}, None))
