@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import datasets
 import flags as flag_table
+import live
 import results
 from device import import_tensorflow, parts_that_pay, set_up_device, share_cores
 from models import archivers, lr_scheduler, margins
@@ -58,6 +59,8 @@ class Core:
         self.signal = None
         self.bar = None
         self.whole_run = None  # the directory to resume, where this run is a part of it
+        if self.f.tensorboard:
+            live.require_tensorboard()
         self.dataset = datasets.load(
             self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
         )
@@ -138,6 +141,8 @@ class Core:
         run = TrainingRun(self)
         with self._watch_signals(), logging_to(run.work_dir.path / "stdout"):
             self._print_header(run.work_dir.path)
+            if run.live:
+                log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
             if run.resumed:
                 log.info("resuming after epoch #%d", run.eid)
             if run.eid >= self.f.E:
@@ -485,6 +490,7 @@ class TrainingRun(Progress):
             self._note_state(journal_bytes=0)
         self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()
+        self.live = live.Live(self.work_dir.path, self.raw, f.E, self._write_res) if f.tensorboard else None
 
     def _resume(self, path: Path) -> None:
         about = results.read_about(path)
@@ -536,6 +542,8 @@ class TrainingRun(Progress):
             self._checkpoint(archive=wanted)
         if now - self.last_res >= RES_EVERY:
             self._write_res()
+        if self.live:
+            self.live.accept(info)
 
     def save(self) -> None:
         """Make the disk hold all of the run up to its last accepted epoch."""
@@ -543,6 +551,8 @@ class TrainingRun(Progress):
             self.core.model.restore()  # of an attempt that was under way nothing stays
             self._checkpoint()
         self._write_res()
+        if self.live:
+            self.live.close()
 
     def _checkpoint(self, archive: bool = False) -> None:
         self.work_dir.save(self.core.model.get_weights(), self._state, archive)

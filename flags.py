@@ -401,6 +401,12 @@ FLAGS = [
         boolean,
         "reject an attempt as soon as its partial loss proves it (same decisions)",
     ),
+    Flag(
+        "tensorboard",
+        False,
+        boolean,
+        "training: show the run, as it goes, to TensorBoard (an optional package)",
+    ),
     Flag("seed", 0, whole(0), "of everything random"),
     Flag("seeds", None, optional(seeds), "train one network for each of these seeds"),
     Flag("source", None, optional(text), "measure: the experiment whose latest run is load_dir"),
@@ -436,11 +442,14 @@ FLAGS = [
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
-FREE_ON_RESUME = ("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "resume")
+FREE_ON_RESUME = (
+    *("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
+)
 
 # What an attack has from its own script and command line; all else comes from the run attacked.
 OF_AN_ATTACK = (
-    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic", "figures"),
+    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic"),
+    *("figures", "tensorboard"),
     *(flag.name for flag in ATTACK_FLAGS),
 )
 

@@ -47,7 +47,7 @@ set_up() { # <requirements file name>
         return
     fi
     PYTHON=$ROOT/.venv/bin/python
-    pins=$(cat "$ROOT/requirements.txt" "$requirements")
+    pins=$(cat "$ROOT/requirements.txt" "$ROOT/requirements-tensorboard.txt" "$requirements")
     [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && [ -x "$PYTHON" ] && return
     base=$(find_python) || exit 2
     (

@@ -1,0 +1,137 @@
+"""A run as TensorBoard shows it while it trains. No TensorFlow here: the event files are written with
+TensorBoard's own package, which is optional (requirements-tensorboard.txt).
+
+Each accepted epoch becomes one event with all its numbers, in float64: rhoL of a VGG is beyond float32.
+The journal stays the truth. A resumed run writes the epochs of its journal anew, into a new event file
+that begins by telling a TensorBoard that is watching to forget the run's earlier events; then the
+older files go. So no epoch is there twice, or missing, however the run ended and whenever the flag
+was given. (Of the figures only those from then on are left: the last one shows all epochs anyhow.)
+"""
+
+import importlib.util
+import io
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from results import UserError
+
+# When figures are drawn: after so many seconds, so that they take at most so large a part of the time,
+# and when the run is longer by a factor: 10000 epochs have less than 200 drawings.
+FIGURES_EVERY, FIGURES_SHARE, FIGURES_GROWTH = 60.0, 0.02, 1.05
+FIGURES_DPI = 100
+
+log = logging.getLogger("margin")
+
+
+def require_tensorboard() -> None:
+    """Raises: UserError when TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            "--tensorboard: TensorBoard is not installed here; install it with "
+            f"{sys.executable} -m pip install -r requirements-tensorboard.txt, or leave the flag out"
+        )
+
+
+class Live:
+    """Writes a run into <working directory>/tensorboard.
+
+    Args:
+      directory: the run's working directory.
+      raw: {eid: info} of the epochs that are accepted already.
+      E: the last epoch, whose figures are always drawn.
+      write_res: makes `res` current: figures are drawn from it.
+
+    Raises: OSError when the disk fails.
+    """
+
+    def __init__(self, directory: Path, raw: dict[int, dict], E: int, write_res: Callable[[], None]):
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.run, self.directory, self.E, self.write_res = directory, directory / "tensorboard", E, write_res
+        self.directory.mkdir(exist_ok=True)
+        older = list(self.directory.glob("events.out.tfevents.*"))
+        # TensorBoard reads the files of a directory in the order of their names.
+        path = self.directory / f"events.out.tfevents.{time.time():.6f}"
+        self._writer = RecordWriter(open(path, "xb"))  # noqa: SIM115 (stays open for the run)
+        self._write(file_version="brain.Event:2")
+        self._write(step=0, session_log={"status": "START"})  # events from this step on are no longer true
+        for info in raw.values():
+            self._write(step=info["eid"], summary={"value": scalars(info)})
+        self._writer.flush()
+        for file in older:
+            file.unlink()
+        self.drawn_eid, self.drawn_at, self.seconds = 0, time.monotonic(), 0.0
+        if raw:
+            self.draw(max(raw))
+
+    def accept(self, info: dict) -> None:
+        """Add an accepted epoch, and the figures when they are due."""
+        self._write(step=info["eid"], summary={"value": scalars(info)})
+        self._writer.flush()
+        waited = time.monotonic() - self.drawn_at
+        due = waited >= max(FIGURES_EVERY, self.seconds / FIGURES_SHARE)
+        if info["eid"] == self.E or (due and info["eid"] >= FIGURES_GROWTH * self.drawn_eid):
+            self.draw(info["eid"])
+
+    def draw(self, eid: int) -> None:
+        """Add the run's figures as they are at epoch eid. What cannot be drawn yet is only said."""
+        import matplotlib
+
+        import figures
+
+        began = time.process_time()  # not the wall's: a process may be put to sleep
+        self.write_res()
+        try:
+            pictures = []
+            with matplotlib.rc_context(figures.STYLE):
+                for name, figure in figures.build([self.run]).items():
+                    png = io.BytesIO()
+                    figure.savefig(png, format="png", dpi=FIGURES_DPI)
+                    pictures.append(image(f"figures/{name}", png.getvalue()))
+            self._write(step=eid, summary={"value": pictures})
+            self._writer.flush()
+        except UserError as error:
+            log.info("no figures for TensorBoard at epoch #%d: %s", eid, error)
+        self.drawn_eid, self.drawn_at = eid, time.monotonic()
+        self.seconds = time.process_time() - began
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, **fields) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def scalars(info: dict) -> list[dict]:
+    """An epoch's numbers as values of a Summary.
+
+    epoch/log10_loss (log10 of the true training loss), epoch/lr, epoch/rt_loss, epoch/time; stats/<key> as
+    the journal has them.
+    """
+    values = {f"epoch/{name}": info[name] for name in ("lr", "rt_loss", "time")}
+    values["epoch/log10_loss"] = info["stats"]["log_loss"] / math.log(10)
+    values |= {f"stats/{name}": value for name, value in info["stats"].items()}
+    return [
+        {
+            "tag": tag,
+            "tensor": {"dtype": "DT_DOUBLE", "tensor_shape": {}, "double_val": [value]},
+            "metadata": {"plugin_data": {"plugin_name": "scalars"}},
+        }
+        for tag, value in values.items()
+    ]
+
+
+def image(tag: str, png: bytes) -> dict:
+    """A picture as a value of a Summary."""
+    size = [str(int.from_bytes(png[k : k + 4])).encode() for k in (16, 20)]  # width and height
+    return {
+        "tag": tag,
+        "tensor": {"dtype": "DT_STRING", "tensor_shape": {"dim": [{"size": 3}]}, "string_val": [*size, png]},
+        "metadata": {"plugin_data": {"plugin_name": "images"}},
+    }
