@@ -513,7 +513,7 @@ def _shown(value: Any) -> str:
     return shown if len(shown) < 200 else shown[:200] + "..."
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(message)
 
@@ -530,7 +530,7 @@ def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") 
     Raises: UserError.
     """
     script = complete(flags)
-    parser = _Parser(
+    parser = Parser(
         prog=prog, description=about, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("--help", "-h", action="help", help="show this and exit")

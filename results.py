@@ -267,6 +267,11 @@ def read_about(directory: Path | str) -> dict:
     return _read_json(check_run(directory) / "about.json")
 
 
+def read_summary(directory: Path | str) -> dict:
+    """An attack's summary, {epoch, as text: its numbers}. Raises: UserError (no run, or damaged)."""
+    return _read_json(check_run(directory) / "summary.json")
+
+
 def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
     """{info[key]: info} of the journal; a last line that a crash cut short is left out."""
     path = Path(directory) / "journal.jsonl"
