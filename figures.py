@@ -10,7 +10,6 @@ A panel is about as wide as a column of a two-column paper (3.3 inches), its sma
 Curves differ in colour and in line style, so that they can be told apart without colours as well.
 """
 
-import argparse
 import io
 import itertools
 import math
@@ -169,7 +168,7 @@ NEEDED = {  # in `raw` itself or, where that is a dict of epochs or networks, in
 NOT_SAID = {  # where and how a run ran, but not what it computed
     *("task", "data_dir", "load_dir", "logs_dir", "resume", "source", "gpu", "checkpoint_every", "archive"),
     *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
-    *("random", "figures", "stats_every", "E"),
+    *("random", "figures", "tensorboard", "stats_every", "E"),
 }
 BIASES = {"NONE": "no bias", "FIRST_LAYER": "bias in first layer", "ALL": "bias in all layers"}
 SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "lr constant, then loss-based"}
@@ -866,14 +865,11 @@ def _rendered(figure: "Figure", suffix: str) -> bytes:
     return file.getvalue()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
-
-
 def main(argv: list[str]) -> int:
     """The command line; returns the exit status: 0, or 2 for a mistake of the user's."""
-    parser = _Parser(prog="python figures.py", description="Draw what runs have left.", allow_abbrev=False)
+    parser = flag_table.Parser(
+        prog="python figures.py", description="Draw what runs have left.", allow_abbrev=False
+    )
     parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--out", metavar="DIR", help="where to [figures in the first directory]")
     try:

@@ -514,6 +514,8 @@ def _shown(value: Any) -> str:
 
 
 class Parser(argparse.ArgumentParser):
+    """One whose errors are a user's mistakes like all others."""
+
     def error(self, message):
         raise UserError(message)
 

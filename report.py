@@ -11,12 +11,14 @@ import html
 import io
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 import figures
@@ -25,7 +27,9 @@ import results
 from results import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 LN10 = math.log(10)
 
@@ -171,7 +175,7 @@ def run_article(entry: Entry) -> Html:
         "command": entry.command,
         "directory": el("code", entry.run.path.resolve()),
         "begun": about.get("began"),
-        "flags": [[el("code", f"--{name} {value}"), " "] for name, value in changed.items()],
+        "flags": [[el("code", f"--{name} {shlex.quote(value)}"), " "] for name, value in changed.items()],
         "seed": flags["seed"],
         "git revision": el("code", about["git"]) if about.get("git") else "not under git",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -434,32 +438,44 @@ def svg(figure: "Figure") -> bytes:
 
 def seen(figure: "Figure") -> str:
     """What a figure shows, in words: for each panel its axes, and for each curve where it begins and ends."""
-    panels = []
-    for axes in figure.axes:
-        if axes.get_label() == "<colorbar>":
-            continue
-        what = [spoken(axes.get_title())] if axes.get_title() else []
-        if hasattr(axes, "get_zlim"):
-            what.append("a surface, as it looks from the side")
-        elif axes.get_ylabel():
-            what.append(
-                spoken(axes.get_ylabel())
-                + (f" against {spoken(axes.get_xlabel())}" * bool(axes.get_xlabel()))
-            )
-        curves = [curve for line in axes.lines if (curve := _told(line, axes.get_xlabel()))]
-        more = [f"and {len(curves) - TOLD_CURVES} more curves"] * (len(curves) > TOLD_CURVES)
-        panels.append(": ".join(filter(None, [", ".join(what), "; ".join(curves[:TOLD_CURVES] + more)])))
-    return ". ".join(filter(None, panels)) + "."
+    panels = [panel(axes) for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    return ". ".join(panels) + "."
 
 
-def _told(line: Any, x_name: str) -> str:
-    """'loss-based lr: from 0.1 at 1 to -18.8 at 300', of a curve with a name; '' of others."""
-    points = [(x, y) for x, y in zip(*line.get_data(), strict=True) if math.isfinite(y)]
-    label = str(line.get_label())
-    if label.startswith("_") or len(points) < 2:
-        return ""
+def panel(axes: "Axes") -> str:
+    """One panel of `seen`."""
+    x, y = axes.get_xlabel(), axes.get_ylabel()
+    words = [spoken(axes.get_title())] if axes.get_title() else []
+    if hasattr(axes, "get_zlim"):
+        return ", ".join([*words, "a surface, seen from the side"])
+    ticks = [] if x else [tick.get_text() for tick in axes.get_xticklabels()]
+    against = f" against {spoken(x)}" if x else f" of {', '.join(map(spoken, ticks))}" if any(ticks) else ""
+    words.append(f"{spoken(y)}{against}")
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and _of_data(line)]
+    named = [line for line in lines if not str(line.get_label()).startswith("_")] or lines[: len(lines) == 1]
+    told = [course(line) for line in named[:TOLD_CURVES]]
+    if len(named) > TOLD_CURVES:
+        told.append(f"and {len(named) - TOLD_CURVES} more curves")
+    if not named:
+        (x0, y0), (x1, y1) = axes.dataLim.get_points()
+        told = [f"{len(lines)} curves" if lines else "values"]
+        told[0] += f" between {y0:.4g} and {y1:.4g}" + (f", for {x0:.4g} to {x1:.4g}" if x else "")
+    return f"{', '.join(words)}: {'; '.join(told)}"
+
+
+def _of_data(line: "Line2D") -> bool:
+    """Whether both of a line's coordinates are data: not so of lines that only mark a height."""
+    return all(line.get_transform().contains_branch_seperately(line.axes.transData))
+
+
+def course(line: "Line2D") -> str:
+    """Where a curve begins and where it ends."""
+    points = [point for point in zip(*line.get_data(), strict=True) if np.isfinite(point).all()]
+    name = "the curve" if str(line.get_label()).startswith("_") else spoken(line.get_label())
+    if not points:
+        return f"{name} has no finite point"
     (x0, y0), (x1, y1) = points[0], points[-1]
-    return f"{spoken(label) or 'the curve'} goes from {y0:.4g} at {x0:.4g} to {y1:.4g} at {x1:.4g}"
+    return f"{name} goes from {y0:.4g} at {x0:.4g} to {y1:.4g} at {x1:.4g}"
 
 
 def spoken(text: str) -> str:
@@ -507,7 +523,7 @@ td { white-space: nowrap; }
 tfoot td { white-space: normal; color: var(--soft); }
 tfoot td code { color: var(--ink); }
 details td { white-space: normal; }
-dd code { margin-right: 0.6rem; }
+dd code { display: inline-block; max-width: 100%; margin-right: 0.6rem; }
 thead th { background: var(--shade); min-width: 5.5rem; vertical-align: bottom; }
 th .label { display: block; font-size: 0.85em; }
 tbody th, tfoot th { font-weight: 600; min-width: 8rem; position: sticky; left: 0; background: var(--paper); }
@@ -537,6 +553,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
   table { font-size: 7pt; }
   th, td { padding: 1pt 3pt; min-width: 0; white-space: normal; overflow-wrap: anywhere; }
   thead th, tbody th, tfoot th { min-width: 0; position: static; }
+  tfoot { display: table-row-group; }
   .figures { display: block; }
   figure { margin-bottom: 8pt; }
 }

@@ -1,0 +1,191 @@
+"""The live view: what TensorBoard reads back is what the journal says."""
+
+import copy
+import itertools
+import math
+import sys
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import core
+import figures
+import live
+import results
+from core import Core
+
+LN10 = math.log(10)
+
+
+def accumulator(run):
+    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
+    return reader.Reload()
+
+
+def points(reader, tag):
+    """{epoch: number}, float64; fails for an epoch that is there twice."""
+    events = [(e.step, e.tensor_proto.double_val[0]) for e in reader.Tensors(tag)]
+    assert len(dict(events)) == len(events), f"{tag} has an epoch twice"
+    return dict(events)
+
+
+def assert_tells_the_journal(reader, run):
+    journal = results.read_journal(run)
+    wanted = {f"stats/{key}" for key in journal[1]["stats"]}
+    wanted |= {"epoch/lr", "epoch/rt_loss", "epoch/time", "epoch/log10_loss"}
+    assert wanted == {tag for tag in reader.Tags()["tensors"] if not tag.startswith("figures/")}
+    for tag in wanted - {"epoch/log10_loss"}:
+        group, key = tag.split("/")
+        source = {eid: info["stats"] if group == "stats" else info for eid, info in journal.items()}
+        assert points(reader, tag) == {eid: float(numbers[key]) for eid, numbers in source.items()}, tag
+    log10 = {eid: info["stats"]["log_loss"] / LN10 for eid, info in journal.items()}
+    assert points(reader, "epoch/log10_loss") == log10
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(working directory, flags) of 3 epochs watched by TensorBoard."""
+    from conftest import TINY
+
+    flags = {
+        **{"dataset": "digits", "train_N": 300, "B": 50, "E": 3, "gpu": -1, "tensorboard": True},
+        "model": {"description": TINY, "init": {"weight": "he_normal"}},
+        "logs_dir": str(tmp_path_factory.mktemp("logs")),
+    }
+    return Core(flags).run(), flags
+
+
+def info(eid, **stats):
+    stats = {"loss": 0.9, "log_loss": -1.0, "attempts": 1} | stats
+    return {"eid": eid, "lr": 0.1, "rt_loss": 1.0, "time": 0.1, "stats": stats}
+
+
+def written(path, infos):
+    """What TensorBoard reads of these epochs."""
+    writer = live.Live(path, {}, 10**9, lambda: None)
+    for one in infos:
+        writer.accept(one)
+    writer.close()
+    return accumulator(path)
+
+
+def test_every_number_of_the_journal_is_there_to_the_last_bit(trained):
+    assert_tells_the_journal(accumulator(trained[0]), trained[0])
+
+
+def test_the_figures_of_the_last_epoch_are_there(trained):
+    reader = accumulator(trained[0])
+    tags = {tag for tag in reader.Tags()["tensors"] if tag.startswith("figures/")}
+    assert tags == {f"figures/{name}" for name in figures.build([trained[0]])}
+    for tag in tags:
+        (event,) = reader.Tensors(tag)
+        width, height, png = event.tensor_proto.string_val
+        assert event.step == 3 and png.startswith(b"\x89PNG")
+        import io
+
+        from matplotlib.image import imread
+
+        assert imread(io.BytesIO(png)).shape[:2] == (int(height), int(width))
+
+
+def test_a_loss_of_1e_minus_800_is_a_point_at_minus_800(tmp_path):
+    losses = {1: -800.0, 2: -3000.0}
+    reader = written(tmp_path, [info(eid, log_loss=log10 * LN10) for eid, log10 in losses.items()])
+    assert points(reader, "epoch/log10_loss") == pytest.approx(losses, rel=1e-15)
+
+
+def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
+    values = [1e300, 5e-324, math.inf, -math.inf, math.nan, 1 / 3]
+    got = points(written(tmp_path, [info(k, q_min=v) for k, v in enumerate(values, 1)]), "stats/q_min")
+    np.testing.assert_array_equal([got[k] for k in range(1, len(values) + 1)], values)
+
+
+def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(trained, tmp_path):
+    import shutil
+
+    run, flags = trained
+    shutil.copytree(run, tmp_path / "run")
+    run = tmp_path / "run"
+    # Epochs that the checkpoint does not know, as after a kill, are trained again.
+    journal = (run / "journal.jsonl").read_bytes()
+    (older,) = (run / "tensorboard").iterdir()
+    watching = accumulator(run)
+    resumed = core.TrainingRun(Core(flags | {"E": 5, "resume": str(run)}, "unnamed"))
+    assert resumed.eid == 3 and (run / "journal.jsonl").read_bytes() == journal
+    while resumed.eid < 5:
+        resumed.accept(resumed.core.epoch(resumed))
+    resumed.save()
+    assert not older.exists()
+    for reader in (accumulator(run), watching.Reload()):
+        assert_tells_the_journal(reader, run)
+        assert sorted(points(reader, "epoch/lr")) == [1, 2, 3, 4, 5]
+
+
+def test_the_flag_may_come_with_resuming_and_tells_of_all_epochs(tiny_flags):
+    run = Core(tiny_flags | {"E": 2}).run()
+    assert not (run / "tensorboard").exists()
+    Core(tiny_flags | {"E": 3, "resume": str(run), "tensorboard": True}).run()
+    assert_tells_the_journal(accumulator(run), run)
+
+
+def test_without_tensorboard_the_flag_is_one_line_and_status_2(tiny_flags, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setattr(sys, "argv", ["exper-tiny.py", "--tensorboard"])
+    with pytest.raises(SystemExit) as stopped:
+        core.main("exper-tiny.py", tiny_flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("error: --tensorboard: TensorBoard is not installed")
+    assert "-m pip install -r requirements-tensorboard.txt" in line
+    assert not (tmp_path / "logs").exists()
+
+
+def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(self, eid):
+        drawn.append(eid)
+        self.drawn_eid = eid
+
+    monkeypatch.setattr(live.Live, "draw", draw)
+    monkeypatch.setattr(live, "FIGURES_EVERY", 0.0)
+    writer = live.Live(tmp_path, {}, 400, lambda: None)
+    for eid in range(1, 401):
+        writer.accept(info(eid))
+    writer.close()
+    bound = math.log(400) / math.log(live.FIGURES_GROWTH) + 1
+    assert len(drawn) <= bound < 150 and drawn[-1] == 400
+    assert max(b / a for a, b in itertools.pairwise(drawn[20:])) < 1.1
+
+    drawn.clear()
+    monkeypatch.setattr(live, "FIGURES_EVERY", 3600.0)
+    writer = live.Live(tmp_path, {}, 20, lambda: None)
+    for eid in range(1, 21):
+        writer.accept(info(eid))
+    writer.close()
+    assert drawn == [20]
+
+
+def test_what_cannot_be_drawn_yet_does_not_end_the_run(tmp_path, monkeypatch):
+    def build(directories):
+        raise results.UserError("nothing to draw")
+
+    monkeypatch.setattr(figures, "build", build)
+    writer = live.Live(tmp_path, {}, 1, lambda: None)
+    writer.accept(info(1))
+    writer.close()
+    assert points(accumulator(tmp_path), "epoch/lr") == {1: 0.1}
+
+
+def test_the_live_view_changes_nothing_of_the_run(trained, tmp_path):
+    run, flags = trained
+    plain = Core(flags | {"tensorboard": False, "logs_dir": str(tmp_path)}).run()
+    times = ("time", "train_time", "eval_time")
+    raws = [copy.deepcopy(results.read_journal(path)) for path in (run, plain)]
+    for raw in raws:
+        for one in raw.values():
+            for place in (one, one["stats"]):
+                for key in times:
+                    place.pop(key, None)
+    assert raws[0] == raws[1]

@@ -1,0 +1,343 @@
+"""The report: valid HTML that shows a set of working directories and asks no network for anything."""
+
+import base64
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from justhtml import JustHTML
+
+import figures
+import flags as flag_table
+import report
+import results
+
+LN10 = math.log(10)
+HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""
+
+
+def made(path, task, res, command, **flags):
+    """A working directory as a run leaves it."""
+    path.mkdir(parents=True)
+    run = results.WorkDir(path)
+    given = {"task": task, "dataset": "mnist", "model.description": "CNN"} | flags
+    run.write_json("flags.json", flag_table.complete(given))
+    run.write_json(
+        "about.json",
+        {
+            "experiment": path.parent.name,
+            "command": command,
+            "began": "2026-01-02 03:04:05 +0000",
+            "git": "0123456789abcdef",
+            "versions": {"python": "3.11.7", "tensorflow": "2.21.0"},
+            "machine": "Linux, 2 cores",
+            "device": "CPU",
+            "data": {"train": 60000, "test": 10000, "crc32": 1},
+        },
+    )
+    run.write_res(res)
+    return path
+
+
+def epoch(eid):
+    stats = {
+        **{"loss": 0.9, "log_loss": -eid * 267 * LN10, "log_frame": -1.0, "acc": 1 - 0.1 / eid},
+        **{"test_loss": 0.1, "test_acc": 0.9, "rho": 10.0 + eid, "rho_0": 3.0 + eid, "rho_1": 4.0 + eid},
+        **{
+            "norm_prod": 12.0,
+            "rhoL": 100.0,
+            "q_min": eid - 1.5,
+            "q_max": 9.0,
+            "q_bar_min": (eid - 1.5) / 100,
+        },
+        **{"q_bar2_min": (eid - 1.5) / 12, **{f"n_supp_{k}": k for k in range(1, 8)}},
+        **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2},
+    }
+    return {"eid": eid, "lr": 0.1, "log_frame": -1.0, "rt_loss": 1.0, "time": 0.25, "stats": stats}
+
+
+def training(path, command="exper.py --E 3", **flags):
+    return made(path, "train", {"flags": {}, "raw": {k: epoch(k) for k in (1, 2, 3)}}, command, E=3, **flags)
+
+
+def attack(path):
+    rng = np.random.default_rng(0)
+    n = 40
+    res = {
+        "images": np.zeros((n, 2, 2, 1), np.float32),
+        "errors": rng.uniform(0.5, 3, n) ** 2,
+        "labels": np.zeros(n, int),
+        "indices": np.arange(n),
+        "success": np.ones(n, bool),
+        "clean_correct": np.ones(n, bool),
+        "certified": np.full(n, 0.1),
+    }
+    made(path, "attack", {7: res}, "eval-ddn.py run --eid 7", attack_method="ddn", load_dir="run", eid=7)
+    summary = {
+        **{"n": n, "clean_acc": 0.975, "success": 1.0, "median": 1.2345678, "mean": math.inf},
+        **{"certified_median": 0.125, "robust_acc": {"0.5": 0.75, "1.0": 0.25}},
+        **{"log_loss": -5 * LN10, "q_bar_min": None},
+    }
+    results.WorkDir(path).write_json("summary.json", {"7": summary})
+    return path
+
+
+def radius(path):
+    network = {
+        **{"I": 0.01, "radii": [2.0, 3.0], "profiles": [[0.01, 0.02, 0.04], [0.01, 0.02, 0.03, 0.05]]},
+        **{"ends": [0.2, 0.3], "mean": 2.5, "norm": 20.0, "mean_by_norm": 0.125},
+    }
+    row = {"mean": 2.5, "sd": 0.0625, "by_norm_mean": 0.125, "by_norm_sd": 0.0, "published": (2.34, 0.1393)}
+    raw = {"networks": {"seed 0": network, "seed 1": network}, "row": row | {"standard_errors": 1.5}}
+    return made(
+        path, "measure_radius", {"flags": {}, "raw": raw}, "measure_radius_mnist_top.py", params="top"
+    )
+
+
+def points(path):
+    X, Y = np.meshgrid(np.linspace(-0.4, 1.3, 6), np.linspace(-0.4, 1.3, 6))
+    raw = {"X": X, "Y": Y, "Z": X**2 + 4 * Y**2 + 0.5, "networks": ["seed 0", "seed 1", "seed 2"]}
+    return made(path, "make_points", {"flags": {}, "raw": raw}, "make_points_mnist.py")
+
+
+def curvature(path):
+    found = {
+        **{"network": "epoch 9", "log_loss": -800 * LN10, "log_frame": -800 * LN10, "parameters": 77},
+        **{"eigenvalues": [4.5, 1.25], "trace": 6.0, "trace_error": 0.5},
+    }
+    return made(path, "measure_curvature", {"flags": {}, "raw": {"epoch 9": found}}, "measure_curvature.py")
+
+
+KINDS = {"train": training, "attack": attack, "radius": radius, "points": points, "curvature": curvature}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """(text, document) of a report on a directory of every kind; parsing it strictly raises."""
+    root = tmp_path_factory.mktemp("logs")
+    paths = [make(root / f"exper-{kind}" / "1") for kind, make in KINDS.items()]
+    out = report.write(paths, root / "report.html")
+    text = out.read_text(encoding="utf-8")
+    return text, JustHTML(text, strict=True, sanitize=False)
+
+
+def rows(document, caption):
+    """{row's name: [cell, ...]} of the body of a table, as text."""
+    (table,) = [t for t in document.query("table") if t.query("caption")[0].to_text() == caption]
+    return [[cell.to_text() for cell in row.query("th, td")] for row in table.query("tbody tr")]
+
+
+def assert_well_made(document):
+    """What the standard asks beyond the grammar that a strict parser sees, and what a reader needs."""
+    assert document.query("html")[0].attrs["lang"] == "en"
+    assert len(document.query("h1")) == len(document.query("main")) == len(document.query("title")) == 1
+    ids = [node.attrs["id"] for node in document.query("[id]")]
+    assert len(ids) == len(set(ids))
+    links = [node.attrs["href"] for node in document.query("a")]
+    assert links and {link.removeprefix("#") for link in links} <= set(ids)
+    for table in document.query("table"):
+        assert len(table.query("caption")) == 1
+        assert all(th.attrs["scope"] == "col" for th in table.query("thead th"))
+        assert all(th.attrs["scope"] == "row" for th in table.query("tbody th, tfoot th"))
+        n = len(table.query("thead th"))
+        for row in table.query("tr"):
+            assert sum(int(cell.attrs.get("colspan", 1)) for cell in row.query("th, td")) == n
+    for figure in document.query("figure"):
+        (image,) = figure.query("img")
+        assert len(image.attrs["alt"]) > 30
+        assert len(figure.query("figcaption")) == 1
+
+
+def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
+    _, document = everything
+    assert_well_made(document)
+    shown = {node.attrs["id"].removeprefix("figure-") for node in document.query("figure")}
+    assert shown == set(report.CAPTIONS) - {"attack_linf"}
+    assert [h.to_text() for h in document.query("h2")] == [
+        *("Runs", "Training", "Attacks", "Flatness radius", "Loss surfaces", "Curvature")
+    ]
+
+
+def test_nothing_is_fetched_from_anywhere(everything):
+    text, document = everything
+    assert not document.query("link, script, iframe, object, base, form, video")
+    for node in document.query("*"):
+        for name, value in node.attrs.items():
+            if name in ("src", "href", "srcset", "action", "data", "poster", "background"):
+                assert value.startswith(("data:", "#")), (node.name, value[:80])
+            assert name != "style" and not name.startswith("on")
+    style = (
+        "".join(node.to_text() for node in document.query("style"))
+        or text.split("<style>")[1].split("</style>")[0]
+    )
+    assert "url(" not in style and "@import" not in style and "{" in style
+    for image in document.query("img"):
+        svg = base64.b64decode(image.attrs["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+        assert svg.lstrip().startswith("<?xml")
+        for reference in re.findall(r"""(?:href|src)\s*=\s*["']([^"']*)""", svg) + re.findall(
+            r"url\(([^)]*)", svg
+        ):
+            assert reference.startswith(("#", "data:")), reference[:80]
+        assert "@import" not in svg and "<script" not in svg
+
+
+def test_the_final_stats_are_those_of_the_last_epoch(everything):
+    text, document = everything
+    shown = {row[0].split()[0]: row[1] for row in rows(document, "Training: the stats of the last epoch")}
+    assert shown["eid"] == "3 of 3"
+    assert shown["log10_loss"] == "-801"
+    assert set(epoch(3)["stats"]) <= set(shown)
+    assert float(shown["q_bar_min"]) == 0.015 and shown["test_acc"] == "90.00%"
+    assert f'value="{epoch(3)["stats"]["acc"]!r}"' in text  # all digits are in the page
+
+
+def test_an_attacks_summary_is_there(everything):
+    (row,) = rows(
+        everything[1], "Attacks: distances (L2; of pgd, L-infinity) to the nearest adversarial example found"
+    )
+    assert row[1:] == [
+        *("7", "train", "40", "-5", "–", "97.50%", "100.00%", "0.1250", "1.2346", "inf", "75.00%", "25.00%")
+    ]
+
+
+def test_radii_stand_beside_the_published_ones(everything):
+    (row,) = rows(
+        everything[1],
+        "Flatness radius: mean ± standard deviation over networks; published: arXiv 1801.02254, table 1",
+    )
+    assert row[1:] == [
+        *("mnist", "natural labels", "top layer", "2", "2.5000 ± 0.0625", "2.3400 ± 0.1393", "1.5"),
+        "0.1250 ± 0.0000",
+    ]
+    assert [row[1:4] for row in rows(everything[1], "Flatness radius of each network")] == [
+        ["seed 0", "0.01", "2.5000"],
+        ["seed 1", "0.01", "2.5000"],
+    ]
+
+
+def test_surfaces_and_curvature_are_there_also_far_below_float64(everything):
+    (row,) = rows(everything[1], "Loss in the plane of three networks")
+    assert row[4] == "6 × 6" and float(row[5]) == pytest.approx(0.5, abs=0.02)
+    (row,) = rows(everything[1], "The training loss's Hessian")
+    assert row[1:] == ["epoch 9", "-800", "4.500e-800, 1.250e-800", "6.000e-800 ± 5.000e-801", "77"]
+
+
+def test_every_table_names_the_command_that_made_its_numbers(everything):
+    _, document = everything
+    commands = {
+        "Training": "python exper.py --E 3",
+        "Attacks": "python eval-ddn.py run --eid 7",
+        "Flatness": "python measure_radius_mnist_top.py",
+        "Loss in": "python make_points_mnist.py",
+        "The training": "python measure_curvature.py",
+    }
+    tables = [t for t in document.query("table") if t.query("tfoot")]
+    assert len(tables) == 6
+    for table in tables:
+        caption = table.query("caption")[0].to_text()
+        (command,) = [c for start, c in commands.items() if caption.startswith(start)]
+        assert [code.to_text() for code in table.query("tfoot code")] == [command]
+    facts = {dt.to_text() for dt in document.query("dt")}
+    assert {"command", "flags", "versions", "machine", "git revision", "seed"} <= facts
+    assert "0123456789abcdef" in {dd.to_text() for dd in document.query("dd")}
+
+
+def test_pictures_are_told_in_words(everything):
+    texts = {node.attrs["id"]: node.query("img")[0].attrs["alt"] for node in everything[1].query("figure")}
+    assert "log10 training loss against epoch" in texts["figure-loss_margin"]
+    assert "the curve goes from -267 at 1 to -801 at 3" in texts["figure-loss_margin"]
+    assert "layer 2 goes from 5 at 1 to 7 at 3" in texts["figure-norms"]
+    assert "4 curves between 0 and 0.05, for 0 to 3" in texts["figure-profiles"]
+    assert not any(set("$\\{}") & set(text) for text in texts.values())
+
+
+def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
+    path = training(tmp_path / "a<b>&\"'" / "1", command=f"x.py {HOSTILE}", dataset=HOSTILE)
+    out = report.write([path], tmp_path / "r.html")
+    document = JustHTML(out.read_text(encoding="utf-8"), strict=True, sanitize=False)
+    assert_well_made(document)
+    assert not document.query("script")
+    codes = [code.to_text() for code in document.query("code")]
+    assert f"python x.py {HOSTILE}" in codes and HOSTILE in codes and str(path) in codes
+
+
+def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_path):
+    a = training(tmp_path / "exper-a" / "1", lr=0.01)
+    b = training(tmp_path / "exper-b" / "1", lr=0.1)
+    out = report.write([a, b, a / ".", a])
+    assert out == a / "report.html"
+    document = JustHTML(out.read_text(encoding="utf-8"), strict=True, sanitize=False)
+    assert len(document.query("article")) == 2
+    assert len(rows(document, "Training: the stats of the last epoch")[0]) == 3
+    assert [p.to_text() for p in document.query("article > p")] == ["lr 0.01", "lr 0.1"]
+
+
+def mistakes(root):
+    run = training(root / "exper" / "1")
+    young = made(root / "exper" / "young", "train", {"flags": {}, "raw": {}}, "exper.py")
+    (root / "empty").mkdir()
+    torn = training(root / "exper" / "torn")
+    (torn / "res").write_bytes((torn / "res").read_bytes()[:100])
+    odd = made(root / "exper" / "odd", "train", {"flags": {}, "raw": {1: {"eid": 1}}}, "exper.py")
+    unsummed = attack(root / "eval" / "1")
+    (unsummed / "summary.json").write_text('{"7": {}}')
+    silent = training(root / "exper" / "silent")
+    (silent / "about.json").unlink()
+    return {
+        "no such directory": [root / "nowhere"],
+        "not a working directory": [root / "empty"],
+        "no epoch was accepted": [run, young],
+        "not a pickle of plain data": [torn],
+        "not what a train leaves": [odd],
+        "not what a attack leaves": [unsummed],
+        "about.json: missing or damaged": [silent],
+        "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],
+        "cannot write the report ": [run, "--out", root / "empty"],
+        "DIRECTORY": [],
+        "unrecognized": [run, "--colour"],
+    }
+
+
+def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys):
+    for expected, words in mistakes(tmp_path).items():
+        before = sorted(tmp_path.rglob("*"))
+        assert report.main([str(word) for word in words]) == 2, expected
+        out, err = capsys.readouterr()
+        assert out == "" and len(err.splitlines()) == 1 and err.startswith("error: "), err
+        assert expected in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_says_where_the_report_is_and_needs_no_tensorflow(tmp_path):
+    run = training(tmp_path / "exper" / "1")
+    code = (
+        "import sys, report; status = report.main(sys.argv[1:]);"
+        "sys.exit(3 if 'tensorflow' in sys.modules else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith(str(run / "report.html"))
+
+
+@pytest.mark.parametrize(
+    "value, log_unit, text",
+    [
+        (1.5, 0, "1.500e+00"),
+        (-2.5, -800 * LN10, "-2.500e-800"),
+        (9.9996, -3 * LN10, "1.000e-02"),
+        (0.0, -5.0, "0"),
+        (math.nan, 0, "nan"),
+    ],
+)
+def test_powers_are_told_below_the_smallest_float(value, log_unit, text):
+    assert report.power(value, log_unit) == text
+
+
+def test_every_figure_has_a_caption():
+    assert set(report.SECTIONS) == set(figures.FIGURES)
