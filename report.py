@@ -615,7 +615,6 @@ def section(task: str, entries: list[Entry]) -> Html:
     """Figures and tables of the runs of one kind. Raises: UserError when their files are not such runs'."""
     heading, tables = SECTIONS[task]
     figures.label([entry.run for entry in entries])
-    drawn = figures.build([entry.run.path for entry in entries])
     try:
         parts = tables(entries)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -624,6 +623,7 @@ def section(task: str, entries: list[Entry]) -> Html:
             f"{where}: not what a {task} leaves ({type(error).__name__}: {error}); "
             "it is damaged or of another program: run it again"
         ) from error
+    drawn = figures.build([entry.run.path for entry in entries])
     shown = el("div", [figure_element(*drawing, entries) for drawing in drawn.items()], class_="figures")
     return el("section", el("h2", heading, id=task), shown, parts)
 

@@ -1,13 +1,17 @@
 """The live view: what TensorBoard reads back is what the journal says."""
 
 import copy
+import io
 import itertools
 import math
+import shutil
 import sys
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from conftest import TINY
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 import core
 import figures
@@ -19,6 +23,7 @@ LN10 = math.log(10)
 
 
 def accumulator(run):
+    """What TensorBoard itself reads the events with."""
     reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
     return reader.Reload()
 
@@ -46,8 +51,6 @@ def assert_tells_the_journal(reader, run):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(working directory, flags) of 3 epochs watched by TensorBoard."""
-    from conftest import TINY
-
     flags = {
         **{"dataset": "digits", "train_N": 300, "B": 50, "E": 3, "gpu": -1, "tensorboard": True},
         "model": {"description": TINY, "init": {"weight": "he_normal"}},
@@ -82,10 +85,6 @@ def test_the_figures_of_the_last_epoch_are_there(trained):
         (event,) = reader.Tensors(tag)
         width, height, png = event.tensor_proto.string_val
         assert event.step == 3 and png.startswith(b"\x89PNG")
-        import io
-
-        from matplotlib.image import imread
-
         assert imread(io.BytesIO(png)).shape[:2] == (int(height), int(width))
 
 
@@ -102,17 +101,13 @@ def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
 
 
 def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(trained, tmp_path):
-    import shutil
-
     run, flags = trained
     shutil.copytree(run, tmp_path / "run")
     run = tmp_path / "run"
-    # Epochs that the checkpoint does not know, as after a kill, are trained again.
-    journal = (run / "journal.jsonl").read_bytes()
     (older,) = (run / "tensorboard").iterdir()
     watching = accumulator(run)
     resumed = core.TrainingRun(Core(flags | {"E": 5, "resume": str(run)}, "unnamed"))
-    assert resumed.eid == 3 and (run / "journal.jsonl").read_bytes() == journal
+    assert resumed.eid == 3
     while resumed.eid < 5:
         resumed.accept(resumed.core.epoch(resumed))
     resumed.save()
