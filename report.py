@@ -157,6 +157,12 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
+def word(text: str) -> str:
+    """As it is typed in a shell: quoted where it has to be."""
+    quoted = shlex.quote(text)
+    return quoted if quoted == text or set(text) & set('"$`\\!') else f'"{text}"'
+
+
 def runs_section(entries: list[Entry]) -> Html:
     return el("section", el("h2", "Runs", id="runs"), [run_article(entry) for entry in entries])
 
@@ -175,7 +181,7 @@ def run_article(entry: Entry) -> Html:
         "command": entry.command,
         "directory": el("code", entry.run.path.resolve()),
         "begun": about.get("began"),
-        "flags": [[el("code", f"--{name} {shlex.quote(value)}"), " "] for name, value in changed.items()],
+        "flags": [[el("code", f"--{name} {word(value)}"), " "] for name, value in changed.items()],
         "seed": flags["seed"],
         "git revision": el("code", about["git"]) if about.get("git") else "not under git",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -542,6 +548,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
   dl > div { grid-template-columns: 5rem minmax(0, 1fr); gap: 0 0.5rem; }
   tbody th, tfoot th { max-width: 45vw; overflow-wrap: anywhere; }
 }
+@page { size: A4 landscape; margin: 12mm; }
 @media print {
   :root { --ink: #000000; --soft: #333333; --paper: #ffffff; --shade: #eeeeee; --line: #999999;
     --link: #000000; }
@@ -551,11 +558,10 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
   h2, h3, caption { break-after: avoid; }
   .box, .sheet { overflow: visible; border: 0; }
   table { font-size: 7pt; }
-  th, td { padding: 1pt 3pt; min-width: 0; white-space: normal; overflow-wrap: anywhere; }
+  th, td { padding: 1pt 3pt; overflow-wrap: normal; }
   thead th, tbody th, tfoot th { min-width: 0; position: static; }
   tfoot { display: table-row-group; }
-  .figures { display: block; }
-  figure { margin-bottom: 8pt; }
+  .figures { grid-template-columns: 1fr 1fr; }
 }
 """
 

@@ -339,5 +339,11 @@ def test_powers_are_told_below_the_smallest_float(value, log_unit, text):
     assert report.power(value, log_unit) == text
 
 
-def test_every_figure_has_a_caption():
+def test_flags_are_shown_as_they_are_typed():
+    assert [report.word(text) for text in ("a-b/c", "[['F', 10]]", "$x 'y'")] == [
+        *("a-b/c", "\"[['F', 10]]\"", """'$x '"'"'y'"'"''"""),
+    ]
+
+
+def test_every_kind_of_figure_has_its_section():
     assert set(report.SECTIONS) == set(figures.FIGURES)
