@@ -541,7 +541,7 @@ figure:target { grid-column: 1 / -1; }
 .sheet { overflow-x: auto; background: #ffffff; border: 1px solid var(--line); border-radius: 0.4rem;
   padding: 0.25rem; }
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figure:target img { width: 76rem; max-width: none; }
+figure:target img { width: max(48rem, 100%); max-width: none; }
 figcaption { margin-top: 0.4rem; color: var(--soft); }
 footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
 @media (max-width: 36rem) {
