@@ -488,7 +488,7 @@ def spoken(text: str) -> str:
     """Text of a figure without the marks of its formulas."""
     text = re.sub(r"\\(?:mathrm|text)\b", "", text)
     text = re.sub(r"\\([a-zA-Z]+)", r"\1", text)
-    return re.sub(r"log_(?:\{10\}|10)", "log10", text).translate(str.maketrans("", "", "${}\\"))
+    return re.sub(r"log(?:_\{10\}|_10|₁₀)", "log10", text).translate(str.maketrans("", "", "${}\\"))
 
 
 # The page
