@@ -32,11 +32,14 @@ class DeepFool(Attack):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(x)
             z = self.logits(x)
-            columns = tf.unstack(z, axis=1)
-        gradients = tf.stack([tape.gradient(column, x) for column in columns], axis=1)  # [B, C, h, w, c]
+        n_classes = z.shape[1]
+        # A loop holds the backward pass once: written out for each class it is compiled for each, too.
+        gradients = tf.map_fn(
+            lambda one_hot: tape.gradient(z, x, tf.broadcast_to(one_hot, tf.shape(z))), tf.eye(n_classes)
+        )  # [C, B, h, w, c]
+        gradients = tf.experimental.numpy.moveaxis(gradients, 0, 1)
         w = gradients - tf.gather(gradients, y, axis=1, batch_dims=1)[:, None]
         f = z - tf.gather(z, y, axis=1, batch_dims=1)[:, None]
-        n_classes = len(columns)
         norms = tf.reshape(l2(tf.reshape(w, tf.concat([[-1], tf.shape(x)[1:]], 0))), [-1, n_classes])
         is_y = tf.one_hot(y, n_classes, True, False, dtype=tf.bool)
         # A class whose gradient is the label's cannot be reached by a step.
