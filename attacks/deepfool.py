@@ -4,7 +4,8 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
 
-MAX_BATCH = 1 << 16
+# Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
+SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
 
 
 class DeepFool(Attack):
@@ -53,7 +54,7 @@ class DeepFool(Attack):
 
     def _run(self, x0, y):
         n = tf.shape(y)[0]
-        sizes = tf.constant(sorted({padded_size(k) for k in range(1, MAX_BATCH + 1)}))
+        sizes = tf.constant(SIZES)
 
         def step(k, n_inside, inside, x, r):
             # Those inside first; those outside only fill the batch up to one of a few sizes.
