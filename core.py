@@ -620,17 +620,19 @@ class AttackRun:
         attack = attacks.build(f, core.model.logits, self.images.shape[1:])
         raw = results.read_journal(self.source)
         due, done, res, summaries = measurement.Throttle(60), 0.0, {}, {}
+        began, done_here = time.monotonic(), 0.0
         with tqdm(
             total=len(self.eids) * len(self.images), unit="image", disable=None, dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
         ) as bar:  # fmt: skip
 
             def tick(images: float) -> None:
-                nonlocal done
-                done += images  # a bar that is not on a terminal does not count
+                nonlocal done, done_here
+                done, done_here = done + images, done_here + images  # off a terminal the bar does not count
                 bar.update(images)
-                if due():
-                    log.info("%.0f of %d images", done, bar.total)
+                if due() and done_here > 0:
+                    left = (time.monotonic() - began) * (bar.total - done) / done_here
+                    log.info("%.0f of %d images, about %.0f min left", done, bar.total, left / 60)
                 core._stop_if_asked()
 
             for eid in self.eids:
@@ -722,6 +724,8 @@ def choose_parts(wanted: int | str, specs: list, batch: int, device: str) -> int
 def choose_eids(directory: Path, wanted: str | list[int]) -> list[int]:
     """The stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
     stored = results.stored_eids(directory)
+    if not stored and (seeds := sorted(path.name for path in Path(directory).glob("seed-*"))):
+        raise UserError(f"{directory}: holds a run for each seed, {', '.join(seeds)}; give one of these")
     if not stored:
         raise UserError(f"{directory}: has no checkpoint yet; run the experiment first (or resume it)")
     if wanted == "all":

@@ -9,7 +9,7 @@ flags = {
     "attack_method": "fmn",
     "attack_K": 100,
     "attack_lr": 1.0,
-    "attack_B": 128,
+    "attack_B": 256,
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ flags = {
     "attack_method": "ddn",
     "attack_K": 100,
     "attack_init_eps": 1.0,
-    "attack_B": 128,
+    "attack_B": 256,
 }
 
 if __name__ == "__main__":

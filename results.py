@@ -330,7 +330,8 @@ def load_checkpoint(
         with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
             state = json.loads(str(arrays["state"]))
             return [(key[4:], arrays[key]) for key in sorted(arrays) if key != "state"], state
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        # (zipfile has RuntimeErrors for flags of encryption and compression that a damaged file may have)
         raise UserError(
             f"{path}: damaged or truncated ({error}); delete it and use another epoch, "
             "or run the experiment again"

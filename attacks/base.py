@@ -67,10 +67,10 @@ def normalized(logits: Logits, how: str) -> Logits:
 
 
 def padded_size(n: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: batches have few sizes, as the pool's gradient is
+    """The next of 1, 2, 4, 8, 16, 24, 32, 48, ...: batches have few sizes, as the pool's gradient is
     compiled anew for each."""
     size = 1 << max(n - 1, 0).bit_length()
-    return size * 3 // 4 if size >= 4 and n <= size * 3 // 4 else size
+    return size * 3 // 4 if size >= 32 and n <= size * 3 // 4 else size
 
 
 def padded(rows: np.ndarray) -> np.ndarray:

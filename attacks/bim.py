@@ -9,6 +9,15 @@ from cleverhans.tf2.utils import clip_eta, optimize_linear
 from attacks.base import Attack, Logits, is_adversarial, padded, per_image
 
 
+def log_odds(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """d = logsumexp_{j != y} z_j - z_y, float32 [B]. The cross-entropy is softplus(d), and so has the same
+    direction of steepest ascent; but where d is below -100 its gradient underflows, and that of d does not.
+    """
+    is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
+    z_y = tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
+    return tf.reduce_logsumexp(tf.where(is_y, -np.inf, z), axis=1) - z_y
+
+
 class BasicIterativeMethod(Attack):
     """K steps of fixed length up the cross-entropy inside a ball; the smallest ball is searched per image.
 
@@ -75,7 +84,7 @@ class BasicIterativeMethod(Attack):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 z = self.logits(x)
-                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, z)
+                loss = log_odds(z, y)
             return tape.gradient(loss, x), is_adversarial(self.gap(z, y), z)
 
         def step(k, x, found):

@@ -11,6 +11,8 @@ import numpy as np
 
 from models.architectures import LayerSpec
 
+MAX_MATRIX = 1 << 20  # entries; larger convolutions are bounded by FFT
+
 
 def fc_norm(weight: np.ndarray) -> float:
     """2-norm of a matrix [cin, cout], by the eigenvalues of its smaller Gram matrix."""
@@ -19,17 +21,38 @@ def fc_norm(weight: np.ndarray) -> float:
     return math.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0))
 
 
-def conv_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
-    """An upper bound on the 2-norm of a SAME convolution as an operator on inputs of this very size.
+def conv_matrix(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> np.ndarray:
+    """A SAME convolution of inputs of this size written out as a matrix, [h w cin, h w cout].
 
-    With zero padding the operator is a piece of the circular convolution on h + kh - 1 by w + kw - 1,
-    whose norm is the largest singular value of the kernel's Fourier coefficients (Sedghi et al. 2019,
-    arXiv 1805.10408, theorem 6). Power iteration on the operator itself would approach its norm
-    from below, and so prove nothing; a test shows how near the two are.
+    Args: as for `conv_norm`.
+    """
+    (h, w, _), (kh, kw, cin, cout) = in_shape, kernel.shape
+    matrix = np.zeros((h, w, cin, h, w, cout), kernel.dtype)
+    for row, col, i, j in np.ndindex(h, w, kh, kw):  # what output (row, col) takes from input (r, c)
+        r, c = row + i - (kh - 1) // 2, col + j - (kw - 1) // 2
+        if 0 <= r < h and 0 <= c < w:
+            matrix[r, c, :, row, col] = kernel[i, j]
+    return matrix.reshape(h * w * cin, h * w * cout)
+
+
+def conv_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
+    """The 2-norm of a SAME convolution as an operator on inputs of this very size, or an upper bound.
+
+    Exact, by its matrix, where that is small. Else by FFT: with zero padding the operator is a piece of
+    the circular convolution on h + kh - 1 by w + kw - 1, whose norm is the largest singular value of
+    the kernel's Fourier coefficients (Sedghi et al. 2019, arXiv 1805.10408, theorem 6); the larger the
+    input, the nearer the two. Power iteration would approach the norm from below, and so prove nothing.
 
     Args:
       kernel: [kh, kw, cin, cout]. in_shape: (h, w, cin).
     """
+    if math.prod(in_shape) * math.prod(in_shape[:2]) * kernel.shape[3] <= MAX_MATRIX:
+        return fc_norm(conv_matrix(kernel, in_shape))
+    return fft_norm(kernel, in_shape)
+
+
+def fft_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
+    """The upper bound of `conv_norm`."""
     kh, kw = kernel.shape[:2]
     size = (in_shape[0] + kh - 1, in_shape[1] + kw - 1)
     # Real kernels have conjugate coefficients at opposite frequencies: half of them is enough.
@@ -47,7 +70,8 @@ def lipschitz(specs: list[LayerSpec], weights: list[np.ndarray], act_type: str) 
     """Lipschitz constants of the gaps z_j - z_k, in L2.
 
     Args:
-      specs: the layers. weights: of the layers that have one, in order.
+      specs: the layers. weights: of the layers that have one, in order, with all that multiplies
+        (batch norm, the input's normalization) in them: `effective_weights` of a model.
       act_type: relu and linear are 1-Lipschitz; relu2 has no Lipschitz constant.
 
     Returns: (L, D), with L D[j, k] the constant of z_j - z_k: L of all below the last layer, float;

@@ -4,7 +4,8 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
 
-MAX_BATCH = 1 << 16
+# Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
+SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
 
 
 class DeepFool(Attack):
@@ -32,11 +33,14 @@ class DeepFool(Attack):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(x)
             z = self.logits(x)
-            columns = tf.unstack(z, axis=1)
-        gradients = tf.stack([tape.gradient(column, x) for column in columns], axis=1)  # [B, C, h, w, c]
+        n_classes = z.shape[1]
+        # A loop holds the backward pass once: written out for each class it is compiled for each, too.
+        gradients = tf.map_fn(
+            lambda one_hot: tape.gradient(z, x, tf.broadcast_to(one_hot, tf.shape(z))), tf.eye(n_classes)
+        )  # [C, B, h, w, c]
+        gradients = tf.experimental.numpy.moveaxis(gradients, 0, 1)
         w = gradients - tf.gather(gradients, y, axis=1, batch_dims=1)[:, None]
         f = z - tf.gather(z, y, axis=1, batch_dims=1)[:, None]
-        n_classes = len(columns)
         norms = tf.reshape(l2(tf.reshape(w, tf.concat([[-1], tf.shape(x)[1:]], 0))), [-1, n_classes])
         is_y = tf.one_hot(y, n_classes, True, False, dtype=tf.bool)
         # A class whose gradient is the label's cannot be reached by a step.
@@ -50,7 +54,7 @@ class DeepFool(Attack):
 
     def _run(self, x0, y):
         n = tf.shape(y)[0]
-        sizes = tf.constant(sorted({padded_size(k) for k in range(1, MAX_BATCH + 1)}))
+        sizes = tf.constant(SIZES)
 
         def step(k, n_inside, inside, x, r):
             # Those inside first; those outside only fill the batch up to one of a few sizes.

@@ -12,8 +12,8 @@ class FMN(Attack):
     """Steps down the logit difference inside a ball whose radius adapts until it touches the boundary.
 
     The paper's first radius reaches just to the linearized boundary. Pixels that are clipped to [0, 1]
-    shorten every step, so many an image only nears that boundary and never crosses it; here the first
-    radii are larger by the factor 1 + gamma.
+    shorten every step, so many an image only nears that boundary and never crosses it; here the radius
+    is larger by a factor that grows by 1 + gamma_init with every step that has not crossed it.
 
     Args:
       steps: K. alpha_init: first step size, falling to a hundredth of it along a cosine.
@@ -54,7 +54,8 @@ class FMN(Attack):
             best_norm = tf.where(better, norm, best_norm)
             best = tf.where(per_image(better), x + delta, best)
             # Until the boundary was crossed once, the ball reaches as far as the linearized one.
-            linearized = (norm + tf.math.divide_no_nan(tf.abs(gap), gradient_norm)) * (1 + gamma)
+            linearized = norm + tf.math.divide_no_nan(tf.abs(gap), gradient_norm)
+            linearized *= (1 + self.gamma_init) ** tf.cast(k + 1, tf.float32)
             epsilon = tf.where(
                 adversarial,
                 tf.minimum(epsilon * (1 - gamma), best_norm),

@@ -34,7 +34,9 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         ("done", bool),
     ]
     if not path.exists():
-        return np.lib.format.open_memmap(path, "w+", np.dtype(fields), (n,))
+        new = path.with_name(f".{path.name}.tmp")  # killed while it is made, it would look damaged
+        np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
+        new.replace(path)
     try:
         records = np.lib.format.open_memmap(path, "r+")
     except (ValueError, OSError, EOFError) as error:
@@ -74,9 +76,7 @@ def attack_set(
     """
     lipschitz = None
     if certify:
-        lipschitz = certificate.lipschitz(
-            model.specs, [layer.weight.numpy() for layer in model.layers], model.act_type
-        )
+        lipschitz = certificate.lipschitz(model.specs, model.effective_weights(), model.act_type)
     n_classes = model.n_classes
 
     def one_batch(first: int) -> None:

@@ -1,8 +1,10 @@
 """Attacks here and in Foolbox, in one run on the same network and images: `python bench/attacks.py RUN`.
 
 RUN is a training run's working directory; its last epoch is attacked, on training images that it
-classifies right. Both sides are handed the same logits function; ours runs as ./eval.sh runs it
-(without the certificate). Graphs are compiled on a few images before the clock starts. Foolbox comes
+classifies right. Foolbox is handed the network as its users would write it, in TensorFlow's own ops;
+with --same_ops it gets ours (`models/layers.py`). Our side runs as ./eval.sh runs it (without the
+certificate). Graphs are compiled before the clock starts: on a whole batch, for Carlini-Wagner, which is
+long and meets many sizes of batches, on two images. Foolbox comes
 with requirements-test.txt.
 """
 
@@ -51,22 +53,43 @@ def sides(name, model, shape, iterations):
     }[name]()
 
 
-def run_ours(attack, model, images, labels, batch):
-    """(seconds, distances)."""
+def run_ours(attack, model, images, labels, batch, warm_up):
+    """(seconds, distances); the first warm_up images are attacked once before the clock starts."""
     with tempfile.TemporaryDirectory() as directory:
         records = measurement.open_records(Path(directory) / "records.npy", len(images), images.shape[1:])
-        attack(model.pixels(images[:2]).numpy(), labels[:2])
+        attack(model.pixels(images[:warm_up]).numpy(), labels[:warm_up])
         began = time.perf_counter()
         indices = np.arange(len(images))
         measurement.attack_set(attack, model, images, labels, indices, records, batch, certify=False)
         return time.perf_counter() - began, np.sqrt(np.array(records["error"]))
 
 
-def run_foolbox(attack, model, images, labels):
+def plain_logits(model):
+    """The model's logits in TensorFlow's own ops; `main` checks that they are the same."""
+
+    def logits(x):
+        layers = iter(model.layers)
+        for spec in model.specs:
+            if spec.kind in "PA":
+                x = (tf.nn.max_pool2d if spec.kind == "P" else tf.nn.avg_pool2d)(x, 2, 2, "VALID")
+                continue
+            layer = next(layers)
+            if spec.kind == "C":
+                x = tf.nn.conv2d(x, layer.weight, 1, "SAME")
+            else:
+                x = tf.matmul(tf.reshape(x, [-1, layer.weight.shape[0]]), layer.weight)
+            x = x if layer.bias is None else tf.nn.bias_add(x, layer.bias)
+            x = tf.nn.relu(x) if spec.act else x
+        return x
+
+    return logits
+
+
+def run_foolbox(attack, model, logits, images, labels):
     """(seconds, distances)."""
     import foolbox
 
-    network = foolbox.models.TensorFlowModel(lambda x: model.logits(x), bounds=(0, 1))
+    network = foolbox.models.TensorFlowModel(logits, bounds=(0, 1))
     x, y = model.pixels(images), tf.constant(labels, tf.int64)
     began = time.perf_counter()
     found = attack.run(network, x, y).numpy()
@@ -82,7 +105,8 @@ def main():
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--only", default="cw,ddn,deepfool", help="which attacks")
     parser.add_argument("--data_dir", help="where the data are, if not where the run had them")
-    parser.add_argument("--attack_B", type=int, default=128, help="our batch size")
+    parser.add_argument("--attack_B", type=int, default=256, help="our batch size")
+    parser.add_argument("--same_ops", action="store_true", help="Foolbox, too, gets our layers")
     options = parser.parse_args()
     core.set_up_device(-1)
     try:
@@ -97,14 +121,17 @@ def main():
     images, labels = images[:4000], labels[:4000]
     _, _, logits = model.evaluate(tf.constant(images), tf.constant(labels))
     right = np.flatnonzero(logits.argmax(1) == labels)
+    their_logits = (lambda x: model.logits(x)) if options.same_ops else plain_logits(model)
+    x = model.pixels(images[:8])
+    np.testing.assert_allclose(their_logits(x), model.logits(x), rtol=1e-3, atol=1e-3)
     figures = {}
     for name in options.only.split(","):
         n, iterations = (QUICK if options.quick else FULL)[name]
         x, y = images[right[:n]], labels[right[:n]]
         ours, theirs = sides(name, model, x.shape[1:], iterations)
         batch = min(options.attack_B, -(-n // measurement.WORKERS))
-        seconds, distance = run_ours(ours, model, x, y, batch)
-        their_seconds, their_distance = run_foolbox(theirs, model, x, y)
+        seconds, distance = run_ours(ours, model, x, y, batch, 2 if name == "cw" else batch)
+        their_seconds, their_distance = run_foolbox(theirs, model, their_logits, x, y)
         median, their_median = float(np.median(distance)), float(np.median(their_distance))
         figures[name] = {
             "images": n,

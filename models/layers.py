@@ -1,9 +1,10 @@
 """Layers over tf.Module: activations are float32, NHWC.
 
-Two gradients are our own, because TensorFlow's are slow on a CPU (`bench/train_step.py` has a row for
-each): that of the max pool, which TensorFlow runs on one thread, and that of the fully connected
-layer's input, whose transposed product it hands to a kernel half as fast as the one used here. They
-give TensorFlow's own numbers (tests/layers_test.py).
+Three gradients are our own, because TensorFlow's are slow on a CPU (`bench/train_step.py` has a row for
+the first two): that of the max pool, which TensorFlow runs on one thread; that of the fully connected
+layer's input, whose transposed product it hands to a kernel half as fast as the one used here; and that
+of a convolution's input where this is an image of few channels, for which oneDNN has no fast kernel
+(only attacks need it). They give TensorFlow's own numbers (tests/layers_test.py).
 """
 
 import tensorflow as tf
@@ -78,10 +79,42 @@ class Weighted(tf.Module):
         return z if self.bn is None else self.bn(z, training)
 
 
+@tf.custom_gradient
+def conv_of_image(x: tf.Tensor, weight: tf.Tensor):
+    """Convolution, stride 1, SAME, of [B, h, w, cin] with [kh, kw, cin, cout], for few cin."""
+
+    def grad(dz):
+        kh, kw, cin, cout = weight.shape
+        columns = tf.matmul(
+            tf.reshape(dz, [-1, cout]), tf.reshape(weight, [-1, cout]), transpose_b=True
+        )  # [B h w, kh kw cin]
+        d_weight = tf.raw_ops.Conv2DBackpropFilter(
+            input=x, filter_sizes=weight.shape, out_backprop=dz, strides=[1] * 4, padding="SAME"
+        )
+        return _shifted_sum(tf.reshape(columns, [-1, *x.shape[1:3], kh, kw, cin])), d_weight
+
+    return tf.nn.conv2d(x, weight, strides=1, padding="SAME"), grad
+
+
+@tf.function(jit_compile=True)
+def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
+    """[B, h, w, kh, kw, c] -> [B, h, w, c]: what (row, col) has for tap (i, j) goes where the tap read."""
+    h, w, kh, kw = columns.shape[1:5]
+    before, after = ((kh - 1) // 2, (kw - 1) // 2), (kh // 2, kw // 2)  # SAME's padding
+    rows, cols = ((after[k], before[k]) for k in range(2))
+    wide = tf.pad(columns, [[0, 0], rows, cols, [0, 0], [0, 0], [0, 0]])
+    taps = [(i, j) for i in range(kh) for j in range(kw)]
+    return tf.add_n(
+        [wide[:, kh - 1 - i : kh - 1 - i + h, kw - 1 - j : kw - 1 - j + w, i, j] for i, j in taps]
+    )
+
+
 class Conv(Weighted):
     """Convolution, stride 1, SAME: [B, h, w, cin] -> [B, h, w, cout]."""
 
     def _linear(self, x):
+        if self.weight.shape[2] <= 4:
+            return conv_of_image(x, tf.convert_to_tensor(self.weight))
         return tf.nn.conv2d(x, self.weight, strides=1, padding="SAME")
 
 

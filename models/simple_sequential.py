@@ -54,9 +54,10 @@ class SimpleSequential(Model):
                 weight_shape,
             )
 
-        self._pipeline = []
+        self._pipeline, factor = [], np.ones(1, np.float32)
         if (input_mean, input_std) != (None, None):
-            self._pipeline.append(_normalization(input_mean, input_std, input_shape[-1]))
+            factor, shift = _normalization(input_mean, input_std, input_shape[-1])
+            self._pipeline.append(lambda x: x * factor + shift)
         activation = ACTIVATIONS[act_type]
         # An activation waits for the max pool after it: being monotone, it gives the same numbers there,
         # on a quarter of the data.
@@ -85,6 +86,7 @@ class SimpleSequential(Model):
             pending = activation if spec.act else None
         if pending is not None:
             self._pipeline.append(pending)
+        self._input_factor = factor
         self.build_done()
 
     @property
@@ -112,6 +114,23 @@ class SimpleSequential(Model):
             for k, layer in enumerate(self.layers)
         ]
 
+    def effective_weights(self) -> list[np.ndarray]:
+        """What each layer multiplies pixels in [0, 1], or the layer below, with when images are classified.
+
+        The weights, float64, with the factors of their batch norm (running variance) in them, and in the
+        first layer's those of the input's normalization too; pools below it let these pass.
+        """
+        found = []
+        for layer in self.layers:
+            weight = layer.weight.numpy().astype(np.float64)
+            if layer.bn is not None:
+                weight *= (layer.bn.scale / tf.sqrt(layer.bn.variance + layer.bn.EPS)).numpy()
+            found.append(weight)
+        # Channels are the last axis of what a first F layer flattens.
+        by_channel = found[0].reshape(-1, self.specs[0].in_shape[-1], found[0].shape[-1])
+        found[0] = (by_channel * self._input_factor[:, None]).reshape(found[0].shape)
+        return found
+
 
 def _through(pipeline: list, x: tf.Tensor, training: bool = False) -> tf.Tensor:
     for part in pipeline:
@@ -119,12 +138,10 @@ def _through(pipeline: list, x: tf.Tensor, training: bool = False) -> tf.Tensor:
     return x
 
 
-def _normalization(mean, std, channels: int):
-    """Raises: ValueError when there is neither one number nor one a channel."""
+def _normalization(mean, std, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """(factor, shift). Raises: ValueError when there is neither one number nor one a channel."""
     mean, std = (np.ravel(0.0 if value is None else value) for value in (mean, 1.0 if std is None else std))
     for name, values in (("input_mean", mean), ("input_std", std)):
         if len(values) not in (1, channels):
             raise ValueError(f"{name} has {len(values)} numbers for images of {channels} channels")
-    factor = (1 / std).astype(np.float32)
-    shift = (-mean / std).astype(np.float32)
-    return lambda x: x * factor + shift
+    return (1 / std).astype(np.float32), (-mean / std).astype(np.float32)

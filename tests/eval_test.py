@@ -3,6 +3,10 @@
 import json
 import logging
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -113,7 +117,7 @@ def test_linf_errors_are_the_smallest_eps_of_the_list_that_holds_the_example(run
     _, dataset = network(run, 8)
     x = dataset[0][0][:N].astype(np.float32) / 16
     found = res[8]
-    assert set(found["errors"]) <= {0.0, 0.05, 0.1, 0.3, 1.0} and found["success"].any()
+    assert set(found["errors"]) <= {0.05, 0.1, 0.3, 1.0} and found["success"].any()
     assert (found["errors"][~found["success"]] == 1.0).all()
     reach = np.abs(found["images"] - x).max(axis=(1, 2, 3))
     assert (reach <= found["errors"] + 1e-6).all()
@@ -168,18 +172,32 @@ def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monk
             np.testing.assert_array_equal(resumed[eid][key], value, err_msg=key)
 
 
-def refused(*args, **kwargs):
-    with pytest.raises(UserError) as error:
-        prepare(*args, **kwargs).run()
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Runs an attack as its script does; checks exit status 2 and one line, which it returns."""
+
+    def command(directory, *words, **script):
+        words = [str(directory), "--gpu", "-1", "--eid", "last", "--attack_N", str(N), *words]
+        monkeypatch.setattr(sys, "argv", ["eval-tiny.py", *words])
+        monkeypatch.setattr(core.log, "handlers", [logging.NullHandler()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            core.main_eval("eval-tiny.py", DDN | script, "An attack.")
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: ")
+        return lines[0]
+
+    return command
 
 
-def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path):
+def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     assert "no such directory" in refused(tmp_path / "nowhere")
     assert "flags.json" in refused(tmp_path)
     assert "--attack_N 0" in refused(own, "--attack_N", "0")
+    assert "--attack_B 0" in refused(own, "--attack_B", "0")
+    assert "--attack -1" in refused(own, "--attack=-1")
+    assert "deepfool" in refused(own, "--attack_method", "deepfol")
     assert "297" in refused(own, "--attack_set", "test", "--attack", "297", "--attack_N", "all")
     assert "300" in refused(own, "--attack_N", "301")
     message = refused(own, "--eid", "5")
@@ -192,16 +210,25 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path):
     assert not (own / "eval-tiny").exists()  # and nothing was left behind
 
 
-def test_a_checkpoint_cut_short_is_named_before_anything_is_attacked(own):
+def test_a_checkpoint_cut_short_anywhere_is_named_before_anything_is_attacked(own, refused):
     path = results.archive_path(own, 6)
     content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[: len(content) // 2])
-    assert path.name in refused(own, "--eid", "all")
+    for length in (0, 10, 100, len(content) // 2, len(content) - 30, len(content) - 1):
+        path.unlink()  # the current checkpoint may be the same file
+        path.write_bytes(content[:length])
+        message = refused(own, "--eid", "all")
+        assert path.name in message and "damaged" in message
     assert not (own / "eval-tiny").exists()
 
 
-def test_a_run_without_checkpoints_and_other_data_are_refused(own):
+def test_a_directory_of_seeds_says_where_the_runs_are(own, tmp_path, refused):
+    shutil.copytree(own, tmp_path / "seeds" / "seed-3")
+    shutil.copy(own / "flags.json", tmp_path / "seeds")
+    shutil.copy(own / "about.json", tmp_path / "seeds")
+    assert "seed-3" in refused(tmp_path / "seeds")
+
+
+def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
     about = json.loads((own / "about.json").read_text())
     (own / "about.json").write_text(json.dumps(about | {"data": about["data"] | {"crc32": 1}}))
     assert "data differ" in refused(own)
@@ -209,6 +236,31 @@ def test_a_run_without_checkpoints_and_other_data_are_refused(own):
     (own / "checkpoint.npz").unlink()
     shutil.rmtree(own / "archive")
     assert "no checkpoint" in refused(own)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own, signal_number):
+    name = "eval-final-mnist-l2-ddn"
+    script = [sys.executable, core.ROOT / f"{name}.py"]
+    words = ["--attack_N", "120", "--attack_B", "8", "--attack_K", "300", "--eid", "8", "--gpu", "-1"]
+    process = subprocess.Popen([*script, own, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def done():
+        files = list((own / name).glob("2*/eid-000008.npy"))
+        return int(np.load(files[0], mmap_mode="r")["done"].sum()) if files else 0
+
+    while process.poll() is None and done() < 16:
+        time.sleep(0.01)
+    process.send_signal(signal_number)
+    assert process.wait() == (-9 if signal_number == signal.SIGKILL else 130)
+    before = done()
+    assert 16 <= before < 120
+    path = (own / name / "latest").resolve()
+    subprocess.run([*script, "--resume", path], check=True, stdout=subprocess.DEVNULL)
+    resumed = results.load(path)
+    whole, _ = attack(own, "--attack_B", "8", "--attack_N", "120", attack_K=300, attack_init_eps=1.0)
+    for key, value in whole[8].items():
+        np.testing.assert_array_equal(resumed[8][key], value, err_msg=key)
 
 
 def test_resume_wants_the_same_attack_and_undamaged_records(own):

@@ -59,3 +59,23 @@ def test_the_fully_connected_layer_and_its_gradients_are_tensorflows():
         results.append([y, *tape.gradient(loss, [x, layer.weight])])
     for got, want in zip(*results, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [((2, 7, 5, 1), (5, 5)), ((3, 6, 6, 3), (3, 3)), ((2, 5, 4, 2), (4, 2)), ((1, 2, 2, 4), (5, 3))],
+)
+def test_a_convolution_of_an_image_and_its_gradients_are_tensorflows(shape, kernel):
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=shape), tf.float32)
+    layer = layers.Conv(rng.normal(size=(*kernel, shape[3], 6)).astype(np.float32), None, "conv")
+    dy = tf.constant(rng.normal(size=(*shape[:3], 6)), tf.float32)
+    results = []
+    for f in (layer, lambda x: tf.nn.conv2d(x, layer.weight, 1, "SAME")):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = f(x)
+            loss = tf.reduce_sum(y * dy)
+        results.append([y, *tape.gradient(loss, [x, layer.weight])])
+    for got, want in zip(*results, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
