@@ -39,6 +39,10 @@ find_python() {
     return 2
 }
 
+pins_of() { # <requirements file name>
+    cat "$ROOT/requirements.txt" "$ROOT/requirements-tensorboard.txt" "$ROOT/$1"
+}
+
 set_up() { # <requirements file name>
     local requirements=$ROOT/$1 stamp=$ROOT/.venv/stamp-$1 pins base
     local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
@@ -47,7 +51,7 @@ set_up() { # <requirements file name>
         return
     fi
     PYTHON=$ROOT/.venv/bin/python
-    pins=$(cat "$ROOT/requirements.txt" "$ROOT/requirements-tensorboard.txt" "$requirements")
+    pins=$(pins_of "$1")
     [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && [ -x "$PYTHON" ] && return
     base=$(find_python) || exit 2
     (
@@ -60,6 +64,8 @@ set_up() { # <requirements file name>
         echo "set-up: installing $1 into .venv (once; a few minutes)" >&2
         [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv" || exit 2
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" || exit 2
+        # Every file includes requirements.txt, so what needs only that finds it there.
+        pins_of requirements.txt >"$ROOT/.venv/stamp-requirements.txt"
         printf '%s\n' "$pins" >"$stamp"
         echo "set-up: done" >&2
     ) || {
