@@ -31,11 +31,10 @@ from models import archivers, lr_scheduler, margins
 from models.architectures import parse
 from models.lr_scheduler import USE_FRAME, TrainingDiverged
 from results import UserError
+from screen import Screen, epoch_line, log, logging_to, shown_path, stats_line
 
 ROOT = Path(__file__).resolve().parent
 RES_EVERY = 10.0  # seconds between two writes of `res`, at least
-
-log = logging.getLogger("margin")
 
 
 class Stopped(Exception):
@@ -170,13 +169,13 @@ class Core:
                 run.accept(info)
                 log.info("%s", epoch_line(info))
                 bar.update()
-                self._stop_if_asked()
+                self.stop_if_asked()
 
     def _looking_up(self, doing: str) -> Callable[[int], None]:
         """What passes over the data call every second or so: stops if asked, and shows where they are."""
 
         def look_up(done: int) -> None:
-            self._stop_if_asked()
+            self.stop_if_asked()
             if self.bar is not None:
                 self.bar.set_postfix_str(f"{doing} {done}", refresh=done > 0)
 
@@ -214,7 +213,7 @@ class Core:
                 info["time"] = time.perf_counter() - clock["began"]
                 return info
             self.model.restore()
-            self._stop_if_asked()
+            self.stop_if_asked()
 
     def attempt(
         self, eid: int, attempt: int, lr: float, log_frame: float, loss_limit: float, clock: dict
@@ -311,7 +310,7 @@ class Core:
         if not isinstance(self.f.lr, float):
             raise UserError(f"--task train_peek needs a fixed --lr, a number; it is {self.f.lr}")
         source = results.check_run(self.f.load_dir)
-        eids = choose_eids(source, self.f.eid)
+        eids = results.choose_eids(source, self.f.eid)
         weights = {eid: results.load_weights(source, eid) for eid in eids}
         files = {"about.json": self.about(), "flags.json": self.flags}
         work_dir = results.WorkDir(results.create(source, "train_peek", files))
@@ -353,6 +352,8 @@ class Core:
         'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
         the L2 distances, float64 [N]}}, and the summaries in summary.json.
         """
+        from attacks.run import AttackRun
+
         run = AttackRun(self)
         with self._watch_signals(), logging_to(run.work_dir.path / "stdout"):
             self._print_header(run.work_dir.path)
@@ -378,6 +379,25 @@ class Core:
             self.model.set_weights([array for _, array in weights])
         except ValueError as error:
             raise UserError(f"{where}: holds another network ({error})") from None
+
+    # Going on with a run, or looking at one
+
+    def check_resumed(self, path: Path | str, command: str = "./run.sh") -> Path:
+        """A directory to resume. Raises: UserError when it is no run, or one of another experiment."""
+        path = results.check_run(path)
+        name = results.read_about(path)["experiment"]
+        if name != self.name:
+            raise UserError(
+                f"--resume {path}: a run of {name}, not of {self.name}; use {command} {name} --resume {path}"
+            )
+        return path
+
+    def check_data(self, path: Path) -> None:
+        """Raises: UserError when a run was on other data or labels than those loaded now."""
+        if results.read_about(path)["data"]["crc32"] != fingerprint(self.dataset):
+            raise UserError(
+                f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
+            )
 
     # What a run says of itself
 
@@ -416,7 +436,7 @@ class Core:
     def _watch_signals(self):
         return SignalsNoted(self)
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
         if self.signal is not None:
             raise Stopped(self.signal)
 
@@ -483,7 +503,7 @@ class TrainingRun(Progress):
         self.raw = {}
         self.resumed = f.resume is not None
         if self.resumed:
-            self._resume(results.check_run(f.resume))
+            self._resume(core.check_resumed(f.resume))
         else:
             files = {"about.json": core.about(), "flags.json": core.flags}
             self.work_dir = results.WorkDir(results.create(core.logs_dir(), core.name, files))
@@ -493,16 +513,7 @@ class TrainingRun(Progress):
         self.live = live.Live(self.work_dir.path, self.raw, f.E, self._write_res) if f.tensorboard else None
 
     def _resume(self, path: Path) -> None:
-        about = results.read_about(path)
-        if about["experiment"] != self.core.name:
-            raise UserError(
-                f"--resume {path}: a run of {about['experiment']}, not of {self.core.name}; "
-                f"use ./run.sh {about['experiment']} --resume {path}"
-            )
-        if about["data"]["crc32"] != fingerprint(self.core.dataset):
-            raise UserError(
-                f"--resume {path}: the data differ from those of the run; give the same with --data_dir"
-            )
+        self.core.check_data(path)
         self.work_dir = results.WorkDir(path)
         try:
             weights, state = results.load_checkpoint(path)
@@ -563,121 +574,6 @@ class TrainingRun(Progress):
         self.last_res = time.monotonic()
 
 
-class AttackRun:
-    """One attack on the stored epochs of one run, with its traces on the disk.
-
-    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once.
-    """
-
-    def __init__(self, core: Core):
-        f = core.f
-        self.core = core
-        self.source = results.check_run(f.load_dir)
-        if results.read_about(self.source)["data"]["crc32"] != fingerprint(core.dataset):
-            raise UserError(
-                f"{self.source}: the data differ from those of the run; give the same with --data_dir"
-            )
-        self.eids = choose_eids(self.source, f.eid)
-        for eid in self.eids:
-            self._load(eid)
-        images, labels = core.dataset[("train", "test").index(f.attack_set)]
-        limit = len(images) if f.attack_N == "all" else f.attack_N
-        chosen = np.arange(len(images)) if f.attack is None else np.array(f.attack)
-        beyond = chosen[chosen >= len(images)]
-        if len(beyond) or limit > len(images):
-            flag = f"--attack {','.join(map(str, beyond))}" if len(beyond) else f"--attack_N {limit}"
-            raise UserError(f"{flag}: the {f.attack_set} set has {len(images)} images")
-        if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
-            raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
-        self.indices = chosen[:limit]
-        self.images, self.labels = images[self.indices], labels[self.indices]
-        self.linf = f.attack_method == "pgd"
-        if f.resume is not None:
-            name = results.read_about(f.resume)["experiment"]
-            if name != core.name:
-                raise UserError(
-                    f"--resume {f.resume}: results of {name}, not of {core.name}; "
-                    f"use ./eval.sh {name} --resume {f.resume}"
-                )
-            self.work_dir = results.WorkDir(Path(f.resume))
-        else:
-            files = {"about.json": core.about(), "flags.json": core.flags}
-            self.work_dir = results.WorkDir(results.create(self.source, core.name, files))
-
-    def _load(self, eid: int) -> None:
-        self.core.load_weights(results.load_weights(self.source, eid), f"epoch {eid} of {self.source}")
-
-    def attack_all(self) -> None:
-        """Attack every epoch that is not done, then write `res` and the summary. Raises: Stopped."""
-        import attacks
-        from attacks import measurement
-
-        path, f, core = self.work_dir.path, self.core.f, self.core
-        if (path / "res").exists():
-            log.info("nothing to do: all epochs are attacked already")
-            return
-        import_tensorflow()
-        attack = attacks.build(f, core.model.logits, self.images.shape[1:])
-        raw = results.read_journal(self.source)
-        due, done, res, summaries = measurement.Throttle(60), 0.0, {}, {}
-        began, done_here = time.monotonic(), 0.0
-        with tqdm(
-            total=len(self.eids) * len(self.images), unit="image", disable=None, dynamic_ncols=True,
-            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
-        ) as bar:  # fmt: skip
-
-            def tick(images: float) -> None:
-                nonlocal done, done_here
-                done, done_here = done + images, done_here + images  # off a terminal the bar does not count
-                bar.update(images)
-                if due() and done_here > 0:
-                    left = (time.monotonic() - began) * (bar.total - done) / done_here
-                    log.info("%.0f of %d images, about %.0f min left", done, bar.total, left / 60)
-                core._stop_if_asked()
-
-            for eid in self.eids:
-                records = measurement.open_records(
-                    path / f"eid-{eid:06d}.npy", len(self.images), self.images.shape[1:]
-                )
-                before = int(records["done"].sum())
-                done += before
-                bar.update(before)
-                self._load(eid)
-                measurement.attack_set(
-                    attack,
-                    core.model,
-                    self.images,
-                    self.labels,
-                    self.indices,
-                    records,
-                    f.attack_B,
-                    f.attack_target,
-                    f.attack_eps_list if self.linf else None,
-                    f.attack_certificate,
-                    tick,
-                    measurement.WORKERS if core.device.startswith("CPU") else 1,
-                )
-                summaries[eid] = measurement.summary(records, f.attack_eps_list, self.linf)
-                stats = raw.get(eid, {}).get("stats") or {}
-                summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
-                log.info("epoch #%d: %s", eid, summary_line(summaries[eid], self.linf))
-        for line in summary_table(summaries, self.linf):
-            log.info("%s", line)
-        for eid in self.eids:
-            records = np.load(path / f"eid-{eid:06d}.npy", mmap_mode="r")
-            res[eid] = {
-                "images": np.array(records["image"]),
-                "errors": np.array(records["error"]),
-                "labels": self.labels,
-                "indices": self.indices,
-                **{name: np.array(records[name]) for name in ("success", "clean_correct", "certified")},
-            }
-        self.work_dir.write_json("summary.json", {str(eid): summary for eid, summary in summaries.items()})
-        self.work_dir.write_res(res)
-        for eid in self.eids:
-            (path / f"eid-{eid:06d}.npy").unlink()
-
-
 # What Core is built from
 
 
@@ -721,26 +617,6 @@ def choose_parts(wanted: int | str, specs: list, batch: int, device: str) -> int
     return wanted
 
 
-def choose_eids(directory: Path, wanted: str | list[int]) -> list[int]:
-    """The stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
-    stored = results.stored_eids(directory)
-    if not stored and (seeds := sorted(path.name for path in Path(directory).glob("seed-*"))):
-        raise UserError(f"{directory}: holds a run for each seed, {', '.join(seeds)}; give one of these")
-    if not stored:
-        raise UserError(f"{directory}: has no checkpoint yet; run the experiment first (or resume it)")
-    if wanted == "all":
-        return stored
-    if wanted == "last":
-        return stored[-1:]
-    missing = [eid for eid in wanted if eid not in stored]
-    if missing:
-        raise UserError(
-            f"--eid {','.join(map(str, missing))}: not stored in {directory}; "
-            f"stored are {', '.join(map(str, stored))} (or say last, or all)"
-        )
-    return wanted
-
-
 def fingerprint(dataset: datasets.Dataset) -> int:
     """CRC-32 of all images and labels."""
     crc = 0
@@ -760,88 +636,7 @@ def git_revision() -> str | None:
     return revision.stdout.strip() + ("+" if changed.returncode else "")
 
 
-# On screen
-
-
-def shown_path(path: Path) -> str:
-    """A path as the user would type it from where he stands."""
-    path, here = path.resolve(), Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-
-
-def stats_line(stats: dict) -> str:
-    if "acc" not in stats:  # an epoch between two evaluations (stats_every)
-        return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
-    return (
-        f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
-        f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
-        f"q_bar_min={stats['q_bar_min']:.4e} q_bar2_min={stats['q_bar2_min']:.4e}"
-    )
-
-
-def epoch_line(info: dict) -> str:
-    """One accepted epoch on one line."""
-    return (
-        f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
-        f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "
-        f"[time={info['time']:.2f}s, attempts={info['stats']['attempts']}]"
-    )
-
-
-def summary_line(summary: dict, linf: bool) -> str:
-    """One attacked epoch on one line."""
-    robust = " ".join(f"{eps}:{part:.2%}" for eps, part in summary["robust_acc"].items())
-    distance = "eps" if linf else "L2"
-    bracket = "" if linf else f" certified_median={summary['certified_median']:.4g}"
-    return (
-        f"success={summary['success']:.2%} clean_acc={summary['clean_acc']:.2%} "
-        f"median_{distance}={summary['median']:.4f} mean_{distance}={summary['mean']:.4f}{bracket} "
-        f"robust_acc {robust}"
-    )
-
-
-def summary_table(summaries: dict[int, dict], linf: bool) -> list[str]:
-    """Epochs, normalized margins, and medians of certified bound and distance, a line each."""
-    lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
-    for eid, s in summaries.items():
-        log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
-        q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
-        certified = "-" if linf else f"{s['certified_median']:.4g}"
-        lines.append(
-            f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}"
-        )
-    return lines
-
-
-class _Screen(logging.Handler):
-    """Log lines on stdout, without tearing a progress bar that stands on the terminal."""
-
-    def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
-
-    def handleError(self, record):
-        raise  # a full disk behind stdout must be seen, not printed over
-
-
-class _File(logging.FileHandler):
-    def handleError(self, record):
-        raise
-
-
-class logging_to:
-    """While this lasts, log lines also go into a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        self.handler = _File(self.path, encoding="utf-8")
-        log.addHandler(self.handler)
-
-    def __exit__(self, *exception):
-        log.removeHandler(self.handler)
-        self.handler.close()
+# The end of a script
 
 
 def draw_figures(path: Path) -> None:
@@ -895,7 +690,7 @@ def main(
     """
     name = Path(script).stem
     if not log.handlers:
-        log.addHandler(_Screen())
+        log.addHandler(Screen())
         log.setLevel(logging.INFO)
         log.propagate = False
     try:

@@ -16,8 +16,9 @@ import core
 import datasets
 import flags as flag_table
 import results
-from core import Core, Stopped, build_model, choose_eids, fingerprint, log, logging_to, shown_path
+from core import Core, Stopped, build_model
 from results import UserError
+from screen import log, logging_to, shown_path
 
 MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
 OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")  # flags that a measurement takes over
@@ -76,8 +77,7 @@ class FlatnessCore(Core):
         if flags["seeds"] is None:
             raise UserError("--task train_seeds needs --seeds, such as 0,1,2")
         if flags["resume"]:
-            run = results.check_run(flags["resume"])
-            self._check_resumed(run)
+            run = self.check_resumed(flags["resume"])
         else:
             run = results.create(self.logs_dir(), self.name, {"about.json": self.about()})
         results.WorkDir(run).write_json("flags.json", flags | {"resume": None})
@@ -101,14 +101,6 @@ class FlatnessCore(Core):
             results.WorkDir(path).write_json("about.json", self.about())
             results.WorkDir(path).write_json("flags.json", flags)
         return flags | {"resume": str(path)}
-
-    def _check_resumed(self, path: Path) -> None:
-        about = results.read_about(path)
-        if about["experiment"] != self.name:
-            raise UserError(
-                f"--resume {path}: a run of {about['experiment']}, not of {self.name}; "
-                f"use ./run.sh {about['experiment']} --resume {path}"
-            )
 
     # What is measured
 
@@ -154,7 +146,7 @@ class FlatnessCore(Core):
         run = Path(self.f.load_dir)
         of_the_run = flag_table.complete(results.read_flags(run))
         if of_the_run["task"] == "train":
-            return {f"epoch {eid}": (run, eid) for eid in choose_eids(run, self.f.eid)}
+            return {f"epoch {eid}": (run, eid) for eid in results.choose_eids(run, self.f.eid)}
         found = {}
         for seed in of_the_run["seeds"]:
             path = run / f"seed-{seed}"
@@ -166,18 +158,14 @@ class FlatnessCore(Core):
                     f"{run}: seed {seed} {about}, and all {len(of_the_run['seeds'])} networks are needed; "
                     f"finish it with ./run.sh {experiment} --resume {run}"
                 )
-            for eid in choose_eids(path, self.f.eid):
+            for eid in results.choose_eids(path, self.f.eid):
                 several = "" if self.f.eid == "last" else f" epoch {eid}"
                 found[f"seed {seed}{several}"] = (path, eid)
         return found
 
     def _weights(self, path: Path, eid: int) -> list[np.ndarray]:
         """A network's tensors. Raises: UserError when they, or the data, are not those of the flags."""
-        if results.read_about(path)["data"]["crc32"] != fingerprint(self.dataset):
-            raise UserError(
-                f"{path}: was trained on other data or labels than those found now; "
-                "give the same with --data_dir, or train again"
-            )
+        self.check_data(path)
         weights = results.load_weights(path, eid)
         self.load_weights(weights, str(path))
         return [array for _, array in weights]
@@ -186,7 +174,7 @@ class FlatnessCore(Core):
         from flatness.span import Examples
 
         (x, y), _ = self.dataset
-        return Examples(self.model, x, y, self._stop_if_asked)
+        return Examples(self.model, x, y, self.stop_if_asked)
 
     # How it is measured
 
@@ -198,8 +186,7 @@ class FlatnessCore(Core):
           finish: {part: results} -> `raw` of `res`; also prints.
         """
         if self.f.resume:
-            path = results.check_run(self.f.resume)
-            self._check_resumed(path)
+            path = self.check_resumed(self.f.resume)
         else:
             files = {"about.json": self.about(), "flags.json": self.flags}
             path = results.create(Path(self.f.load_dir), self.name, files)
@@ -211,7 +198,7 @@ class FlatnessCore(Core):
             try:
                 todo = [part for part in range(n_parts) if part not in done]
                 for part in tqdm(todo, initial=n_parts - len(todo), total=n_parts, disable=None):
-                    self._stop_if_asked()
+                    self.stop_if_asked()
                     done[part] = {"part": part} | measure(part)
                     work_dir.append(done[part])
             except Stopped:

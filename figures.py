@@ -866,20 +866,16 @@ def _rendered(figure: "Figure", suffix: str) -> bytes:
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit status: 0, or 2 for a mistake of the user's."""
-    parser = flag_table.Parser(
-        prog="python figures.py", description="Draw what runs have left.", allow_abbrev=False
-    )
-    parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
-    parser.add_argument("--out", metavar="DIR", help="where to [figures in the first directory]")
-    try:
-        options = parser.parse_args(argv)
-        for files in draw(options.directories, options.out).values():
+    """The command line; returns the exit status."""
+
+    def show(directories, out):
+        for files in draw(directories, out).values():
             print(*files)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    about = "Draw what runs have left."
+    return flag_table.on_directories(
+        argv, "figures.py", about, ("DIR", "figures in the first directory"), show
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import ast
 import math
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,7 @@ def whole(least: int, *words: str) -> Callable:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise Bad(" or ".join([f"a whole number, at least {least}", *words]))
+            raise Bad(", or ".join([f"a whole number, at least {least}", *words]))
         return value
 
     return check
@@ -123,6 +124,34 @@ def text(value):
 
 def optional(kind: Callable) -> Callable:
     return lambda value: None if value is None else kind(value)
+
+
+def several(kind: Callable) -> Callable:
+    """A list of values of a kind, at least one, as a tuple; one value alone is a list of one."""
+
+    def check(value):
+        values = value if isinstance(value, list | tuple) else [value]
+        if not values:
+            raise Bad("at least one value")
+        return tuple(map(kind, values))
+
+    return check
+
+
+def either(word: str, kind: Callable) -> Callable:
+    return lambda value: value if isinstance(value, str) and value == word else kind(value)
+
+
+def expecting(what: str, kind: Callable) -> Callable:
+    """The same kind of values; what it refuses, it refuses in these words."""
+
+    def check(value):
+        try:
+            return kind(value)
+        except Bad:
+            raise Bad(what) from None
+
+    return check
 
 
 def _tuples(value):
@@ -156,50 +185,28 @@ def archive(value):
     return value
 
 
-def epochs(value):
-    """'last', 'all', or a sorted list of epochs (one number is a list of one)."""
-    if value in ("last", "all") and isinstance(value, str):
-        return value
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if not values:
-        raise Bad("last, all, or epochs such as 100 or 10,20,30")
-    try:
-        return sorted({whole(1)(v) for v in values})
-    except Bad:
-        raise Bad("last, all, or epochs such as 100 or 10,20,30") from None
+def _ascending(kind: Callable) -> Callable:
+    """Several values of a kind, each once."""
+    return lambda value: tuple(sorted(set(several(kind)(value))))
 
 
-def indices(value):
-    """A sorted tuple of different indices (one number is a tuple of one)."""
-    try:
-        values = value if isinstance(value, list | tuple) else [value]
-        chosen = tuple(sorted({whole(0)(v) for v in values}))
-    except Bad:
-        chosen = ()
-    if not chosen:
-        raise Bad("indices into the set, such as 0 or 3,14,15")
-    return chosen
+def _different(value):
+    values = several(whole(0))(value)
+    if len(set(values)) < len(values):
+        raise Bad("no value twice")
+    return values
 
 
-def radii(value):
-    """A sorted tuple of positive numbers."""
-    try:
-        values = value if isinstance(value, list | tuple) else [value]
-        chosen = tuple(sorted({number(0)(v) for v in values}))
-    except Bad:
-        chosen = ()
-    if not chosen:
-        raise Bad("positive numbers, such as 0.5,1,2")
-    return chosen
-
-
-def target(value):
-    if value == "next" and isinstance(value, str):
-        return value
-    try:
-        return whole(0)(value)
-    except Bad:
-        raise Bad("next, or a class") from None
+epochs = expecting(
+    "last, all, or epochs such as 100 or 10,20,30",
+    either("last", either("all", lambda value: list(_ascending(whole(1))(value)))),
+)
+indices = expecting("indices into the set, such as 0 or 3,14,15", _ascending(whole(0)))
+radii = expecting("positive numbers, such as 0.5,1,2", _ascending(number(0)))
+target = expecting("next, or a class", whole(0, "next"))
+seeds = expecting("different whole numbers such as 0,1,2", _different)
+numbers = expecting("a number, or one for each channel", several(number()))
+input_statistic = either("auto", numbers)
 
 
 def normalization(value):
@@ -224,44 +231,11 @@ def description(value):
     return plain(value)
 
 
-def numbers(value):
-    """A tuple of numbers (one number is a tuple of one)."""
-    values = value if isinstance(value, list | tuple) else (value,)
-    try:
-        return tuple(number()(v) for v in values)
-    except Bad:
-        raise Bad("a number, or one for each channel") from None
-
-
-def input_statistic(value):
-    return value if value == "auto" and isinstance(value, str) else numbers(value)
-
-
 def input_std(value):
     value = input_statistic(value)
-    if value != "auto" and min(value, default=0) <= 0:
+    if value != "auto" and min(value) <= 0:
         raise Bad("auto, or numbers above 0")
     return value
-
-
-def parts(value):
-    if value == "auto" and isinstance(value, str):
-        return value
-    try:
-        return whole(1)(value)
-    except Bad:
-        raise Bad("auto, or a whole number, at least 1") from None
-
-
-def seeds(value):
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    try:
-        values = tuple(whole(0)(v) for v in values)
-    except Bad:
-        values = ()
-    if not values or len(set(values)) < len(values):
-        raise Bad("different whole numbers such as 0,1,2")
-    return values
 
 
 # The flags
@@ -356,7 +330,7 @@ FLAGS = [
     Flag(
         "parts",
         "auto",
-        parts,
+        whole(1, "auto"),
         "slices of a batch computed at the same time; auto: one a core for a small network on the CPU",
     ),
     Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
@@ -518,6 +492,37 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise UserError(message)
+
+
+def on_directories(
+    argv: list[str],
+    program: str,
+    about: str,
+    out: tuple[str, str],
+    do: Callable[[list[str], str | None], None],
+) -> int:
+    """The command line of a program that looks at working directories: they, and --out.
+
+    Args:
+      argv: the words after the program's name.
+      out: what --out takes, and what stands for it when it is not given.
+      do: what to do with the directories and --out.
+
+    Returns: the exit status: 0; 2 for a mistake of the user's, 130 for Ctrl-C, each said in one line.
+    """
+    parser = Parser(prog=f"python {program}", description=about, allow_abbrev=False)
+    parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
+    parser.add_argument("--out", metavar=out[0], help=f"where to [{out[1]}]")
+    try:
+        options = parser.parse_args(argv)
+        do(options.directories, options.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing is half-written", file=sys.stderr)
+        return 130
+    return 0
 
 
 def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") -> dict:

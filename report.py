@@ -657,20 +657,16 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit status: 0, or 2 for a mistake of the user's."""
-    parser = flag_table.Parser(
-        prog="python report.py", description="A page about what runs have left.", allow_abbrev=False
-    )
-    parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
-    parser.add_argument("--out", metavar="FILE", help="where to [report.html in the first directory]")
-    try:
-        options = parser.parse_args(argv)
-        path = write(options.directories, options.out)
+    """The command line; returns the exit status."""
+
+    def show(directories, out):
+        path = write(directories, out)
         print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    about = "A page about what runs have left."
+    return flag_table.on_directories(
+        argv, "report.py", about, ("FILE", "report.html in the first directory"), show
+    )
 
 
 if __name__ == "__main__":

@@ -318,6 +318,26 @@ def stored_eids(directory: Path | str) -> list[int]:
     return sorted(eids)
 
 
+def choose_eids(directory: Path | str, wanted: str | list[int]) -> list[int]:
+    """The stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
+    stored = stored_eids(directory)
+    if not stored and (seeds := sorted(path.name for path in Path(directory).glob("seed-*"))):
+        raise UserError(f"{directory}: holds a run for each seed, {', '.join(seeds)}; give one of these")
+    if not stored:
+        raise UserError(f"{directory}: has no checkpoint yet; run the experiment first (or resume it)")
+    if wanted == "all":
+        return stored
+    if wanted == "last":
+        return stored[-1:]
+    missing = [eid for eid in wanted if eid not in stored]
+    if missing:
+        raise UserError(
+            f"--eid {','.join(map(str, missing))}: not stored in {directory}; "
+            f"stored are {', '.join(map(str, stored))} (or say last, or all)"
+        )
+    return wanted
+
+
 def load_checkpoint(
     directory: Path | str, eid: int | None = None
 ) -> tuple[list[tuple[str, np.ndarray]], dict]:

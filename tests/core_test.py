@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, TINY
 
 import results
-from core import Core, Progress, Stopped, choose_eids, choose_parts
+from core import Core, Progress, Stopped, choose_parts
 from models import base_model, lr_scheduler, margins
 from models.architectures import CNN, VGG16, parse
 from models.lr_scheduler import TrainingDiverged
@@ -310,7 +310,7 @@ def test_resuming_refuses_other_data_another_experiment_and_a_cut_journal(tiny_f
     resume = {"resume": str(path)}
     with pytest.raises(UserError, match="a run of one, not of two"):
         Core(tiny_flags | resume, "two").run()
-    with pytest.raises(UserError, match="data differ"):
+    with pytest.raises(UserError, match="other data or labels"):
         Core(tiny_flags | resume | {"train_N": 299}, "one").run()
     with pytest.raises(UserError, match="another network"):
         Core(tiny_flags | resume | {"model": {"description": TINY[2:]}}, "one").run()
@@ -368,7 +368,7 @@ def test_peeking_says_what_it_lacks(tiny_flags):
 
 def test_epochs_are_chosen_among_the_stored(tiny_flags):
     path = Core(tiny_flags | {"archive": 2, "E": 5}).run()
-    assert [choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [[2, 4, 5], [5], [2, 4]]
+    assert [results.choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [[2, 4, 5], [5], [2, 4]]
 
 
 # What does not fit

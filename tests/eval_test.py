@@ -231,7 +231,7 @@ def test_a_directory_of_seeds_says_where_the_runs_are(own, tmp_path, refused):
 def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
     about = json.loads((own / "about.json").read_text())
     (own / "about.json").write_text(json.dumps(about | {"data": about["data"] | {"crc32": 1}}))
-    assert "data differ" in refused(own)
+    assert "other data or labels" in refused(own)
     (own / "about.json").write_text(json.dumps(about))
     (own / "checkpoint.npz").unlink()
     shutil.rmtree(own / "archive")

@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 from models import layers
 
 
-def outputs_and_gradients(f, x, dy):
+def outputs_and_gradients(f, x, dy, *weights):
+    """f(x), and the gradients of sum(f(x) * dy) by x and the weights."""
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = f(x)
         loss = tf.reduce_sum(y * dy)
-    return y.numpy(), tape.gradient(loss, x).numpy()
+    return [y, *tape.gradient(loss, [x, *weights])]
+
+
+def assert_same_with_gradients(layer, plain, x, dy):
+    sides = [outputs_and_gradients(f, x, dy, layer.weight) for f in (layer, plain)]
+    for got, want in zip(*sides, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 PLAIN = {
@@ -46,19 +53,7 @@ def test_the_fully_connected_layer_and_its_gradients_are_tensorflows():
     x = tf.constant(rng.normal(size=(7, 3, 4, 2)), tf.float32)
     layer = layers.FullyConnected(rng.normal(size=(24, 5)).astype(np.float32), None, "fc")
     dy = tf.constant(rng.normal(size=(7, 5)), tf.float32)
-
-    def plain(x):
-        return tf.reshape(x, [7, 24]) @ layer.weight
-
-    results = []
-    for f in (layer, plain):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = f(x)
-            loss = tf.reduce_sum(y * dy)
-        results.append([y, *tape.gradient(loss, [x, layer.weight])])
-    for got, want in zip(*results, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert_same_with_gradients(layer, lambda x: tf.reshape(x, [7, 24]) @ layer.weight, x, dy)
 
 
 @pytest.mark.parametrize(
@@ -70,12 +65,4 @@ def test_a_convolution_of_an_image_and_its_gradients_are_tensorflows(shape, kern
     x = tf.constant(rng.normal(size=shape), tf.float32)
     layer = layers.Conv(rng.normal(size=(*kernel, shape[3], 6)).astype(np.float32), None, "conv")
     dy = tf.constant(rng.normal(size=(*shape[:3], 6)), tf.float32)
-    results = []
-    for f in (layer, lambda x: tf.nn.conv2d(x, layer.weight, 1, "SAME")):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = f(x)
-            loss = tf.reduce_sum(y * dy)
-        results.append([y, *tape.gradient(loss, [x, layer.weight])])
-    for got, want in zip(*results, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert_same_with_gradients(layer, lambda x: tf.nn.conv2d(x, layer.weight, 1, "SAME"), x, dy)

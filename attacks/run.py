@@ -1,0 +1,147 @@
+"""An attack on the stored epochs of a run, with its traces on the disk (SPEC M6)."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from tqdm import tqdm
+
+import attacks
+import results
+from attacks import measurement
+from results import UserError
+from screen import log, summary_line, summary_table
+
+
+class AttackRun:
+    """One attack on the stored epochs of one run.
+
+    Args:
+      core: whose flags, data and model the attack is made with.
+
+    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once.
+    """
+
+    def __init__(self, core):
+        f = core.f
+        self.core = core
+        self.source = results.check_run(f.load_dir)
+        core.check_data(self.source)
+        self.eids = results.choose_eids(self.source, f.eid)
+        for eid in self.eids:
+            self._load(eid)
+        images, labels = core.dataset[("train", "test").index(f.attack_set)]
+        limit = len(images) if f.attack_N == "all" else f.attack_N
+        chosen = np.arange(len(images)) if f.attack is None else np.array(f.attack)
+        beyond = chosen[chosen >= len(images)]
+        if len(beyond) or limit > len(images):
+            flag = f"--attack {','.join(map(str, beyond))}" if len(beyond) else f"--attack_N {limit}"
+            raise UserError(f"{flag}: the {f.attack_set} set has {len(images)} images")
+        if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
+            raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
+        self.indices = chosen[:limit]
+        self.images, self.labels = images[self.indices], labels[self.indices]
+        self.linf = f.attack_method == "pgd"
+        if f.resume is not None:
+            path = core.check_resumed(f.resume, "./eval.sh")
+        else:
+            files = {"about.json": core.about(), "flags.json": core.flags}
+            path = results.create(self.source, core.name, files)
+        self.work_dir = results.WorkDir(path)
+
+    def _load(self, eid: int) -> None:
+        self.core.load_weights(results.load_weights(self.source, eid), f"epoch {eid} of {self.source}")
+
+    def _records_path(self, eid: int):
+        return self.work_dir.path / f"eid-{eid:06d}.npy"
+
+    def attack_all(self) -> None:
+        """Attack every epoch that is not done, then write `res` and the summary. Raises: core.Stopped."""
+        f, core = self.core.f, self.core
+        if (self.work_dir.path / "res").exists():
+            log.info("nothing to do: all epochs are attacked already")
+            return
+        attack = attacks.build(f, core.model.logits, self.images.shape[1:])
+        raw, summaries = results.read_journal(self.source), {}
+        with Ticker(len(self.eids) * len(self.images), core.stop_if_asked) as tick:
+            for eid in self.eids:
+                records = measurement.open_records(
+                    self._records_path(eid), len(self.images), self.images.shape[1:]
+                )
+                tick.found(int(records["done"].sum()))
+                self._load(eid)
+                measurement.attack_set(
+                    attack,
+                    core.model,
+                    self.images,
+                    self.labels,
+                    self.indices,
+                    records,
+                    f.attack_B,
+                    f.attack_target,
+                    f.attack_eps_list if self.linf else None,
+                    f.attack_certificate,
+                    tick,
+                    measurement.WORKERS if core.device.startswith("CPU") else 1,
+                )
+                summaries[eid] = measurement.summary(records, f.attack_eps_list, self.linf)
+                stats = raw.get(eid, {}).get("stats") or {}
+                summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
+                log.info("epoch #%d: %s", eid, summary_line(summaries[eid], self.linf))
+        for line in summary_table(summaries, self.linf):
+            log.info("%s", line)
+        self._gather(summaries)
+
+    def _gather(self, summaries: dict[int, dict]) -> None:
+        """Write `res` and the summary; the epochs' own arrays, now in `res`, go."""
+        res = {}
+        for eid in self.eids:
+            records = np.load(self._records_path(eid), mmap_mode="r")
+            res[eid] = {
+                "images": np.array(records["image"]),
+                "errors": np.array(records["error"]),
+                "labels": self.labels,
+                "indices": self.indices,
+                **{name: np.array(records[name]) for name in ("success", "clean_correct", "certified")},
+            }
+        self.work_dir.write_json("summary.json", {str(eid): summary for eid, summary in summaries.items()})
+        self.work_dir.write_res(res)
+        for eid in self.eids:
+            self._records_path(eid).unlink()
+
+
+class Ticker:
+    """Shows how many images are done, on a terminal as a bar, elsewhere as a line a minute.
+
+    Args:
+      total: how many there are. look_up: called at every tick; may raise, which ends the attack.
+    """
+
+    def __init__(self, total: int, look_up: Callable[[], None]):
+        self.look_up = look_up
+        self.due, self.began = measurement.Throttle(60), time.monotonic()
+        self.done = self.done_here = 0.0  # off a terminal the bar does not count
+        self.bar = tqdm(
+            total=total, unit="image", disable=None, dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def found(self, images: int) -> None:
+        """So many were done already when this began."""
+        self.done += images
+        self.bar.update(images)
+
+    def __call__(self, images: float) -> None:
+        """So many more are done, in parts of one."""
+        self.done, self.done_here = self.done + images, self.done_here + images
+        self.bar.update(images)
+        if self.due() and self.done_here > 0:
+            left = (time.monotonic() - self.began) * (self.bar.total - self.done) / self.done_here
+            log.info("%.0f of %d images, about %.0f min left", self.done, self.bar.total, left / 60)
+        self.look_up()
