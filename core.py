@@ -4,6 +4,7 @@ A script's last line calls `main`, which reads the command line, makes a Core an
 """
 
 import copy
+import functools
 import logging
 import math
 import os
@@ -77,9 +78,17 @@ class Core:
         self.model = build_model(self.f.model, self.dataset, self.f.seed, self.parts)
         self._to_device()
 
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """CRC-32 of all images and labels."""
+        crc = 0
+        for x, y in self.dataset:
+            crc = zlib.crc32(y, zlib.crc32(x, crc))
+        return crc
+
     def random_labels_path(self) -> Path:
         """Where the flag random_labels points."""
-        if self.f.random_labels != "default":
+        if self.f.random_labels not in (None, "default"):
             return Path(self.f.random_labels)
         part = "" if self.f.train_N == "all" else f"-first-{self.f.train_N}"
         return ROOT / "random_labels" / f"{Path(self.f.dataset).stem}{part}.npz"
@@ -394,7 +403,7 @@ class Core:
 
     def check_data(self, path: Path) -> None:
         """Raises: UserError when a run was on other data or labels than those loaded now."""
-        if results.read_about(path)["data"]["crc32"] != fingerprint(self.dataset):
+        if results.read_about(path)["data"]["crc32"] != self.fingerprint:
             raise UserError(
                 f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
             )
@@ -413,7 +422,7 @@ class Core:
             | {name: version(name) for name in ("tensorflow", "numpy")},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "device": self.device,
-            "data": {"train": len(x), "test": len(x_test), "crc32": fingerprint(self.dataset)},
+            "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
         }
 
     def _print_header(self, path: Path) -> None:
@@ -527,6 +536,7 @@ class TrainingRun(Progress):
         self.scheduler.set_state(state["scheduler"])
         self.archiver.set_state(state["archiver"])
         self._state = state
+        self.work_dir.write_json("flags.json", self.core.flags | {"resume": None})  # E may be another
 
     def _note_state(self, journal_bytes: int) -> None:
         """What a checkpoint of this moment needs besides the weights."""
@@ -615,14 +625,6 @@ def choose_parts(wanted: int | str, specs: list, batch: int, device: str) -> int
     if wanted > batch:
         raise UserError(f"--parts {wanted}: a batch has {batch} examples; give at most that, or auto")
     return wanted
-
-
-def fingerprint(dataset: datasets.Dataset) -> int:
-    """CRC-32 of all images and labels."""
-    crc = 0
-    for x, y in dataset:
-        crc = zlib.crc32(y, zlib.crc32(x, crc))
-    return crc
 
 
 def git_revision() -> str | None:

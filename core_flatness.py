@@ -4,13 +4,13 @@ A script's last line calls `main`. A run of several seeds is a working directory
 own for each seed, seed-<n>; what measures a run puts its working directory beside them.
 """
 
-import sys
+import functools
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from tqdm import tqdm
 
 import core
 import datasets
@@ -18,10 +18,7 @@ import flags as flag_table
 import results
 from core import Core, Stopped, build_model
 from results import UserError
-from screen import log, logging_to, shown_path
-
-MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
-OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")  # flags that a measurement takes over
+from screen import Throttle, Ticker, log, logging_to, shown_path
 
 
 class FlatnessCore(Core):
@@ -35,7 +32,7 @@ class FlatnessCore(Core):
         if flags["task"] == "make_random_labels":  # needs no network
             self.flags, self.f, self.name = flags, SimpleNamespace(**flags), name
             return
-        if flags["task"] in MEASUREMENTS:
+        if flags["task"] in flag_table.MEASUREMENTS:
             flags = self._flags_to_measure(flags)
             self.f = SimpleNamespace(**flags)
             self.networks()  # what is missing is said at once, before TensorFlow is loaded
@@ -62,7 +59,7 @@ class FlatnessCore(Core):
         dataset = datasets.load(f.dataset, f.data_dir, None if f.train_N == "all" else f.train_N)
         (_, labels), _ = dataset
         drawn = datasets.draw_random_labels(labels, dataset.n_classes, f.seed)
-        datasets.save_random_labels(path, drawn, f.seed)
+        datasets.save_random_labels(path, drawn, f.seed, labels)
         changed = 100 * (drawn != labels).mean()
         log.info("%d labels, %.2f%% of them changed, in %s", len(drawn), changed, shown_path(path))
         return path
@@ -106,8 +103,12 @@ class FlatnessCore(Core):
 
     def _flags_to_measure(self, flags: dict) -> dict:
         """The flags with those of the run over them, and load_dir as it was found."""
-        given = flags["load_dir"]
-        path = results.check_run(given) if given is not None else self._latest_run(flags)
+        if flags["resume"] is not None:  # of a run that moved, or that was `latest` then, the flag is stale
+            path = results.check_run(results.check_run(flags["resume"]).resolve().parent.parent)
+        elif flags["load_dir"] is not None:
+            path = results.check_run(flags["load_dir"])
+        else:
+            path = self._latest_run(flags)
         of_the_run = flag_table.complete(results.read_flags(path))
         if flags["dataset"] not in (None, of_the_run["dataset"]):
             raise UserError(f"--dataset {flags['dataset']}: the run {path} is on {of_the_run['dataset']}")
@@ -115,7 +116,7 @@ class FlatnessCore(Core):
             raise UserError(
                 f"{path}: a {of_the_run['task']}, without networks; give a training run's directory"
             )
-        taken = {name: of_the_run[name] for name in OF_THE_RUN} | {"load_dir": str(path)}
+        taken = {name: of_the_run[name] for name in flag_table.OF_THE_RUN} | {"load_dir": str(path.resolve())}
         if flags["data_dir"] is None:
             taken["data_dir"] = of_the_run["data_dir"]
         return flags | taken
@@ -151,12 +152,13 @@ class FlatnessCore(Core):
         for seed in of_the_run["seeds"]:
             path = run / f"seed-{seed}"
             stored = results.stored_eids(path) if (path / "flags.json").is_file() else []
-            if not stored or (self.f.eid == "last" and stored[-1] < of_the_run["E"]):
-                about = f"has {stored[-1] if stored else 0} of its {of_the_run['E']} epochs"
+            if not stored or (self.f.eid == "last" and stored[-1] != of_the_run["E"]):
                 experiment = results.read_about(run)["experiment"]
                 raise UserError(
-                    f"{run}: seed {seed} {about}, and all {len(of_the_run['seeds'])} networks are needed; "
-                    f"finish it with ./run.sh {experiment} --resume {run}"
+                    f"{run}: seed {seed} has {stored[-1] if stored else 0} epochs, the run "
+                    f"{of_the_run['E']}, and all {len(of_the_run['seeds'])} networks are needed at the same "
+                    f"epoch; finish them with ./run.sh {experiment} --resume {run} (perhaps with --E), "
+                    "or choose one with --eid"
                 )
             for eid in results.choose_eids(path, self.f.eid):
                 several = "" if self.f.eid == "last" else f" epoch {eid}"
@@ -170,25 +172,54 @@ class FlatnessCore(Core):
         self.load_weights(weights, str(path))
         return [array for _, array in weights]
 
-    def _examples(self):
+    def _examples(self, tick: Callable[[], None] | None = None):
         from flatness.span import Examples
 
         (x, y), _ = self.dataset
-        return Examples(self.model, x, y, self.stop_if_asked)
+        return Examples(self.model, x, y, tick or self.stop_if_asked)
+
+    def _each(self, networks: dict[str, tuple[Path, int]]) -> Callable[[int], list[np.ndarray]]:
+        """The tensors of network 0, 1, ..., loaded when they are asked for; all are checked at once."""
+        places = list(networks.values())
+        for place in places:
+            self._weights(*place)
+        return functools.lru_cache(1)(lambda number: self._weights(*places[number]))
+
+    def _as_published(self) -> bool:
+        """Whether run and measurement are what the paper's scripts say: its numbers may stand beside."""
+        trained = results.read_about(self.f.load_dir)["experiment"]
+        of_the_run = flag_table.complete(results.read_flags(self.f.load_dir))
+        return _as_in_script(
+            trained, of_the_run, ("task", "dataset", "train_N", "model", "lr", "E", "B", "augment")
+        ) and _as_in_script(self.name, self.flags, ("eid", "params", "step", "threshold", "normalize"))
 
     # How it is measured
 
-    def _measure(self, n_parts: int, measure: Callable[[int], dict], finish: Callable[[dict], dict]) -> Path:
+    def _measure(
+        self,
+        networks: dict[str, tuple[Path, int]],
+        n_parts: int,
+        measure: Callable[[int], dict],
+        finish: Callable[[dict], dict],
+    ) -> Path:
         """Measure part 0, 1, ..., each into the journal when it is done; then `res`.
 
         Args:
+          networks: what is measured, as `networks` has it.
           measure: a part's number -> JSON-able results.
           finish: {part: results} -> `raw` of `res`; also prints.
         """
+        measured = {name: eid for name, (_, eid) in networks.items()}
         if self.f.resume:
             path = self.check_resumed(self.f.resume)
+            before = results.read_about(path).get("measured", measured)
+            if before != measured:
+                raise UserError(
+                    f"--resume {path}: {self.f.load_dir} was trained on since this was begun: then "
+                    f"{_listed(before)}, now {_listed(measured)}; measure it anew"
+                )
         else:
-            files = {"about.json": self.about(), "flags.json": self.flags}
+            files = {"about.json": self.about() | {"measured": measured}, "flags.json": self.flags}
             path = results.create(Path(self.f.load_dir), self.name, files)
         work_dir = results.WorkDir(path)
         done = work_dir.rewind(key="part")
@@ -196,11 +227,12 @@ class FlatnessCore(Core):
             self._print_header(path)
             log.info("measures: %s", shown_path(Path(self.f.load_dir)))
             try:
-                todo = [part for part in range(n_parts) if part not in done]
-                for part in tqdm(todo, initial=n_parts - len(todo), total=n_parts, disable=None):
-                    self.stop_if_asked()
-                    done[part] = {"part": part} | measure(part)
-                    work_dir.append(done[part])
+                with Ticker(n_parts, "part", self.stop_if_asked) as tick:
+                    tick.found(len(done))
+                    for part in (part for part in range(n_parts) if part not in done):
+                        done[part] = {"part": part} | measure(part)
+                        work_dir.append(done[part])
+                        tick(1)
             except Stopped:
                 log.info("stopped after %d of %d parts; go on with:", len(done), n_parts)
                 log.info("  ./run.sh %s --resume %s", self.name, shown_path(path))
@@ -222,8 +254,8 @@ class FlatnessCore(Core):
         from flatness import radius
 
         f = self.f
-        networks = list(self.networks().items())
-        weights = [self._weights(*where) for _, where in networks]
+        networks = self.networks()
+        labels, weights = list(networks), self._each(networks)
         names = [name for name, _, _ in self.model.places()]
         examples = self._examples()
         walkers = {}
@@ -231,44 +263,44 @@ class FlatnessCore(Core):
         def walker(number):
             if number not in walkers:
                 walkers.clear()  # one network's products at a time
-                walkers[number] = radius.WALKS[f.method](examples, weights[number])
+                walkers[number] = radius.WALKS[f.method](examples, weights(number))
             return walkers[number]
 
         def measure(part):
             number, k = divmod(part, f.directions)
             rng = np.random.default_rng([f.seed, number, k])
-            delta = radius.direction(rng, names, weights[number], f.params, f.normalize)
+            delta = radius.direction(rng, names, weights(number), f.params, f.normalize)
             try:
                 walk = walker(number).walk(delta, f.step, f.threshold, f.max_steps)
             except radius.EndlessWalk:
                 raise UserError(
-                    f"{networks[number][0]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the "
+                    f"{labels[number]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the "
                     f"loss by less than {f.threshold:g}; give a larger --step"
                 ) from None
             log.info(
                 "%s, direction %d: I = %.4g, radius %.4g, loss there %.4g",
-                *(networks[number][0], k, walk["profile"][0], walk["radius"], walk["profile"][-1]),
+                *(labels[number], k, walk["profile"][0], walk["radius"], walk["profile"][-1]),
             )
-            return {"network": networks[number][0], "direction": k} | walk
+            return {"network": labels[number], "direction": k} | walk
 
         def finish(parts):
             moved = radius.perturbed(names, f.params)
             found = {}
-            for number, (name, _) in enumerate(networks):
+            for number, name in enumerate(labels):
                 own = [part for part in parts.values() if part["network"] == name]
-                length = radius.norm([w for w, m in zip(weights[number], moved, strict=True) if m])
+                length = radius.norm([w for w, m in zip(weights(number), moved, strict=True) if m])
                 found[name] = radius.summary(own, length)
                 log.info(
                     "%s: I(w) = %.4g, radius %.4f, by norm %.4f (norm %.2f)",
                     *(name, *(found[name][key] for key in ("I", "mean", "mean_by_norm", "norm"))),
                 )
-            of_the_run = results.read_flags(Path(f.load_dir))
-            comparable = (of_the_run["task"], f.eid, f.normalize) == ("train_seeds", "last", "none")
-            row = radius.table_row(found, f.dataset, f.params, f.random_labels is not None, comparable)
+            row = radius.table_row(
+                found, f.dataset, f.params, f.random_labels is not None, self._as_published()
+            )
             log.info("%s", row["text"])
             return {"networks": found, "row": row}
 
-        return self._measure(len(networks) * f.directions, measure, finish)
+        return self._measure(networks, len(networks) * f.directions, measure, finish)
 
     def make_points(self) -> Path:
         """The loss in the plane of the three networks of load_dir (SPEC F3).
@@ -296,7 +328,7 @@ class FlatnessCore(Core):
             Z = np.array([part["losses"] for part in parts.values()])
             return {"X": X, "Y": Y, "Z": Z, "networks": list(networks)}
 
-        path = self._measure(len(X), measure, finish)
+        path = self._measure(networks, len(X), measure, finish)
         raw = results.load(path)["raw"]
         for name in "XYZ":
             results.replace_atomically(path / f"{name}.npy", lambda file, name=name: np.save(file, raw[name]))
@@ -305,31 +337,55 @@ class FlatnessCore(Core):
     def measure_curvature(self) -> Path:
         """The Hessian's largest eigenvalues and its trace at each network of load_dir.
 
-        Leaves `res`['raw'] = {name: {'log_frame', 'loss', 'eigenvalues', 'trace', 'trace_error', ...}};
+        Leaves `res`['raw'] = {name: {'log_frame', 'log_loss', 'eigenvalues', 'trace', 'trace_error', ...}};
         see `flatness.curvature`.
         """
         from flatness import curvature
 
         f = self.f
-        networks = list(self.networks().items())
-        weights = [self._weights(*where) for _, where in networks]
-        examples = self._examples()
+        networks = self.networks()
+        labels, weights = list(networks), self._each(networks)
+        due = Throttle(30)
+        hessian = None
+
+        def tick():
+            self.stop_if_asked()
+            if hessian is not None and due():
+                log.info("%d Hessian-vector products so far", hessian.products)
+
+        examples = self._examples(tick)
 
         def measure(part):
-            self.model.set_weights(weights[part])
+            nonlocal hessian
+            self.model.set_weights(weights(part))
             hessian = curvature.Hessian(examples)
             found = curvature.measure(hessian, f.eigenvalues, f.probes, np.random.default_rng([f.seed, part]))
-            log.info("%s: %s", networks[part][0], curvature.line(found))
-            return {"network": networks[part][0]} | found
+            log.info("%s: %s", labels[part], curvature.line(found))
+            return {"network": labels[part]} | found
 
         def finish(parts):
             return {part["network"]: part for part in parts.values()}
 
-        return self._measure(len(networks), measure, finish)
+        return self._measure(networks, len(networks), measure, finish)
+
+
+def _as_in_script(name: str, flags: dict, keys: tuple[str, ...]) -> bool:
+    """Whether these flags are those of the experiment's script."""
+    script = core.ROOT / f"{name}.py"
+    if not script.is_file():
+        return False
+    own = flag_table.complete(runpy.run_path(str(script))["flags"])
+    return all(own[key] == flags[key] for key in keys)
+
+
+def _listed(measured: dict[str, int]) -> str:
+    return ", ".join(
+        name if name.startswith("epoch") else f"{name} epoch {eid}" for name, eid in measured.items()
+    )
 
 
 def main(script: str, flags: dict, about: str | None = None) -> None:
-    """As `core.main`, for a script of the flatness experiments; a first word without -- is load_dir."""
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv[1:2] = ["--load_dir", sys.argv[1]]
-    core.main(script, flags, about, core_class=FlatnessCore)
+    """As `core.main`, for a script of the flatness experiments; of a measurement a first word is load_dir."""
+    measures = flags["task"] in flag_table.MEASUREMENTS
+    command_line = flag_table.measure_command_line if measures else flag_table.command_line
+    core.main(script, flags, about, command_line, core_class=FlatnessCore)

@@ -10,13 +10,13 @@ import os
 import struct
 import sys
 import tarfile
-import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from results import UserError, load_pickle, nearest, replace_atomically
+from results import DAMAGED, UserError, load_pickle, nearest, replace_atomically
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -176,10 +176,16 @@ def draw_random_labels(labels: np.ndarray, n_classes: int = 10, seed: int = RAND
     return np.where(replaced, rng.integers(0, n_classes, len(labels)), labels).astype(np.int32)
 
 
-def save_random_labels(path: Path, labels: np.ndarray, seed: int) -> None:
-    """Raises: OSError when the file cannot be written."""
+def save_random_labels(path: Path, labels: np.ndarray, seed: int, natural: np.ndarray | None = None) -> None:
+    """Store labels [N], and which natural ones, int32 [N], they stand for (None: any).
+
+    Raises: OSError when the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, lambda file: np.savez_compressed(file, labels=labels, seed=seed))
+    arrays = {"labels": labels, "seed": seed}
+    if natural is not None:
+        arrays["natural_crc32"] = zlib.crc32(natural)
+    replace_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
@@ -187,9 +193,10 @@ def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             labels = arrays["labels"]
+            natural_crc32 = int(arrays["natural_crc32"]) if "natural_crc32" in arrays else None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it with ./run.sh make_random_labels") from None
-    except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path}: no file of labels ({error}); delete it and make it anew with make_random_labels"
         ) from None
@@ -202,6 +209,11 @@ def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
     if labels.min() < 0 or labels.max() >= dataset.n_classes:
         raise UserError(
             f"{path}: labels from {labels.min()} to {labels.max()}; expected 0 to {dataset.n_classes - 1}"
+        )
+    if natural_crc32 not in (None, zlib.crc32(y)):
+        raise UserError(
+            f"{path}: made for other data than these of {dataset.name}; "
+            "give another --random_labels, or delete it and make it anew with make_random_labels"
         )
     return Dataset((x, labels.astype(np.int32)), test, dataset.name, dataset.scale)
 
@@ -266,7 +278,7 @@ def _load_npz(path: Path, name: str) -> Dataset:
             parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
     except UserError:
         raise
-    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged, or not an .npz of plain arrays ({error})") from None
     if not 1 <= levels <= 255:
         raise UserError(f"{path}: levels is {levels}; expected 1 to 255")
@@ -282,7 +294,7 @@ def _read_idx(path: Path, n_dims: int) -> np.ndarray:
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except (EOFError, OSError, gzip.BadGzipFile, ValueError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
     except Exception as error:  # zlib.error has no base of its own
         raise UserError(f"{path}: damaged ({error}): get it again") from None
@@ -376,7 +388,7 @@ def _read_cifar_tar(path: Path, names: list[str]) -> Dataset:
                     found[name] = _cifar_batch(io.BytesIO(tar.extractfile(member).read()), f"{path}: {name}")
     except UserError:
         raise
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+    except (tarfile.TarError, *DAMAGED) as error:
         raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
     missing = [name for name in names if name not in found]
     if missing:

@@ -33,6 +33,11 @@ def import_tensorflow():
     return tf
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 STEP_TO_SHARE = 1e9  # floating-point operations of a step; above, sharing each op among the cores is as fast
 LEAST_PART = 32  # examples; the ops of a smaller part are less efficient
 
@@ -45,7 +50,7 @@ def parts_that_pay(step_flops: float, batch: int) -> int:
     """
     if step_flops > STEP_TO_SHARE:
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), batch // LEAST_PART))
+    return max(1, min(cores(), batch // LEAST_PART))
 
 
 def share_cores(parts: int) -> None:
@@ -56,7 +61,7 @@ def share_cores(parts: int) -> None:
     tf = import_tensorflow()
     with contextlib.suppress(RuntimeError):  # the threads are there already
         tf.config.threading.set_inter_op_parallelism_threads(parts)
-        tf.config.threading.set_intra_op_parallelism_threads(len(os.sched_getaffinity(0)) // parts)
+        tf.config.threading.set_intra_op_parallelism_threads(cores() // parts)
 
 
 def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import attacks
 import results
 from attacks import ABORT_RULES, METHODS, NORMALIZATIONS, TARGETED
 from models import archivers, lr_scheduler
@@ -204,6 +205,7 @@ epochs = expecting(
 indices = expecting("indices into the set, such as 0 or 3,14,15", _ascending(whole(0)))
 radii = expecting("positive numbers, such as 0.5,1,2", _ascending(number(0)))
 target = expecting("next, or a class", whole(0, "next"))
+confidence = expecting("a number, at least 0", number(-1e-300))
 seeds = expecting("different whole numbers such as 0,1,2", _different)
 numbers = expecting("a number, or one for each channel", several(number()))
 input_statistic = either("auto", numbers)
@@ -272,7 +274,8 @@ MODEL_FLAGS = [
     Flag("input_std", None, optional(input_std), "divides them then; as input_mean"),
 ]
 
-FLATNESS_TASKS = ("make_random_labels", "train_seeds", "make_points", "measure_radius", "measure_curvature")
+MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
+FLATNESS_TASKS = ("make_random_labels", "train_seeds", *MEASUREMENTS)
 # Where nothing is said of the default, none means the value of the attack's paper.
 ATTACK_FLAGS = [
     Flag("attack_method", "cw", choice(*METHODS), "the attack: " + ", ".join(METHODS)),
@@ -286,7 +289,7 @@ ATTACK_FLAGS = [
     Flag("attack_init_eps", None, optional(number(0)), "ddn: first norm; bim: first radius, per pixel"),
     Flag("attack_search_steps", None, optional(whole(1)), "cw: binary-search steps"),
     Flag("attack_initial_const", None, optional(number(0)), "cw: the first constant of the search"),
-    Flag("attack_confidence", 0.0, number(-1e-300), "cw: by how many logits an example has to be wrong"),
+    Flag("attack_confidence", 0.0, confidence, "cw: by how many logits an example has to be wrong"),
     Flag(
         "attack_abort",
         "image",
@@ -428,6 +431,10 @@ OF_AN_ATTACK = (
 )
 
 
+# What a measurement of the flatness experiments has from the run that is measured.
+OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")
+
+
 def flatten(flags: dict, prefix: str = "") -> dict:
     """{'model': {'init': {'weight': w}}} -> {'model.init.weight': w}."""
     flat = {}
@@ -525,6 +532,25 @@ def on_directories(
     return 0
 
 
+def typed(argv: list[str]) -> list[str]:
+    """The names of the flags among the words of a command line."""
+    names = (word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--"))
+    return [name for name in names if name in BY_NAME]
+
+
+def measure_command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") -> dict:
+    """Flags of a measurement: as `command_line`, with the working directory to measure as the first word.
+
+    Raises: UserError, also for a flag that comes from the run which is measured.
+    """
+    if argv and not argv[0].startswith("-"):
+        argv = ["--load_dir", *argv]
+    for name in typed(argv):
+        if name.split(".")[0] in OF_THE_RUN and name != "dataset":  # this one chooses the run
+            raise UserError(f"--{name}: comes from the run that is measured; it cannot be changed")
+    return command_line(argv, flags, about, prog)
+
+
 def command_line(argv: list[str], flags: dict, about: str = "", prog: str = "") -> dict:
     """The script's flags with those of the command line over them, checked.
 
@@ -583,9 +609,8 @@ def attack_command_line(argv: list[str], flags: dict, about: str = "", prog: str
     directory = None
     if argv and not argv[0].startswith("-"):
         directory, *argv = argv
-    for word in argv:
-        name = word.split("=")[0].removeprefix("--")
-        if word.startswith("--") and name in BY_NAME and name not in OF_AN_ATTACK:
+    for name in typed(argv):
+        if name not in OF_AN_ATTACK:
             raise UserError(f"--{name}: comes from the working directory; of an attack it cannot be changed")
     run = {"dataset": "that of the run"}
     if directory is not None:
@@ -593,6 +618,9 @@ def attack_command_line(argv: list[str], flags: dict, about: str = "", prog: str
         run = {name: value for name, value in stored.items() if name not in OF_AN_ATTACK}
         run |= {"data_dir": stored["data_dir"], "load_dir": directory}
     full = command_line(argv, nest(run | flatten(flags) | {"task": "attack"}), about, prog)
+    for name in typed(argv):
+        if attacks.refused(full["attack_method"], name):
+            raise UserError(f"--{name}: {full['attack_method']} has no such setting; see --help")
     if full["resume"] is None and directory is None:
         raise UserError("which run? give its working directory, logs/<experiment>/<time>, as the first word")
     if full["resume"] is not None and directory is not None:

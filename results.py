@@ -23,11 +23,18 @@ import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+# What reading a damaged .npz, gzip or tar file may raise: the libraries have no common error.
+DAMAGED = (
+    *(ValueError, TypeError, KeyError, EOFError, AttributeError, OSError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class UserError(Exception):
@@ -162,7 +169,7 @@ class WorkDir:
         replace_atomically(self.path / name, lambda file: file.write(text.encode()))
 
     def write_res(self, res: dict) -> None:
-        replace_atomically(self.path / "res", lambda file: pickle.dump(res, file, protocol=4))
+        replace_atomically(self.path / "res", lambda file: pickle.dump(res, file, protocol=5))
 
     # The journal
 
@@ -252,9 +259,12 @@ def check_run(directory: Path | str) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: missing or damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged (it holds no dict)")
+    return content
 
 
 def read_flags(directory: Path | str) -> dict:
@@ -350,8 +360,9 @@ def load_checkpoint(
         with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
             state = json.loads(str(arrays["state"]))
             return [(key[4:], arrays[key]) for key in sorted(arrays) if key != "state"], state
-    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        # (zipfile has RuntimeErrors for flags of encryption and compression that a damaged file may have)
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
         raise UserError(
             f"{path}: damaged or truncated ({error}); delete it and use another epoch, "
             "or run the experiment again"

@@ -4,6 +4,8 @@ import logging
 import math
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -90,3 +92,54 @@ class logging_to:
     def __exit__(self, *exception):
         log.removeHandler(self.handler)
         self.handler.close()
+
+
+class Throttle:
+    """True at most once in so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        due = now - self.last >= self.seconds
+        if due:
+            self.last = now
+        return due
+
+
+class Ticker:
+    """Shows how much is done: on a terminal a bar, and everywhere a line a minute.
+
+    Args:
+      total: how much there is. unit: of what. look_up: called at every tick; what it raises goes up.
+    """
+
+    def __init__(self, total: int, unit: str, look_up: Callable[[], None]):
+        self.look_up, self.unit = look_up, unit
+        self.due, self.began = Throttle(60), time.monotonic()
+        self.done = self.done_here = 0.0  # off a terminal the bar does not count
+        self.bar = tqdm(
+            total=total, unit=unit, disable=None, dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def found(self, n: int) -> None:
+        """So many were done already when this began."""
+        self.done += n
+        self.bar.update(n)
+
+    def __call__(self, n: float) -> None:
+        """So many more are done, in parts of one."""
+        self.done, self.done_here = self.done + n, self.done_here + n
+        self.bar.update(n)
+        if self.due() and self.done_here > 0:
+            left = (time.monotonic() - self.began) * (self.bar.total - self.done) / self.done_here
+            log.info("%.0f of %d %ss, about %.0f min left", self.done, self.bar.total, self.unit, left / 60)
+        self.look_up()

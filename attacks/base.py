@@ -126,3 +126,60 @@ class Attack:
             z = self.logits(x)
             gap = self.gap(z, y)
         return gap, tape.gradient(gap, x), is_adversarial(gap, z)
+
+
+class SteppedAttack(Attack):
+    """K equal steps from the image on, each within a norm epsilon of its own; the nearest example met counts.
+
+    A subclass says how one `step` is made.
+
+    Args:
+      steps: K. init_epsilon: the first epsilon.
+    """
+
+    PIECE = 25  # steps in one call of the graph, at most: between two, the attack can be stopped
+
+    def __init__(
+        self, logits: Logits, shape: tuple[int, int, int], steps: int, init_epsilon: float, targeted: bool
+    ):
+        super().__init__(logits, shape, targeted)
+        self.steps, self.init_epsilon = steps, init_epsilon
+        k, x, v = tf.TensorSpec([], tf.int32), self.images_spec, self._vector(tf.float32)
+        self._run = tf.function(self._run, input_signature=[k, k, x, self._vector(tf.int32), x, v, v, x])
+
+    def step(self, k, x, delta, epsilon, gap, gradient, adversarial, best_norm):
+        """Step k of 0, ..., K - 1.
+
+        Args:
+          k: float32 scalar. x: images, [B, h, w, c]. delta: the perturbation so far, [B, h, w, c].
+          epsilon: its present norm, or bound, float32 [B].
+          gap, gradient, adversarial: at x + delta; see `Attack.gap_and_gradient`.
+          best_norm: of the nearest example met, float32 [B]; infinite where none was.
+
+        Returns: the next delta (not yet clipped to where x + delta is an image) and epsilon.
+        """
+        raise NotImplementedError
+
+    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+        epsilon, infinite = (np.full(len(images), value, np.float32) for value in (self.init_epsilon, np.inf))
+        state = np.zeros_like(images), epsilon, infinite, images
+        for first in range(0, self.steps, self.PIECE):
+            last = min(first + self.PIECE, self.steps)
+            state = self._run(first, last, images, labels, *state)
+            tick(last / self.steps)
+        return state[-1].numpy()
+
+    def _run(self, first, last, x, y, delta, epsilon, best_norm, best):
+        def step(k, delta, epsilon, best_norm, best):
+            gap, gradient, adversarial = self.gap_and_gradient(x + delta, y)
+            norm = l2(delta)
+            better = adversarial & (norm < best_norm)
+            best_norm = tf.where(better, norm, best_norm)
+            best = tf.where(per_image(better), x + delta, best)
+            delta, epsilon = self.step(
+                tf.cast(k, tf.float32), x, delta, epsilon, gap, gradient, adversarial, best_norm
+            )
+            return k + 1, tf.clip_by_value(x + delta, 0, 1) - x, epsilon, best_norm, best
+
+        start = (first, delta, epsilon, best_norm, best)
+        return tf.while_loop(lambda k, *_: k < last, step, start)[1:]

@@ -58,11 +58,13 @@ class BasicIterativeMethod(Attack):
         best, best_norm = images.copy(), np.full(n, np.inf)
         good, bad = np.full(n, np.inf), np.zeros(n)
         epsilon = np.full(n, self.init_epsilon)
+        halvings = np.zeros(n, int)
         for k in range(2 * self.search_steps):
             bisecting = np.isfinite(good)
-            todo = np.flatnonzero(bisecting | (k < self.search_steps))
+            todo = np.flatnonzero(np.where(bisecting, halvings, k) < self.search_steps)
             if not len(todo):
                 break
+            halvings[bisecting] += 1
             rows = padded(todo)
             result = self._try(images[rows], labels[rows], epsilon[rows].astype(np.float32))
             x, found = (t.numpy()[: len(todo)] for t in result)

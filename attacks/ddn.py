@@ -2,13 +2,12 @@
 
 import math
 
-import numpy as np
 import tensorflow as tf
 
-from attacks.base import Attack, Logits, divide, l2, per_image
+from attacks.base import Logits, SteppedAttack, divide, l2, per_image
 
 
-class DDN(Attack):
+class DDN(SteppedAttack):
     """Step along the unit gradient, then choose the norm: shrink it when adversarial, else grow it.
 
     The paper climbs the cross-entropy. Far from the boundary its gradient underflows, and its
@@ -29,36 +28,12 @@ class DDN(Attack):
         init_epsilon: float = 1.0,
         targeted: bool = False,
     ):
-        super().__init__(logits, shape, targeted)
-        self.steps, self.gamma, self.init_epsilon = steps, gamma, init_epsilon
-        self._run = tf.function(self._run, input_signature=[self.images_spec, self._vector(tf.int32)])
+        super().__init__(logits, shape, steps, init_epsilon, targeted)
+        self.gamma = gamma
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
-        adversarial = self._run(images, labels).numpy()
-        tick(1.0)
-        return adversarial
-
-    def _run(self, x, y):
-        worst_norm = l2(tf.maximum(x, 1 - x))
-
-        def step(k, delta, epsilon, best_norm, best):
-            _, gradient, adversarial = self.gap_and_gradient(x + delta, y)
-            norm = l2(delta)
-            better = adversarial & (norm < best_norm)
-            best_norm = tf.where(better, norm, best_norm)
-            best = tf.where(per_image(better), x + delta, best)
-            alpha = 0.01 + 0.99 * (1 + tf.cos(math.pi * tf.cast(k, tf.float32) / self.steps)) / 2
-            delta += alpha * divide(gradient, l2(gradient))
-            epsilon *= tf.where(adversarial, 1 - self.gamma, 1 + self.gamma)
-            epsilon = tf.minimum(epsilon, worst_norm)
-            delta *= per_image(tf.math.divide_no_nan(epsilon, l2(delta)))
-            return k + 1, tf.clip_by_value(x + delta, 0, 1) - x, epsilon, best_norm, best
-
-        start = (
-            0,
-            tf.zeros_like(x),
-            tf.fill(tf.shape(y), self.init_epsilon),
-            tf.fill(tf.shape(y), np.inf),
-            x,
-        )
-        return tf.while_loop(lambda k, *_: k < self.steps, step, start)[-1]
+    def step(self, k, x, delta, epsilon, gap, gradient, adversarial, best_norm):
+        alpha = 0.01 + 0.99 * (1 + tf.cos(math.pi * k / self.steps)) / 2
+        delta += alpha * divide(gradient, l2(gradient))
+        epsilon *= tf.where(adversarial, 1 - self.gamma, 1 + self.gamma)
+        epsilon = tf.minimum(epsilon, l2(tf.maximum(x, 1 - x)))  # the farthest image
+        return delta * per_image(tf.math.divide_no_nan(epsilon, l2(delta))), epsilon

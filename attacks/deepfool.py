@@ -1,11 +1,14 @@
 """DeepFool, L2 (Moosavi-Dezfooli et al., CVPR 2016, arXiv 1511.04599, algorithm 2)."""
 
+import numpy as np
 import tensorflow as tf
 
 from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
 
 # Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
 SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
+
+PIECE = 10  # steps in one call of the graph, at most: between two, the attack can be stopped
 
 
 class DeepFool(Attack):
@@ -21,12 +24,27 @@ class DeepFool(Attack):
     def __init__(self, logits: Logits, shape: tuple[int, int, int], steps: int = 50, overshoot: float = 0.02):
         super().__init__(logits, shape)
         self.steps, self.overshoot = steps, overshoot
-        self._run = tf.function(self._run, input_signature=[self.images_spec, self._vector(tf.int32)])
+        x = self.images_spec
+        self._run = tf.function(
+            self._run,
+            input_signature=[
+                tf.TensorSpec([], tf.int32),
+                x,
+                self._vector(tf.int32),
+                self._vector(tf.bool),
+                x,
+                x,
+            ],
+        )
 
     def __call__(self, images, labels, indices=None, tick=lambda part: None):
-        adversarial = self._run(images, labels).numpy()
-        tick(1.0)
-        return adversarial
+        inside, x, r = np.ones(len(images), bool), images, np.zeros_like(images)
+        for first in range(0, self.steps, PIECE):
+            inside, x, r = self._run(min(PIECE, self.steps - first), images, labels, inside, x, r)
+            tick(min(first + PIECE, self.steps) / self.steps)
+            if not inside.numpy().any():
+                break
+        return x.numpy()
 
     def _nearest_face(self, x, y):
         """Smallest step r [B, h, w, c] onto a linearized boundary; whether x is outside already, bool [B]."""
@@ -52,7 +70,8 @@ class DeepFool(Attack):
         length = tf.reduce_min(distance, axis=1) + 1e-4
         return divide(w_l, norm_l) * per_image(length), is_adversarial(self.gap(z, y), z)
 
-    def _run(self, x0, y):
+    def _run(self, steps, x0, y, inside, x, r):
+        """So many steps of the images inside; which are inside still, bool [B], x and r, [B, h, w, c]."""
         n = tf.shape(y)[0]
         sizes = tf.constant(SIZES)
 
@@ -69,9 +88,8 @@ class DeepFool(Attack):
             inside = tf.tensor_scatter_nd_update(inside, rows, ~outside)
             return k + 1, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r
 
-        *_, x, _ = tf.while_loop(
-            lambda k, n_inside, *_: (k < self.steps) & (n_inside > 0),
+        return tf.while_loop(
+            lambda k, n_inside, *_: (k < steps) & (n_inside > 0),
             step,
-            (0, n, tf.ones_like(y, tf.bool), x0, tf.zeros_like(x0)),
-        )
-        return x
+            (0, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r),
+        )[2:]

@@ -5,7 +5,7 @@ record an image; a batch's records are written once, their `done` last. At the e
 gathered into `res`, and the arrays go.
 """
 
-import time
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +36,9 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
     if not path.exists():
         new = path.with_name(f".{path.name}.tmp")  # killed while it is made, it would look damaged
         np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
+        if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process at a page
+            with open(new, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
         new.replace(path)
     try:
         records = np.lib.format.open_memmap(path, "r+")
@@ -101,6 +104,7 @@ def attack_set(
             rows = padded(todo)
             found[todo] = attack(x[rows], goal[rows], indices[where][rows], attack_tick)[: len(todo)]
         success = wanted(model.logits(found).numpy())
+        found[~success] = x[~success]
         record = records[where]
         record["image"], record["success"] = found, success
         record["clean_correct"] = clean.argmax(axis=1) == y
@@ -159,17 +163,3 @@ def summary(records: np.ndarray, eps_list: tuple[float, ...], linf: bool) -> dic
         "certified_median": float(np.median(records["certified"])),
         "robust_acc": robust,
     }
-
-
-class Throttle:
-    """True at most once in so many seconds."""
-
-    def __init__(self, seconds: float):
-        self.seconds, self.last = seconds, time.monotonic()
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        due = now - self.last >= self.seconds
-        if due:
-            self.last = now
-        return due

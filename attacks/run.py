@@ -1,16 +1,14 @@
 """An attack on the stored epochs of a run, with its traces on the disk (SPEC M6)."""
 
-import time
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import attacks
 import results
 from attacks import measurement
 from results import UserError
-from screen import log, summary_line, summary_table
+from screen import Ticker, log, summary_line, summary_table
 
 
 class AttackRun:
@@ -25,9 +23,13 @@ class AttackRun:
     def __init__(self, core):
         f = core.f
         self.core = core
-        self.source = results.check_run(f.load_dir)
+        # Of an attack that is resumed the flag may name `latest`, or a place as seen from another folder.
+        self.source = Path(f.resume).resolve().parent.parent if f.resume else results.check_run(f.load_dir)
         core.check_data(self.source)
         self.eids = results.choose_eids(self.source, f.eid)
+        core.flags["eid"] = self.eids  # resumed, it goes on with these, whatever the run has by then
+        # The last epoch may not be in the archive, and will be gone if the run is still going on.
+        self.last = results.load_weights(self.source, self.eids[-1])
         for eid in self.eids:
             self._load(eid)
         images, labels = core.dataset[("train", "test").index(f.attack_set)]
@@ -39,6 +41,10 @@ class AttackRun:
             raise UserError(f"{flag}: the {f.attack_set} set has {len(images)} images")
         if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
             raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
+        if isinstance(f.attack_target, int):  # images of that class have no other one to reach
+            chosen = chosen[labels[chosen] != f.attack_target]
+            if not len(chosen):
+                raise UserError(f"--attack_target {f.attack_target}: the images are all of that class")
         self.indices = chosen[:limit]
         self.images, self.labels = images[self.indices], labels[self.indices]
         self.linf = f.attack_method == "pgd"
@@ -50,7 +56,8 @@ class AttackRun:
         self.work_dir = results.WorkDir(path)
 
     def _load(self, eid: int) -> None:
-        self.core.load_weights(results.load_weights(self.source, eid), f"epoch {eid} of {self.source}")
+        weights = self.last if eid == self.eids[-1] else results.load_weights(self.source, eid)
+        self.core.load_weights(weights, f"epoch {eid} of {self.source}")
 
     def _records_path(self, eid: int):
         return self.work_dir.path / f"eid-{eid:06d}.npy"
@@ -63,7 +70,7 @@ class AttackRun:
             return
         attack = attacks.build(f, core.model.logits, self.images.shape[1:])
         raw, summaries = results.read_journal(self.source), {}
-        with Ticker(len(self.eids) * len(self.images), core.stop_if_asked) as tick:
+        with Ticker(len(self.eids) * len(self.images), "image", core.stop_if_asked) as tick:
             for eid in self.eids:
                 records = measurement.open_records(
                     self._records_path(eid), len(self.images), self.images.shape[1:]
@@ -108,40 +115,3 @@ class AttackRun:
         self.work_dir.write_res(res)
         for eid in self.eids:
             self._records_path(eid).unlink()
-
-
-class Ticker:
-    """Shows how many images are done, on a terminal as a bar, elsewhere as a line a minute.
-
-    Args:
-      total: how many there are. look_up: called at every tick; may raise, which ends the attack.
-    """
-
-    def __init__(self, total: int, look_up: Callable[[], None]):
-        self.look_up = look_up
-        self.due, self.began = measurement.Throttle(60), time.monotonic()
-        self.done = self.done_here = 0.0  # off a terminal the bar does not count
-        self.bar = tqdm(
-            total=total, unit="image", disable=None, dynamic_ncols=True,
-            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
-        )  # fmt: skip
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.bar.close()
-
-    def found(self, images: int) -> None:
-        """So many were done already when this began."""
-        self.done += images
-        self.bar.update(images)
-
-    def __call__(self, images: float) -> None:
-        """So many more are done, in parts of one."""
-        self.done, self.done_here = self.done + images, self.done_here + images
-        self.bar.update(images)
-        if self.due() and self.done_here > 0:
-            left = (time.monotonic() - self.began) * (self.bar.total - self.done) / self.done_here
-            log.info("%.0f of %d images, about %.0f min left", self.done, self.bar.total, left / 60)
-        self.look_up()

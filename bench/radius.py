@@ -104,13 +104,17 @@ def main() -> None:
 
     def compare(params: str, step: float, plain_n: int, fast_n: int) -> dict:
         list(walks("fast", params, step, 1))
-        fast_time, fast = seconds(lambda: list(walks("fast", params, step, fast_n)))
-        plain_time, plain = seconds(lambda: list(walks("plain", params, step, plain_n)))
-        again, _ = seconds(lambda: list(walks("fast", params, step, fast_n)))
+        times = []
+        for _ in range(2):
+            fast_time, fast = seconds(lambda: list(walks("fast", params, step, fast_n)))
+            plain_time, plain = seconds(lambda: list(walks("plain", params, step, plain_n)))
+            times.append((fast_time, plain_time))
         assert [w["radius"] for w in fast[:plain_n]] == [w["radius"] for w in plain], "the radii differ"
         # A walk evaluates w, the steps up to the radius, and one more.
         steps = [sum(len(w["profile"]) + 1 for w in found) for found in (fast, plain)]
-        fast_step, plain_step = min(fast_time, again) / steps[0], plain_time / steps[1]
+        fast_step, plain_step = (
+            min(side) / n for side, n in zip(zip(*times, strict=True), steps, strict=True)
+        )
         return {
             "speedup": plain_step / fast_step,
             "ms_a_step": 1e3 * fast_step,

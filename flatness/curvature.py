@@ -28,10 +28,11 @@ class Hessian(LinearOperator):
     Attributes:
       log_frame: natural log of the mean training loss where that is below 1, else 0.
       shape: (n, n), n trainable numbers in the order of `model.weights`.
+      products: how many H v were computed so far.
     """
 
     def __init__(self, examples: Examples):
-        self.examples, self.model = examples, examples.model
+        self.examples, self.model, self.products = examples, examples.model, 0
         self._shapes = [tuple(w.shape) for w in self.model.weights]
         self._sizes = [math.prod(shape) for shape in self._shapes]
         super().__init__(np.float64, (sum(self._sizes), sum(self._sizes)))
@@ -79,6 +80,7 @@ class Hessian(LinearOperator):
         vectors = [tf.constant(part.reshape(shape)) for part, shape in zip(parts, self._shapes, strict=True)]
         log_frame = tf.constant(self.log_frame, tf.float64)
         total = np.zeros(len(v))
+        self.products += 1
         for block in self._blocks:
             total += self._product(*self._of(block), log_frame, vectors).numpy()
         return total * (length / len(self.examples))

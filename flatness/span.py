@@ -122,11 +122,13 @@ class PlainSpan:
         self.examples, self.model, self.basis = examples, examples.model, basis
         width = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
         self.block_size = int(np.clip(PLAIN_FLOATS // width, 64, 2**13))
-        self._sum = examples.graph("plain", self._sum_of_losses)
+        model = self.model  # not self: the graph outlives this span
 
-    def _sum_of_losses(self, inputs, labels):
-        logits = self.model.after(0, self.model.layers[0].affine(inputs))
-        return sum_of_losses(labels, logits + nan_if_no_variance(self.model))
+        def sum_of(inputs, labels):
+            logits = model.after(0, model.layers[0].affine(inputs))
+            return sum_of_losses(labels, logits + nan_if_no_variance(model))
+
+        self._sum = examples.graph("plain", sum_of)
 
     def at(self, coefficients: np.ndarray) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
@@ -200,7 +202,7 @@ class FastSpan:
         self._products = self._what_stays(specs[self.first], keep)
 
     def _graph(self, name: str, function: Callable) -> Callable:
-        """One graph for all spans of these examples: it sees nothing of self but model, first, linear."""
+        """One graph for all spans of these examples. It outlives this one: no function may hold self."""
         return self.examples.graph((name, self.first), function)
 
     # What is computed once
@@ -232,17 +234,19 @@ class FastSpan:
         if self._features is not None:
             return self._features[block]
 
+        model, first, places = self.model, self.first, self._below_places
+
         def below(pixels, tensors):
-            with using(self._below_places, tensors):
-                return self.model.before(self.first, self.model.pixels(pixels))
+            with using(places, tensors):
+                return model.before(first, model.pixels(pixels))
 
         return self._graph("below", below)(self.examples.pixels[block], self._below)
 
     def _product(self, j: int, x: tf.Tensor) -> tf.Tensor:
-        layer = self.model.layers[self.first]
+        layer, places = self.model.layers[self.first], self._places
 
         def product(x, tensors):
-            with using(self._places[: len(tensors)], tensors):
+            with using(places[: len(tensors)], tensors):
                 return layer.affine(x)
 
         return self._graph("product", product)(x, self._basis[j][: self._own_of_first()])
@@ -274,31 +278,33 @@ class FastSpan:
             if self.linear:
                 products += [self._product(j, x) for j in range(len(products), len(self._basis))]
                 x = None
-            sums = self._graph("sums", self._sums_of_losses)(
+            sums = self._graph("sums", self._sums_of_losses())(
                 x, products, self.examples.labels[block], c[:wanted], stacks
             ).numpy()
             answer = yield block.stop - block.start, sums
             wanted = wanted if answer is None else answer
 
-    def _sums_of_losses(self, x, products, labels, c, stacks):
-        layer = self.model.layers[self.first]
-        places = self._places[self._stacked]
-        logits_follow = layer is self.model.layers[-1] and not self.model.specs[-1].act and layer.bn is None
+    def _sums_of_losses(self) -> Callable:
+        model, first, places = self.model, self.first, self._places[self._stacked]
+        layer = model.layers[first]
+        logits_follow = layer is model.layers[-1] and not model.specs[-1].act and layer.bn is None
 
-        def at_point(i):
-            if products and logits_follow:
-                return sum_of_losses_combined(labels, c[i], products)
-            with using(places, [stack[i] for stack in stacks]):
-                z = combined(c[i], products) if products else layer.affine(x)
-                logits = self.model.after(self.first, z) + nan_if_no_variance(self.model)
-                return sum_of_losses(labels, logits)
+        def sums_of_losses(x, products, labels, c, stacks):
+            def at_point(i):
+                if products and logits_follow:
+                    return sum_of_losses_combined(labels, c[i], products)
+                with using(places, [stack[i] for stack in stacks]):
+                    z = combined(c[i], products) if products else layer.affine(x)
+                    logits = model.after(first, z) + nan_if_no_variance(model)
+                    return sum_of_losses(labels, logits)
 
-        signature = tf.TensorSpec([], tf.float64)
-        # Where a point is one small op, each core has one; else all cores share each op.
-        at_once = 8 if products and logits_follow else 1
-        return tf.map_fn(
-            at_point, tf.range(tf.shape(c)[0]), fn_output_signature=signature, parallel_iterations=at_once
-        )
+            signature = tf.TensorSpec([], tf.float64)
+            # Where a point is one small op, each core has one; else all cores share each op.
+            at_once = 8 if products and logits_follow else 1
+            points = tf.range(tf.shape(c)[0])
+            return tf.map_fn(at_point, points, fn_output_signature=signature, parallel_iterations=at_once)
+
+        return sums_of_losses
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
         """The mean losses at points [m, d], float64 [m]."""

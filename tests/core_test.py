@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import pickle
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from conftest import ROOT, TINY
 
 import results
 from core import Core, Progress, Stopped, choose_parts
+from device import cores
 from models import base_model, lr_scheduler, margins
 from models.architectures import CNN, VGG16, parse
 from models.lr_scheduler import TrainingDiverged
@@ -368,7 +368,11 @@ def test_peeking_says_what_it_lacks(tiny_flags):
 
 def test_epochs_are_chosen_among_the_stored(tiny_flags):
     path = Core(tiny_flags | {"archive": 2, "E": 5}).run()
-    assert [results.choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [[2, 4, 5], [5], [2, 4]]
+    assert [results.choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [
+        [2, 4, 5],
+        [5],
+        [2, 4],
+    ]
 
 
 # What does not fit
@@ -401,7 +405,7 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
         (
             CNN,
             "CPU",
-            min(len(os.sched_getaffinity(0)), 3),
+            min(cores(), 3),
         ),  # 0.36 GFLOP a step, and at least 32 of the 100 examples a part
         (VGG16, "CPU", 1),
         ([["F", 10, {"bn": True}]], "CPU", 1),
