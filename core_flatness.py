@@ -152,13 +152,14 @@ class FlatnessCore(Core):
         for seed in of_the_run["seeds"]:
             path = run / f"seed-{seed}"
             stored = results.stored_eids(path) if (path / "flags.json").is_file() else []
-            if not stored or (self.f.eid == "last" and stored[-1] != of_the_run["E"]):
+            has, due = stored[-1] if stored else 0, of_the_run["E"]
+            if has == 0 or (self.f.eid == "last" and has != due):
                 experiment = results.read_about(run)["experiment"]
+                about = f"has {has} of its {due} epochs" if has < due else f"has {has} epochs, not {due}"
+                mend = f"finish it with ./run.sh {experiment} --resume {run}"
                 raise UserError(
-                    f"{run}: seed {seed} has {stored[-1] if stored else 0} epochs, the run "
-                    f"{of_the_run['E']}, and all {len(of_the_run['seeds'])} networks are needed at the same "
-                    f"epoch; finish them with ./run.sh {experiment} --resume {run} (perhaps with --E), "
-                    "or choose one with --eid"
+                    f"{run}: seed {seed} {about}, and all {len(of_the_run['seeds'])} networks are needed; "
+                    + (mend if has < due else f"{mend} --E {has}, or choose a common epoch with --eid")
                 )
             for eid in results.choose_eids(path, self.f.eid):
                 several = "" if self.f.eid == "last" else f" epoch {eid}"

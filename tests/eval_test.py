@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -43,6 +42,36 @@ def run(tmp_path_factory):
         "logs_dir": str(tmp_path_factory.mktemp("logs")),
     }
     return core.Core(script, "exper-tiny").run()
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """The working directory of a run on images of three channels, with all that a network can have."""
+    path = tmp_path_factory.mktemp("coloured")
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 3
+    x = rng.integers(0, 100, (120, 6, 6, 3))
+    x[np.arange(120), ..., y] += 100  # the class is the brightest colour
+    arrays = {"x_train": x, "y_train": y, "x_test": x[:30], "y_test": y[:30]}
+    np.savez(path / "colours.npz", **arrays)
+    layers = [["C", 6, [3, 3], {"bn": True}], ["A"], ["C", 6, [3, 3]], ["P"], ["F", 3, {"act": False}]]
+    script = {
+        "dataset": str(path / "colours.npz"),
+        "B": 30,
+        "E": 5,
+        "gpu": -1,
+        "lr": 0.1,
+        "train_mode": "NORMAL",
+        "model": {
+            "description": layers,
+            "bias_mode": "ALL",
+            "init": {"weight": "he_normal"},
+            "input_mean": "auto",
+            "input_std": "auto",
+        },
+        "logs_dir": str(path / "logs"),
+    }
+    return core.Core(script, "exper-colours").run()
 
 
 @pytest.fixture
@@ -238,8 +267,7 @@ def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
     assert "no checkpoint" in refused(own)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
-def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own, signal_number):
+def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
     name = "eval-final-mnist-l2-ddn"
     script = [sys.executable, core.ROOT / f"{name}.py"]
     words = ["--attack_N", "120", "--attack_B", "8", "--attack_K", "300", "--eid", "8", "--gpu", "-1"]
@@ -251,8 +279,8 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own, signa
 
     while process.poll() is None and done() < 16:
         time.sleep(0.01)
-    process.send_signal(signal_number)
-    assert process.wait() == (-9 if signal_number == signal.SIGKILL else 130)
+    process.kill()
+    process.wait()
     before = done()
     assert 16 <= before < 120
     path = (own / name / "latest").resolve()
@@ -261,6 +289,77 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own, signa
     whole, _ = attack(own, "--attack_B", "8", "--attack_N", "120", attack_K=300, attack_init_eps=1.0)
     for key, value in whole[8].items():
         np.testing.assert_array_equal(resumed[8][key], value, err_msg=key)
+
+
+def test_a_resumed_attack_keeps_to_its_run_and_epochs(own, monkeypatch):
+    """Whatever the flag that named the run, `latest` or seen from another folder, names by now."""
+    stopping = prepare(own, "--eid", "last")
+    monkeypatch.setattr(stopping, "stop_if_asked", lambda: (_ for _ in ()).throw(core.Stopped(2)))
+    with pytest.raises(core.Stopped):
+        stopping.run()
+    path = (own / "eval-tiny" / "latest").resolve()
+    stored = json.loads((path / "flags.json").read_text())
+    assert stored["eid"] == [8]
+    (path / "flags.json").write_text(json.dumps(stored | {"load_dir": "/nowhere"}))
+    core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    np.testing.assert_array_equal(results.load(path)[8]["images"], attack(own)[0][8]["images"])
+
+
+def test_the_last_epoch_is_attacked_even_if_the_run_has_left_it_behind(own, monkeypatch):
+    (own / "archive" / "eid-000008.npz").unlink(missing_ok=True)
+    prepared = prepare(own, "--eid", "3,8")
+    real = measurement.attack_set
+
+    def attack_set(*args, **options):
+        (own / "checkpoint.npz").unlink(missing_ok=True)  # as if the run had saved another epoch there
+        return real(*args, **options)
+
+    monkeypatch.setattr(measurement, "attack_set", attack_set)
+    assert set(results.load(prepared.run())) == {3, 8}
+
+
+def test_images_of_the_class_to_reach_are_not_counted(run):
+    res, _ = attack(run, "--attack_target", "3")
+    assert (res[8]["labels"] != 3).all() and (res[8]["certified"] <= np.sqrt(res[8]["errors"])).all()
+
+
+@pytest.mark.parametrize("method", ["cw", "pgd", "bim", "deepfool", "ddn", "fmn"])
+def test_every_attack_works_on_every_kind_of_network(coloured, method):
+    """Three channels, batch norm, average pooling, normalized inputs and biases everywhere."""
+    steps = {"cw": ["--attack_K", "100", "--attack_search_steps", "4", "--attack_initial_const", "1"]}
+    words = steps.get(method, ["--attack_K", "20"])
+    res, _ = attack(coloured, *words, attack_method=method, attack_K=None)
+    (found,) = res.values()
+    stored = flags.complete(results.read_flags(coloured))
+    dataset = datasets.load(stored["dataset"])
+    model = core.build_model(stored["model"], dataset, 0)
+    model.set_weights([array for _, array in results.load_weights(coloured)])
+    (x, y), _ = dataset
+    x = x[:N].astype(np.float32) / 255
+    wrong = model.logits(found["images"]).numpy().argmax(1) != y[:N]
+    np.testing.assert_array_equal(found["success"], wrong)
+    assert wrong.mean() > 0.9 and found["images"].min() >= 0 and found["images"].max() <= 1
+    np.testing.assert_array_equal(found["images"][~wrong], x[~wrong])
+    if method == "pgd":
+        assert np.isin(found["errors"], [*stored["attack_eps_list"], 1.0]).all()
+    else:
+        true = ((found["images"].astype(np.float64) - x) ** 2).sum(axis=(1, 2, 3))
+        np.testing.assert_allclose(found["errors"][wrong], true[wrong], rtol=1e-6, atol=1e-12)
+        assert (found["certified"] <= np.sqrt(found["errors"])).all() and found["certified"].max() > 0
+
+
+def test_an_example_that_is_not_misclassified_is_not_stored(run):
+    res, _ = attack(run, attack_method="deepfool", attack_K=1)
+    images = datasets.load("digits", None, 300)[0][0][:N].astype(np.float32) / 16
+    missed = ~res[8]["success"]
+    assert missed.any() and np.isinf(res[8]["errors"][missed]).all()
+    np.testing.assert_array_equal(res[8]["images"][missed], images[missed])
+
+
+def test_settings_of_another_method_are_refused(run):
+    with pytest.raises(UserError, match="--attack_E: ddn has no such setting"):
+        prepare(run, "--attack_E", "5")
+    prepare(run, "--attack_K", "5", "--seed", "3", "--attack_eps_list", "0.5")
 
 
 def test_resume_wants_the_same_attack_and_undamaged_records(own):

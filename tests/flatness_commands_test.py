@@ -4,13 +4,16 @@ import importlib
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands_test import assert_one_line, command
 
 import core
+import core_flatness
 import figures
+import flags as flag_table
 import results
 from core_flatness import FlatnessCore
 from flatness import radius
@@ -155,6 +158,70 @@ def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_
             assert (a == b).all()
 
 
+def test_seeds_trained_for_different_numbers_of_epochs_are_not_averaged(tmp_path):
+    small = {"dataset": "digits", "seeds": (4, 5), "train_N": 300}
+    path = run("train_mnist", tmp_path, **small, E=1, archive=1)
+    seed = results.read_flags(path / "seed-4") | {"resume": str(path / "seed-4"), "E": 2}
+    core.Core(seed, "train_mnist").run()
+    with pytest.raises(UserError, match="seed 4 has 2 epochs, not 1"):
+        run("measure_radius_mnist", tmp_path)
+    raw = load(run("measure_radius_mnist", tmp_path, eid=[1], directions=1))
+    assert list(raw["networks"]) == ["seed 4 epoch 1", "seed 5 epoch 1"]
+
+
+def test_what_was_trained_on_since_is_not_mixed_into_a_measurement_that_is_resumed(tiny_flags, tmp_path):
+    trained = core.Core(tiny_flags, "exper").run()
+    measured = run("measure_radius", tmp_path, load_dir=str(trained), directions=1, step=0.2)
+    core.Core(tiny_flags | {"resume": str(trained), "E": 5}, "exper").run()
+    with pytest.raises(UserError, match="then epoch 4, now epoch 5; measure it anew"):
+        run("measure_radius", tmp_path, resume=str(measured), directions=1, step=0.2)
+
+
+def test_a_resumed_measurement_measures_the_run_it_lies_in(chain, tmp_path):
+    """Not what its flag load_dir, typed as .../latest or as seen from another folder, names by now."""
+    measured = chain["measure_radius_mnist"]
+    stored = results.read_flags(measured) | {"load_dir": str(tmp_path / "nowhere"), "resume": str(measured)}
+    assert FlatnessCore(stored, "measure_radius_mnist").f.load_dir == str(chain["train_mnist"])
+
+
+def test_the_published_radius_stands_beside_the_papers_own_experiment_only(tmp_path):
+    def comparable(script, trained, measured=None, **flags):
+        """For a run with the flags of a training script and some others; measured: of the measurement."""
+        path = tmp_path / "run"
+        path.mkdir(exist_ok=True)
+        script_flags = importlib.import_module(trained).flags
+        (path / "flags.json").write_text(json.dumps(flag_table.complete(script_flags | flags)))
+        (path / "about.json").write_text(json.dumps({"experiment": trained}))
+        asked = flag_table.complete(
+            importlib.import_module(script).flags | {"load_dir": str(path)} | (measured or {})
+        )
+        measurement = FlatnessCore.__new__(FlatnessCore)
+        measurement.name, measurement.flags, measurement.f = script, asked, SimpleNamespace(**asked)
+        return measurement._as_published()
+
+    assert comparable("measure_radius_mnist", "train_mnist")
+    assert comparable("measure_radius_cifar_top", "train_cifar_random", gpu=-1, seeds=(7, 8, 9))
+    for flags in ({"E": 5}, {"dataset": "digits"}, {"train_N": 200}, {"lr": 0.1}):
+        assert not comparable("measure_radius_mnist", "train_mnist", **flags)
+    for measured in ({"threshold": 0.5}, {"normalize": "layer"}, {"eid": [1]}):
+        assert not comparable("measure_radius_mnist", "train_mnist", measured)
+
+
+@pytest.mark.parametrize(
+    "script, words, says",
+    [
+        ("train_mnist", ["digits"], "unexpected word 'digits'"),
+        ("measure_radius_mnist", ["run", "--train_N", "1000"], "--train_N: comes from the run"),
+        ("make_points_mnist", ["--model.description", "MLP"], "--model.description: comes from the run"),
+    ],
+)
+def test_words_that_would_change_nothing_are_refused(script, words, says, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [script, *words])
+    with pytest.raises(SystemExit) as ended:
+        core_flatness.main(f"{script}.py", importlib.import_module(script).flags)
+    assert ended.value.code == 2 and says in capsys.readouterr().err
+
+
 def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path):
     with pytest.raises(UserError, match=r"no run of train_mnist_random .* \./run\.sh train_mnist_random"):
         run("measure_radius_mnist", tmp_path, random=True)
@@ -220,7 +287,7 @@ def test_the_cifar_chain_runs_on_a_small_part_of_the_data(real_data, tmp_path):
         trained = run(script, tmp_path, **small, **more)
         for name in ("measure_radius_cifar", "measure_radius_cifar_top"):
             row = load(run(name, tmp_path, random=random, directions=1))["row"]
-            assert row["published"] and row["mean"] >= 0
+            assert row["mean"] >= 0 and row["published"] is None  # two epochs are not the paper's experiment
         points = run("make_points_cifar_random" if random else "make_points_cifar", tmp_path, grid=3)
         assert points.is_relative_to(trained) and np.load(points / "Z.npy").shape == (3, 3)
 

@@ -1,8 +1,10 @@
 """Random labels, batch norm, spans, walks, planes and curvature, each against its definition."""
 
 import functools
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -343,9 +345,7 @@ def test_partial_sums_that_prove_a_step_reached_end_its_evaluation(small_blocks,
     walks = radius.FastWalks(examples, weights)
     delta = radius.direction(np.random.default_rng(0), names(model), weights)
     asked = []
-    real = FastSpan._sums_of_losses
-    spy = examples.graph(("sums", 0), FastSpan(examples, [weights, delta])._sums_of_losses)
-    assert real is FastSpan._sums_of_losses
+    spy = examples.graph(("sums", 0), FastSpan(examples, [weights, delta])._sums_of_losses())
     monkeypatch.setitem(
         examples.functions, ("sums", 0), lambda x, p, y, c, s: asked.append(len(c)) or spy(x, p, y, c, s)
     )
@@ -353,6 +353,18 @@ def test_partial_sums_that_prove_a_step_reached_end_its_evaluation(small_blocks,
     blocks = len(examples.blocks(64))
     assert walk["radius"] == 0 and asked[:blocks] == [1] * blocks  # w itself, on all examples
     assert asked[blocks:] == [6]  # a step that far is reached with the first block
+
+
+def test_the_kept_products_of_a_network_go_with_its_walks():
+    model = network("mlp")
+    weights = arrays(model)
+    examples = Examples(model, *digits())
+    span_ = FastSpan(examples, [weights, weights])
+    span_.losses(np.array([[1.0, 0.0]]))
+    gone = weakref.ref(span_)
+    del span_
+    gc.collect()
+    assert gone() is None and examples.functions
 
 
 def test_a_loss_that_is_no_number_counts_as_reached():
