@@ -76,7 +76,6 @@ class Core:
         if self.parts > 1:
             share_cores(self.parts)
         self.model = build_model(self.f.model, self.dataset, self.f.seed, self.parts)
-        self._to_device()
 
     @functools.cached_property
     def fingerprint(self) -> int:
@@ -103,11 +102,14 @@ class Core:
             return 1  # build_model says what is wrong
         return choose_parts(self.f.parts, specs, self.f.B, self.device)
 
-    def _to_device(self) -> None:
-        tf = import_tensorflow()
-        (x_train, y_train), (x_test, y_test) = self.dataset
-        self._train = tf.constant(x_train), tf.constant(y_train)
-        self._test = tf.constant(x_test), tf.constant(y_test)
+    @functools.cached_property
+    def _train(self):
+        """The training set on the device; attacks and measurements never ask for it."""
+        return tuple(map(import_tensorflow().constant, self.dataset[0]))
+
+    @functools.cached_property
+    def _test(self):
+        return tuple(map(import_tensorflow().constant, self.dataset[1]))
 
     # The task
 

@@ -132,7 +132,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
         except OSError as error:
             raise UserError(
                 f"cannot make the working directory {path}: {error.strerror}; "
-                "make the place writable or choose another with --logs_dir"
+                "make the place writable (training: or choose another with --logs_dir)"
             ) from None
         try:
             for file, content in (files or {}).items():

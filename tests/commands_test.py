@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -81,23 +82,33 @@ def test_logs_that_cannot_be_made_are_one_line_and_exit_2(tmp_path):
     assert_one_line(run_quick(tmp_path), 2, "cannot make the working directory", "--logs_dir")
 
 
-def test_a_run_prints_its_header_and_a_line_an_epoch_and_keeps_them(tmp_path):
-    done = run_quick(tmp_path, "--E", "3")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 90 epochs by ./run.sh."""
+    tmp_path = tmp_path_factory.mktemp("finished")
+    done = run_quick(tmp_path, "--E", "90", "--archive", "20")
     assert done.returncode == 0 and done.stderr == ""
-    path = run_dir(tmp_path)
-    assert (path / "stdout").read_text() == done.stdout
+    return SimpleNamespace(path=run_dir(tmp_path), printed=done.stdout)
+
+
+@pytest.fixture
+def unbroken(finished):
+    return finished.path
+
+
+def test_a_run_prints_its_header_and_a_line_an_epoch_and_keeps_them(finished):
+    assert (finished.path / "stdout").read_text() == finished.printed
     for word in ("--seed 0", "device: CPU", "300 train, 297 test", "parameters: 1224", "working directory:"):
-        assert word in done.stdout
-    lines = [line for line in done.stdout.splitlines() if line.startswith("epoch #")]
-    assert len(lines) == 3 and lines[2].startswith("epoch #3 (lr=")
+        assert word in finished.printed
+    lines = [line for line in finished.printed.splitlines() if line.startswith("epoch #")]
+    assert len(lines) == 90 and lines[2].startswith("epoch #3 (lr=")
     for word in ("log_frame=", "rt_loss=", "log10_loss=", "acc=", "test_loss=", "test_acc=", "q_bar_min="):
         assert word in lines[2]
     assert "q_bar2_min=" in lines[2] and "s, attempts=" in lines[2] and lines[2].endswith("]")
 
 
-def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(tmp_path):
-    run_quick(tmp_path, "--E", "1")
-    path = run_dir(tmp_path)
+def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroken):
+    path = unbroken
     before = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
     done = command("run.sh", "exper-quick-digits-cnn-const-lr-1", "--resume", str(path))
     assert_one_line(done, 2, QUICK, "not of exper-quick-digits-cnn-const-lr-1")
@@ -119,13 +130,6 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(tmp_path, number, st
     assert f"./run.sh {QUICK} --resume {path}" in out
     raw = results.load(path)["raw"]
     assert results.load_checkpoint(path)[1]["eid"] == max(raw) == len(results.read_journal(path)) >= 5
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("unbroken")
-    assert run_quick(tmp_path, "--E", "90", "--archive", "20").returncode == 0
-    return run_dir(tmp_path)
 
 
 def test_killed_at_five_random_moments_it_still_equals_the_unbroken_run(tmp_path, unbroken):
@@ -160,19 +164,17 @@ def test_killed_at_five_random_moments_it_still_equals_the_unbroken_run(tmp_path
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a tiny tmpfs"
 )
-def test_a_full_disk_is_one_line_and_exit_1_and_earlier_results_stay(tmp_path):
+def test_a_full_disk_is_one_line_and_exit_1_and_earlier_results_stay(tmp_path, unbroken):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]).returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:
-        first = run_quick(tmp_path, "--E", "1", "--logs_dir", str(disk))
-        assert first.returncode == 0, first.stderr
-        earlier = (disk / QUICK / "latest").resolve()
-        before = {p.name: p.read_bytes() for p in earlier.iterdir()}
+        earlier = shutil.copytree(unbroken, disk / QUICK / unbroken.name)
+        before = {p.name: p.read_bytes() for p in earlier.iterdir() if p.is_file()}
         done = run_quick(tmp_path, "--E", "100000", "--archive", "1", "--logs_dir", str(disk))
         assert_one_line(done, 1, "No space left")
-        assert before == {p.name: p.read_bytes() for p in earlier.iterdir()}
+        assert before == {p.name: p.read_bytes() for p in earlier.iterdir() if p.is_file()}
         path = (disk / QUICK / "latest").resolve()
         eid = results.load_checkpoint(path)[1]["eid"]
         assert eid >= 1 and not list(path.rglob("*.tmp"))

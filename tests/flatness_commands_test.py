@@ -38,29 +38,25 @@ def load(path):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """train_mnist on digits and all that measures it, by ./run.sh; {name: working directory}."""
+    """train_mnist on digits, by ./run.sh, and all that measures it; {name: working directory}."""
     tmp_path = tmp_path_factory.mktemp("chain")
-    common = ["--dataset", "digits", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
-    common += ["--figures", "false"]
-    printed = {}
-    for name, *words in (
-        ("train_mnist", "--E", "5"),
-        ("measure_radius_mnist", "--directions", "2"),
-        ("make_points_mnist", "--grid", "6"),
+    words = ["--dataset", "digits", "--E", "5", "--logs_dir", str(tmp_path / "logs"), "--gpu", "-1"]
+    done = command("run.sh", "train_mnist", *words, "--figures", "false")
+    assert done.returncode == 0, done.stderr
+    paths = {"train_mnist": (tmp_path / "logs" / "train_mnist" / "latest").resolve()}
+    for name, flags in (
+        ("measure_radius_mnist", {"directions": 2}),
+        ("measure_radius_mnist_top", {"directions": 2}),
+        ("make_points_mnist", {"grid": 6}),
     ):
-        done = command("run.sh", name, *common, *words)
-        assert done.returncode == 0, done.stderr
-        printed[name] = done.stdout
-    run("measure_radius_mnist_top", tmp_path, dataset="digits", directions=2)
-    latest = (tmp_path / "logs" / "train_mnist" / "latest").resolve()
-    paths = {name: (latest / name / "latest").resolve() for name in (*printed, "measure_radius_mnist_top")}
-    return paths | {"train_mnist": latest, "tmp_path": tmp_path, "printed": printed}
+        paths[name] = run(name, tmp_path, dataset="digits", **flags)
+    return paths
 
 
 def test_the_chain_goes_from_training_to_a_table_and_a_surface(chain, tmp_path):
     assert sorted(load(chain["train_mnist"])) == [0, 1, 2]
     assert all(info["eid"] == 5 for info in load(chain["train_mnist"]).values())
-    assert "digits, all params: " in chain["printed"]["measure_radius_mnist"]
+    assert load(chain["measure_radius_mnist"])["row"]["text"].startswith("digits, all params: ")
     arrays = [np.load(chain["make_points_mnist"] / f"{name}.npy") for name in "XYZ"]
     assert all(a.shape == (6, 6) for a in arrays) and np.isfinite(arrays[2]).all()
     for name, array in zip("XYZ", arrays, strict=True):
