@@ -147,8 +147,13 @@ class Entry:
 
     @property
     def command(self) -> Html:
+        """The command that made it, with the interpreter that a script needs."""
         command = str(self.about.get("command", "not recorded"))
-        return el("code", f"python {command}" if re.match(r"\S*\.py(\s|$)", command) else command)
+        try:
+            is_script = shlex.split(command)[0].endswith(".py")
+        except (ValueError, IndexError):  # a quotation without an end; nothing
+            is_script = False
+        return el("code", f"python {command}" if is_script else command)
 
     def flags(self) -> dict:
         """{name: value as it is typed}."""
@@ -544,7 +549,7 @@ def page(directories: Iterable[Path | str]) -> str:
     names = list(dict.fromkeys(str(entry.about.get("experiment", "unnamed")) for entry in entries))
     title = f"Report: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     contents = [("runs", "Runs"), *((kind, SECTIONS[kind][0]) for kind, _ in sections)]
-    command = " ".join(["python report.py", *paths])
+    command = shlex.join(["python", "report.py", *paths])
     head = el(
         "head",
         el("meta", charset="utf-8"),

@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+import shlex
 import subprocess
 import sys
 
@@ -279,6 +280,21 @@ def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
     assert not document.query("script")
     codes = [code.to_text() for code in document.query("code")]
     assert f"python x.py {HOSTILE}" in codes and HOSTILE in codes and str(path) in codes
+
+
+def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "drawn", lambda runs: {})
+    run = training(tmp_path / "my runs" / "1", command="'my scripts/exper.py' --E 3")
+    document = JustHTML(report.page([run]), strict=True, sanitize=False)
+    assert "python 'my scripts/exper.py' --E 3" in {code.to_text() for code in document.query("code")}
+    (made,) = document.query("footer code")
+    assert shlex.split(made.to_text()) == ["python", "report.py", str(run)]
+
+
+@pytest.mark.parametrize("command", ["./run.sh 'exper", "", "./run.sh exper.py"])
+def test_what_is_no_script_is_shown_as_it_was_recorded(tmp_path, command):
+    (run,) = figures.read([training(tmp_path / "run", command=command)])
+    assert report.Entry(1, run).command == report.el("code", command)
 
 
 def test_each_res_is_read_once(tmp_path, monkeypatch):
