@@ -10,11 +10,16 @@ A panel is about as wide as a column of a two-column paper (3.3 inches), its sma
 Curves differ in colour and in line style, so that they can be told apart without colours as well.
 """
 
+import contextlib
 import io
 import itertools
+import json
 import math
+import re
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,10 +64,13 @@ STYLE = {
     "axes.formatter.limits": (-3, 5),
     "pdf.fonttype": 42,  # TrueType, embedded: many publishers refuse Type 3
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a $ in a data set's name is a $
 }
 DPI = 200  # of a PNG; in a PDF, of the parts that have too many points for vectors: RASTER_DPI
 RASTER_DPI = 400
 COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows
+LETTERS_PER_INCH = 16  # of a legend, about
+MOST_NAMED = 8  # curves in a legend, where there are more that stand in an order
 
 SURFACE_CLIP = 3.5
 SURFACE_VIEWS = {  # (elevation, azimuth) in degrees, by (data set, random labels); SPEC F3
@@ -93,28 +101,47 @@ class Run:
     label: str = ""
 
     @property
-    def task(self) -> str:
+    def kind(self) -> str:
+        """Runs of one kind stand in the same figures: the task, and of an attack its norm."""
+        if self.flags["task"] == "attack":
+            return "attack_linf" if self.flags["attack_method"] == "pgd" else "attack_l2"
         return self.flags["task"]
 
 
-def read(directory: Path | str) -> list[Run]:
-    """What a working directory has to draw: one run, or one for each seed of a run of several.
+DEFAULTS = {flag.name: flag.default for flag in flag_table.FLAGS}
+NEEDED = {  # in `raw` itself or, where that is a dict of epochs or networks, in each of them
+    "train": {"eid", "lr", "log_frame", "time", "stats", "log_loss"},
+    "attack": {"errors", "success", "clean_correct"},
+    "measure_radius": {"networks", "row"},
+    "make_points": {"X", "Y", "Z", "networks"},
+    "measure_curvature": {"eigenvalues", "trace", "log_frame", "log_loss"},
+}
+DRAWN = (*NEEDED, "train_seeds")  # the tasks whose directories have figures
 
-    Raises: UserError when it is no run, damaged, of a kind without figures, or has no results yet.
+
+def read(directories: Iterable[Path | str]) -> list[Run]:
+    """What working directories have to draw, each run once; of a run of several seeds, a run a seed.
+
+    Raises: UserError when one is no run, damaged, of a kind without figures, or has no results yet.
     """
-    path = results.check_run(directory)
-    flags = _flags(path)
-    if flags["task"] == "train_seeds":
-        children = [p for p in sorted(path.glob("seed-*")) if (p / "flags.json").is_file()]
-        runs = [Run(child, _flags(child), _raw(child, "train")) for child in children]
-        runs = [run for run in runs if run.raw]
-    elif flags["task"] in FIGURES:
-        runs = [Run(path, flags, _raw(path, flags["task"]))]
-    else:
-        raise UserError(f"{path}: a {flags['task']}; of that there are no figures")
-    if not any(run.raw for run in runs):
-        raise UserError(f"{path}: has nothing to draw yet: {NOTHING_YET[flags['task']]}")
-    return runs
+    runs = {}
+    for path in dict.fromkeys(results.check_run(d).resolve() for d in directories):
+        task = _flags(path)["task"]
+        if task not in DRAWN:
+            raise UserError(f"{path}: a {task}; of that there are no figures")
+        own = [path]
+        if task == "train_seeds":
+            own = [p.resolve() for p in sorted(path.glob("seed-*")) if (p / "flags.json").is_file()]
+        for part in own:
+            if part not in runs:
+                flags = _flags(part)
+                runs[part] = Run(part, flags, _raw(part, flags["task"]))
+        if not any(runs[part].raw for part in own):
+            why = "no epoch was accepted"
+            if not task.startswith("train"):
+                why = "it is not finished (resume it with --resume)"
+            raise UserError(f"{path}: has nothing to draw yet: {why}")
+    return [run for run in runs.values() if run.raw]
 
 
 def _flags(path: Path) -> dict:
@@ -122,17 +149,7 @@ def _flags(path: Path) -> dict:
     stored = results.read_flags(path)
     if not isinstance(stored, dict):
         raise UserError(f"{path / 'flags.json'}: damaged (not a dict of flags)")
-    return {flag.name: flag.default for flag in flag_table.FLAGS} | flag_table.flatten(stored)
-
-
-NOTHING_YET = {
-    "train": "no epoch was accepted",
-    "train_seeds": "no epoch was accepted",
-    "attack": "it is not finished (resume it with --resume)",
-    "measure_radius": "it is not finished (resume it with --resume)",
-    "make_points": "it is not finished (resume it with --resume)",
-    "measure_curvature": "it is not finished (resume it with --resume)",
-}
+    return DEFAULTS | flag_table.flatten(stored)
 
 
 def _raw(path: Path, task: str) -> dict:
@@ -145,8 +162,9 @@ def _raw(path: Path, task: str) -> dict:
     if isinstance(raw, dict) and task in ("measure_radius", "make_points"):
         parts = [raw]
     for part in parts:
-        missing = NEEDED[task] - set(part) if isinstance(part, dict) else NEEDED[task]
-        if missing:
+        stats = part.get("stats") if isinstance(part, dict) else None
+        have = set().union(*(known for known in (part, stats) if isinstance(known, dict)))
+        if missing := NEEDED[task] - have:
             raise UserError(
                 f"{path / 'res'}: damaged, or not what a {task} leaves "
                 f"(it has no {', '.join(sorted(missing))}); run it again"
@@ -154,21 +172,12 @@ def _raw(path: Path, task: str) -> dict:
     return raw
 
 
-NEEDED = {  # in `raw` itself or, where that is a dict of epochs or networks, in each of them
-    "train": {"eid", "lr", "log_frame", "time", "stats"},
-    "attack": {"errors", "success", "clean_correct"},
-    "measure_radius": {"networks", "row"},
-    "make_points": {"X", "Y", "Z", "networks"},
-    "measure_curvature": {"eigenvalues", "trace", "log_frame", "log_loss"},
-}
-
-
 # How runs are told apart
 
 NOT_SAID = {  # where and how a run ran, but not what it computed
     *("task", "data_dir", "load_dir", "logs_dir", "resume", "source", "gpu", "checkpoint_every", "archive"),
     *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
-    *("random", "figures", "tensorboard", "stats_every", "E"),
+    *("random", "figures", "tensorboard", "stats_every", "E", "attack_certificate"),
 }
 BIASES = {"NONE": "no bias", "FIRST_LAYER": "bias in first layer", "ALL": "bias in all layers"}
 SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "lr constant, then loss-based"}
@@ -176,6 +185,7 @@ SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "l
 
 def say(name: str, value: Any) -> str:
     """A flag's value as a legend has it: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
+    short = name.removeprefix("model.").removeprefix("attack_")
     match name, value:
         case "lr", [scheduler, *_]:
             return SCHEDULERS.get(scheduler, f"{scheduler} lr")
@@ -193,36 +203,49 @@ def say(name: str, value: Any) -> str:
             return str(value)
         case "attack_set", _:
             return "training images" if value == "train" else f"{value} images"
-        case _, float():
-            return f"{name.removeprefix('model.')} {value:g}"
-    return f"{name.removeprefix('model.')} {value}"
+        case _, None:
+            return f"default {short}"
+    return f"{short} {plain(value, '.4g')}"
 
 
 def label(runs: list[Run]) -> list[Run]:
-    """Give each run its label: the flags in which they differ; where these do not tell, its directory."""
-    flats = [{k: _hashable(v) for k, v in run.flags.items()} for run in runs]
+    """Give each run its label: the flags in which they differ; where that is not enough, these flags in
+    full; where that is not either, the parts of their paths that differ. A single run has none."""
+    flats = [{k: json.dumps(v) for k, v in run.flags.items()} for run in runs]
     names = ["dataset", "lr", "model.bias_mode"]
     names += [flag.name for flag in flag_table.FLAGS if flag.name not in names]
     differing = [n for n in names if len({flat[n] for flat in flats}) > 1]
     said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
     for run in runs:
-        run.label = ", ".join(say(n, run.flags[n]) for n in said)
-    for same in _groups(runs, lambda run: run.label).values():
-        full = [n for n in said if len({_hashable(run.flags[n]) for run in same}) > 1]
-        for run in same if len(same) > 1 else ():
-            more = [f"{n} {_plain(run.flags[n])}" for n in full] or [run.path.resolve().name]
-            run.label = ", ".join([*filter(None, [run.label]), *more])
+        given = [n for n in said if run.flags[n] is not None or n == "random_labels"]
+        run.label = ", ".join(say(n, run.flags[n]) for n in given or said)
+
+    def in_full(same):
+        own = [n for n in said if len({json.dumps(run.flags[n]) for run in same}) > 1]
+        return [[f"{n} {plain(run.flags[n], '.4g')}" for n in own] for run in same]
+
+    for more in (in_full, _differing_parts):
+        for same in _groups(runs, lambda run: run.label).values():
+            for run, words in zip(same, more(same), strict=True) if len(same) > 1 else ():
+                run.label = ", ".join(filter(None, [run.label, *words]))
     return runs
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else repr(value)
+def _differing_parts(runs: list[Run]) -> list[list[str]]:
+    """Of each run's path what is left without the parts that all begin with, or all end with."""
+    paths = [list(run.path.resolve().parts) for run in runs]
+    for end in (0, -1):
+        while all(len(parts) > 1 for parts in paths) and len({parts[end] for parts in paths}) == 1:
+            for parts in paths:
+                parts.pop(end)
+    return [["/".join(parts)] for parts in paths]
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(_plain, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def plain(value: Any, shown: str = "") -> str:
+    """A flag's value as it is typed; its floats in the format `shown`, '' for all digits."""
+    if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value):
+        return ",".join(plain(v, shown) for v in value)
+    return format(value, shown) if isinstance(value, float) else str(value)
 
 
 def _groups(things: Iterable, key: Callable) -> dict:
@@ -237,7 +260,7 @@ def title(runs: list[Run], *names: str) -> str:
     common = [
         say(name, runs[0].flags[name])
         for name in names or ("dataset", "lr", "model.bias_mode")
-        if len({_hashable(run.flags[name]) for run in runs}) == 1
+        if len({json.dumps(run.flags[name]) for run in runs}) == 1
     ]
     return ", ".join(common)
 
@@ -260,31 +283,28 @@ def columns(run: Run, *names: str) -> np.ndarray:
     return np.array(rows, np.float64).reshape(-1, len(names)).T
 
 
-def training_figures(runs: list[Run]) -> dict[str, "Figure"]:
-    return {
-        "loss_margin": _loss_margin(runs),
-        "margins": _margins(runs),
-        "accuracy": _accuracy(runs),
-        "norms": _norms(runs),
-        "steps": _steps(runs),
-    }
+def _plot(axes: "Axes", runs: list[Run], *names: str, to: Callable = lambda *values: values) -> None:
+    """A curve a run: what `to` makes of the numbers with these names."""
+    for run, style in zip(runs, _styles(runs), strict=True):
+        axes.plot(*to(*columns(run, *names)), **style)
 
 
 MARGINS = {
-    "q_bar_min": r"$q_{\min}/\rho^L$",
-    "q_bar2_min": r"$q_{\min}/(\rho_1 \cdots \rho_L)$",
+    "q_bar_min": "normalized margin\nq_bar_min = q_min/ρᴸ",
+    "q_bar2_min": "normalized margin\nq_bar2_min = q_min/(ρ₁⋯ρ_L)",
 }
 
 
 def _loss_margin(runs: list[Run]) -> "Figure":
-    """As figure 1 of arXiv 1906.05890: training loss and normalized margin against epoch."""
+    """Training loss and normalized margin against epoch.
+
+    As figure 1 of arXiv 1906.05890.
+    """
     figure, (left, right) = _panels(1, 2, title(runs))
-    for run, style in zip(runs, _styles(runs), strict=True):
-        eid, log_loss = columns(run, "eid", "log_loss")
-        left.plot(eid, log_loss / LN10, **style)
-        right.plot(*columns(run, "eid", "q_bar_min"), **style)
+    _plot(left, runs, "eid", "log_loss", to=lambda eid, log_loss: (eid, log_loss / LN10))
+    _plot(right, runs, "eid", "q_bar_min")
     left.set(xlabel="epoch", ylabel="log₁₀ training loss")
-    right.set(xlabel="epoch", ylabel=f"normalized margin {MARGINS['q_bar_min']}")
+    right.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
     for axes in (left, right):
         axes.set_xlim(0, None)
     _show_the_rise(right)
@@ -294,12 +314,10 @@ def _loss_margin(runs: list[Run]) -> "Figure":
 def _margins(runs: list[Run]) -> "Figure":
     """Both normalized margins against epoch and against the loss, on axes that show every decade."""
     figure, axes = _panels(2, 2, title(runs), sharex="col", sharey="row")
-    for (name, formula), row in zip(MARGINS.items(), axes, strict=True):
-        for run, style in zip(runs, _styles(runs), strict=True):
-            eid, log_loss, margin = columns(run, "eid", "log_loss", name)
-            row[0].plot(eid, margin, **style)
-            row[1].plot(log_loss / LN10, margin, **style)
-        row[0].set_ylabel(f"normalized margin {formula}")
+    for (name, shown), row in zip(MARGINS.items(), axes, strict=True):
+        _plot(row[0], runs, "eid", name)
+        _plot(row[1], runs, "log_loss", name, to=lambda log_loss, margin: (log_loss / LN10, margin))
+        row[0].set_ylabel(shown)
     _epochs_by_decade(axes[1, 0])
     _loss_axis(axes[1, 1])
     for panel in axes.flat:
@@ -345,9 +363,7 @@ def _accuracy(runs: list[Run]) -> "Figure":
     """Training and test accuracy, on an axis that is stretched towards 100 %."""
     figure, (left, right) = _panels(1, 2, title(runs), sharey=True)
     for axes, name in ((left, "acc"), (right, "test_acc")):
-        for run, style in zip(runs, _styles(runs), strict=True):
-            eid, accuracy = columns(run, "eid", name)
-            axes.plot(eid, 100 * accuracy, **style)
+        _plot(axes, runs, "eid", name, to=lambda eid, accuracy: (eid, 100 * accuracy))
         _epochs_by_decade(axes)
     lowest = min(left.dataLim.y0, right.dataLim.y0)
     nearest = 0.2  # percent: how much of the last stretch before 100 % is shown
@@ -367,11 +383,13 @@ def _accuracy(runs: list[Run]) -> "Figure":
 
 
 def _norms(runs: list[Run]) -> "Figure":
-    """Each layer's norm, and how much its square has grown: under gradient flow, as much in every
-    layer of a homogeneous network (Du, Hu and Lee, arXiv 1806.00900). A row a run."""
-    names = [
-        sorted((k for k in _stats_keys(run) if k[:4] == "rho_"), key=lambda k: int(k[4:])) for run in runs
-    ]
+    """Each layer's norm, and how much its square has grown, a row a run.
+
+    Under gradient flow it grows as much in every layer of a homogeneous network (Du, Hu and Lee,
+    arXiv 1806.00900).
+    """
+    keys = [set().union(*(info["stats"] for info in run.raw.values())) for run in runs]
+    names = [sorted((k for k in own if k[:4] == "rho_"), key=lambda k: int(k[4:])) for own in keys]
     longest = max(names, key=len)
     styles = dict(zip(longest, _cycle(len(longest)), strict=True))
     figure, axes = _panels(len(runs), 2, title(runs), sharex=True)
@@ -382,31 +400,23 @@ def _norms(runs: list[Run]) -> "Figure":
             left.plot(eid, rho, **look)
             right.plot(eid, rho**2 - rho[:1] ** 2, **look)
         left.set_yscale("log")
-        left.set_ylabel(r"norm of a layer $\rho_k$")
-        right.set_ylabel(r"growth of $\rho_k^2$")
+        left.set_ylabel("norm of a layer ρₖ")
+        right.set_ylabel("growth of ρₖ²")
         for panel in (left, right):
-            panel.set_title(run.label)
+            panel.set_title(_wrapped(run.label, PANEL[0]))
     for panel in axes.reshape(-1, 2)[-1]:
         _epochs_by_decade(panel)
     return _with_legend(figure, axes.reshape(-1, 2)[names.index(longest), 0])
-
-
-def _stats_keys(run: Run) -> set[str]:
-    return set().union(*(info["stats"] for info in run.raw.values()))
 
 
 def _steps(runs: list[Run]) -> "Figure":
     """Learning rates in the frame and as they are, attempts and time of each epoch."""
     figure, axes = _panels(2, 2, title(runs), sharex=True)
     (relative, true), (attempts, seconds) = axes
-    for run, style in zip(runs, _styles(runs), strict=True):
-        eid, lr, log_frame = columns(run, "eid", "lr", "log_frame")
-        relative.plot(eid, lr, **style)
-        true.plot(eid, np.log10(lr) - log_frame / LN10, **style)
-        for panel, name in ((attempts, "attempts"), (seconds, "time")):
-            eid, value = columns(run, "eid", name)
-            width = max(1, len(value) // 50)
-            panel.plot(eid, _running_mean(value, width), **style)
+    _plot(relative, runs, "eid", "lr")
+    _plot(true, runs, "eid", "lr", "log_frame", to=lambda eid, lr, frame: (eid, np.log10(lr) - frame / LN10))
+    for panel, name in ((attempts, "attempts"), (seconds, "time")):
+        _plot(panel, runs, "eid", name, to=lambda eid, value: (eid, _smoothed(value)))
     relative.set(ylabel="lr in the frame", yscale="log")
     true.set(ylabel="log₁₀ lr")
     mean = ", running mean" if max(len(run.raw) for run in runs) >= 100 else ""
@@ -416,51 +426,25 @@ def _steps(runs: list[Run]) -> "Figure":
     return _with_legend(figure, relative)
 
 
-def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Mean of the `width` values around each; near the ends, of those that there are."""
-    ones = np.ones(width)
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean of the fiftieth part of all values that lies around each; near the ends, of those there are."""
+    ones = np.ones(max(1, len(values) // 50))
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
 # Attacks
 
 
-def attack_figures(runs: list[Run]) -> dict[str, "Figure"]:
-    linf = [run for run in runs if run.flags["attack_method"] == "pgd"]
-    l2 = [run for run in runs if run.flags["attack_method"] != "pgd"]
-    drawn = {}
-    if l2:
-        drawn["attack_l2"] = _attack_l2(l2)
-    if linf:
-        drawn["attack_linf"] = _attack_linf(linf)
-    return drawn
-
-
 def _curves(runs: list[Run]) -> list[tuple[Run, dict, dict]]:
     """(run, the results of an epoch, style) of every epoch of every attack."""
-    found = [(run, eid, run.raw[eid]) for run in runs for eid in sorted(run.raw)]
-    if len(runs) == 1 and len(found) > len(COLOURS):  # epochs, in their order: from dark to light
-        from matplotlib import colormaps
-
-        shades = colormaps["cividis"](np.linspace(0, 0.95, len(found)))
-        styles = [{"color": shade, "linestyle": "-"} for shade in shades]
-    else:
-        styles = _cycle(len(found))
-    named = (
-        set(np.linspace(0, len(found) - 1, 8).round().astype(int)) if len(found) > 12 else range(len(found))
-    )
-    return [
-        (
-            run,
-            res,
-            style | {"label": ", ".join(filter(None, [run.label, f"epoch {eid}"])) if k in named else None},
-        )
-        for k, ((run, eid, res), style) in enumerate(zip(found, styles, strict=True))
-    ]
+    found = [(run, eid) for run in runs for eid in sorted(run.raw)]
+    labels = [", ".join(filter(None, [run.label, f"epoch {eid}"])) for run, eid in found]
+    styles = _series(labels, in_order=len(runs) == 1)
+    return [(run, run.raw[eid], style) for (run, eid), style in zip(found, styles, strict=True)]
 
 
 def _attack_l2(runs: list[Run]) -> "Figure":
-    """Distribution of the distances, and robust accuracy at every eps: one curve per epoch."""
+    """L2 distances of adversarial examples, and robust accuracy at every eps, a curve an epoch."""
     figure, (left, right) = _panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     curves = _curves(runs)
     distances = [np.sqrt(res["errors"][res["success"] & res["clean_correct"]]) for _, res, _ in curves]
@@ -469,17 +453,15 @@ def _attack_l2(runs: list[Run]) -> "Figure":
     bins = np.linspace(0, far, int(np.clip(np.sqrt(min(map(len, distances))), 10, 60)) + 1)
     for (_, res, style), found in zip(curves, distances, strict=True):
         shares = np.histogram(found, bins)[0] / max(len(found), 1) / np.diff(bins)
-        left.stairs(shares, bins, **_as_patch(style))
-        right.plot(*robust_accuracy(res), drawstyle="steps-post", **style)
-    left.set(xlabel=r"$L_2$ distance of an adversarial example", ylabel="density", ylim=(0, None))
-    right.set(xlabel=r"$\varepsilon$ ($L_2$)", ylabel="robust accuracy, %", ylim=(0, 102))
+        left.stairs(shares, bins, **style)
+        eps, robust = robust_accuracy(res)
+        # No image falls after the last, so the curve goes on to the panel's edge.
+        right.plot([*eps, max(far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **style)
+    left.set(xlabel="L₂ distance of an adversarial example", ylabel="density", ylim=(0, None))
+    right.set(xlabel="ε (L₂)", ylabel="robust accuracy, %", ylim=(0, 102))
     for axes in (left, right):
         axes.set_xlim(0, far)
     return _with_legend(figure, right)
-
-
-def _as_patch(style: dict) -> dict:
-    return {{"color": "edgecolor"}.get(key, key): value for key, value in style.items()}
 
 
 def robust_accuracy(res: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -494,7 +476,7 @@ def robust_accuracy(res: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _attack_linf(runs: list[Run]) -> "Figure":
-    """At which eps of the list images fall, and robust accuracy at each: one curve per epoch."""
+    """At which eps (L-infinity) images fall, and robust accuracy at each eps, a curve an epoch."""
     figure, (left, right) = _panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     eps_list = sorted({eps for run in runs for eps in run.flags["attack_eps_list"]})
     for run, res, style in _curves(runs):
@@ -505,8 +487,8 @@ def _attack_linf(runs: list[Run]) -> "Figure":
         stood = [100 * (right_before & ~(fell & (res["errors"] <= e + 1e-9))).sum() / n for e in eps]
         left.plot(eps, first, marker="o", **style)
         right.plot([0, *eps], [100 * right_before.mean(), *stood], marker="o", **style)
-    left.set(xlabel=r"smallest $\varepsilon$ with an example", ylabel="images, %", ylim=(0, None))
-    right.set(xlabel=r"$\varepsilon$ ($L_\infty$)", ylabel="robust accuracy, %", ylim=(0, 102))
+    left.set(xlabel="smallest ε with an example", ylabel="images, %", ylim=(0, None))
+    right.set(xlabel="ε (L∞)", ylabel="robust accuracy, %", ylim=(0, 102))
     left.set_xlim(0, 1.05 * eps_list[-1])
     right.set_xlim(0, 1.05 * eps_list[-1])
     return _with_legend(figure, right)
@@ -515,80 +497,104 @@ def _attack_linf(runs: list[Run]) -> "Figure":
 # Flatness
 
 
-def radius_figures(runs: list[Run]) -> dict[str, "Figure"]:
-    return {"profiles": _profiles(runs), "radii": _radii(runs)}
+def _places(measured: Iterable[Iterable[str]]) -> tuple[dict[str, int], bool]:
+    """Where each of several runs' networks stands on an axis, and whether that is its epoch.
+
+    Networks that are no epochs, and a single one, stand side by side.
+    """
+    names = list(dict.fromkeys(name for networks in measured for name in networks))
+    epochs = {name: int(name[6:]) for name in names if re.fullmatch(r"epoch \d+", name)}
+    if 1 < len(epochs) == len(names):
+        return dict(sorted(epochs.items(), key=lambda item: item[1])), True
+    return {name: k for k, name in enumerate(names)}, False
+
+
+def _epochs(axes: "Axes") -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _profiles(runs: list[Run]) -> "Figure":
-    """The loss along each random direction up to the radius, a panel a measurement (SPEC F4)."""
+    """The loss along each random direction up to the radius, a panel a measurement.
+
+    The walks of SPEC F4.
+    """
     n_columns = min(len(runs), 2)
     figure, axes = _panels(math.ceil(len(runs) / n_columns), n_columns, title(runs, "dataset"))
     panels = np.atleast_1d(axes).ravel()
+    names = list(_places(run.raw["networks"] for run in runs)[0])
+    styles = dict(zip(names, _series(names), strict=True))
     for run, panel in zip(runs, panels, strict=False):
-        networks = run.raw["networks"]
-        styles = _cycle(len(networks))
-        for (name, found), style in zip(networks.items(), styles, strict=True):
+        for name, found in run.raw["networks"].items():
+            look = styles[name] | {"label": None}
             for profile in found["profiles"]:
                 walked = run.flags["step"] * np.arange(len(profile))
                 change = np.asarray(profile) - found["I"]
-                panel.plot(walked, change, **style | {"linewidth": 0.5, "alpha": 0.45})
-                panel.plot(walked[-1], change[-1], ".", color=style["color"], markersize=2.5)
-            panel.plot([], [], **style, label=name)
+                panel.plot(walked, change, **look | {"linewidth": 0.5, "alpha": 0.45})
+                panel.plot(walked[-1], change[-1], ".", color=look["color"], markersize=2.5)
         threshold = run.flags["threshold"]
         panel.axhline(threshold, color="0.3", linewidth=0.7, linestyle="--")
-        panel.set(xlabel="distance walked", ylabel=r"change of the loss $I$", title=run.label)
+        panel.set(xlabel="distance walked", ylabel="change of the loss I")
+        panel.set_title(_wrapped(run.label, PANEL[0]))
         panel.set_xlim(0, None)
         panel.set_ylim(None, 1.15 * threshold)
-        panel.legend(loc="upper left", bbox_to_anchor=(0, 0.86))
+    for style in styles.values():
+        panels[0].plot([], [], **style)
     for panel in panels[len(runs) :]:
         panel.set_axis_off()
-    return figure
+    return _with_legend(figure, panels[0])
 
 
 def _radii(runs: list[Run]) -> "Figure":
-    """Every direction's radius, each network's mean, and the published mean ± standard deviation."""
+    """Every direction's radius, each network's mean, and the published mean ± standard deviation.
+
+    Epochs of a run stand at their numbers; other networks side by side, a group a measurement.
+    """
     figure, axes = _panels(1, 1, title(runs, "dataset"), width=max(1, 0.35 * len(runs)))
-    drawn = False
+    places, in_time = _places(run.raw["networks"] for run in runs)
+    of_runs, of_networks = _styles(runs), dict(zip(places, _series(list(places)), strict=True))
     for k, run in enumerate(runs):
-        networks, row = run.raw["networks"], run.raw["row"]
-        offsets = np.linspace(-0.22, 0.22, len(networks)) if len(networks) > 1 else [0.0]
-        for offset, found, style in zip(offsets, networks.values(), _cycle(len(networks)), strict=True):
+        networks = run.raw["networks"]
+        at = [places[name] for name in networks]
+        if not in_time:
+            at = k + (np.linspace(-0.22, 0.22, len(networks)) if len(networks) > 1 else np.zeros(1))
+        for x, (name, found) in zip(at, networks.items(), strict=True):
+            style = of_runs[k] if in_time else of_networks[name]
             radii, counts = np.unique(found["radii"], return_counts=True)
             axes.scatter(
-                np.full(len(radii), k + offset), radii, s=4 + 5 * counts, alpha=0.5, linewidth=0,
-                color=style["color"], label=None if drawn else "directions (area: how many)",
-            )  # fmt: skip
-            axes.plot(
-                k + offset + np.array([-0.09, 0.09]), [found["mean"]] * 2, color=style["color"],
-                label=None if drawn else "mean of a network",
-            )  # fmt: skip
-            drawn = True
-        if row.get("published"):
-            mean, sd = row["published"]
+                np.full(len(radii), x), radii, 4 + 5 * counts, color=style["color"], alpha=0.5, linewidth=0
+            )
+            if not in_time:
+                width = min(0.09, 0.3 / len(networks))
+                look = style | {"linestyle": "-"}
+                axes.plot([x - width, x + width], [found["mean"]] * 2, **look)
+        if in_time:
+            axes.plot(at, [found["mean"] for found in networks.values()], **of_runs[k])
+        if run.raw["row"].get("published"):
             axes.errorbar(
-                k + 0.38, mean, sd, fmt="D", color="k", markersize=3, capsize=2, linewidth=0.8,
-                label="published, mean ± sd" if k == 0 else None,
+                max(at) if in_time else k + 0.38, *run.raw["row"]["published"], fmt="D", color="k",
+                markersize=3, capsize=2, linewidth=0.8, label="published, mean ± sd",
             )  # fmt: skip
-    axes.set_xticks(
-        range(len(runs)),
-        [(run.label or say("params", run.flags["params"])).replace(", ", "\n") for run in runs],
-    )
-    axes.set(xlim=(-0.5, len(runs) - 0.4), ylabel="flatness radius")
+    if in_time:
+        _epochs(axes)
+    else:
+        said = [run.label or say("params", run.flags["params"]) for run in runs]
+        inches = figure.get_figwidth() / len(runs)
+        lines = ["\n".join(_wrapped(part, inches) for part in text.split(", ")) for text in said]
+        axes.set_xticks(range(len(runs)), lines)
+        axes.set_xlim(-0.5, len(runs) - 0.4)
+    axes.set_ylabel("flatness radius (•), mean (–)")
     axes.set_ylim(0, None)
     return _with_legend(figure, axes)
 
 
-def surface_figures(runs: list[Run]) -> dict[str, "Figure"]:
-    return {"surface": _surfaces(runs)}
-
-
 def _surfaces(runs: list[Run]) -> "Figure":
-    """The loss in the plane of three networks: as the paper draws it, and as a map; a row a surface."""
+    """The loss in the plane of three networks, as the paper draws it and as a map, a row a surface."""
     figure = _blank(2 * PANEL[0], 2.6 * len(runs), title(runs, "dataset"))
     for k, run in enumerate(runs):
         X, Y, Z = (np.asarray(run.raw[name]) for name in "XYZ")
         side = figure.add_subplot(len(runs), 2, 2 * k + 1, projection="3d")
-        _plot_surface(side, X, Y, Z, view_of(run), zoom=1.3)
+        plot_surface(side, X, Y, Z, view_of(run), zoom=1.3)
         chart = figure.add_subplot(len(runs), 2, 2 * k + 2)
         clipped = _clipped(Z)
         levels = np.linspace(0, max(clipped.max(), 1e-12), 15)
@@ -607,7 +613,7 @@ def _surfaces(runs: list[Run]) -> "Figure":
         chart.grid(False)
         bar = figure.colorbar(filled, ax=chart, ticks=np.arange(0, SURFACE_CLIP + 0.1, 0.5), pad=0.02)
         bar.set_label("training loss" + (f" (cut at {SURFACE_CLIP})" if np.nanmax(Z) > SURFACE_CLIP else ""))
-        chart.set_title(run.label)
+        chart.set_title(_wrapped(run.label, PANEL[0]))
     return figure
 
 
@@ -621,9 +627,17 @@ def _clipped(Z: np.ndarray) -> np.ndarray:
     return np.minimum(np.nan_to_num(Z, nan=SURFACE_CLIP, posinf=SURFACE_CLIP), SURFACE_CLIP)
 
 
-def _plot_surface(
+def plot_surface(
     axes: "Axes", X: np.ndarray, Y: np.ndarray, Z: np.ndarray, view: tuple[int, int], zoom: float = 1
 ) -> None:
+    """Draw the loss in the plane of three networks as arXiv 1801.02254 does (SPEC F3).
+
+    Args:
+      axes: with projection='3d'.
+      X, Y, Z: [n, n]; Z is the loss. It is cut at 3.5; a loss that is no number counts as that.
+      view: elevation and azimuth, degrees: `view_of`.
+      zoom: as in matplotlib's set_box_aspect.
+    """
     drawn = axes.plot_surface(
         X, Y, _clipped(Z), cmap="coolwarm", rcount=len(X), ccount=len(X), linewidth=0, antialiased=False
     )
@@ -633,55 +647,30 @@ def _plot_surface(
     axes.set_axis_off()
 
 
-def surface(
-    X: np.ndarray, Y: np.ndarray, Z: np.ndarray, path: Path | str, view: tuple[int, int] = (60, 225)
-) -> Path:
-    """Draw the loss in the plane of three networks as the second paper does (SPEC F3), into a file.
-
-    Args:
-      X, Y, Z: [n, n]; Z is the loss. It is clipped at 3.5; a loss that is no number counts as that.
-      path: of the picture; its suffix says the format.
-      view: elevation and azimuth, degrees.
-
-    Returns: path.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4))
-    FigureCanvasAgg(figure)
-    _plot_surface(figure.add_axes((0, 0, 1, 1), projection="3d"), X, Y, Z, view)
-    figure.savefig(path, dpi=120)
-    return Path(path)
-
-
-def curvature_figures(runs: list[Run]) -> dict[str, "Figure"]:
-    return {"curvature": _curvature(runs)}
-
-
 def _curvature(runs: list[Run]) -> "Figure":
-    """The Hessian's largest eigenvalues and its trace, and both over the loss, for each network."""
+    """The Hessian's largest eigenvalues and its trace, and both over the loss, of each network."""
     figure, (left, right) = _panels(1, 2, title(runs, "dataset"))
-    names = list(dict.fromkeys(name for run in runs for name in run.raw))
+    places, in_time = _places(run.raw for run in runs)
     for run, style in zip(runs, _styles(runs), strict=True):
-        x = [names.index(name) for name in run.raw]
-        for panel, log_unit in (
-            (left, [found["log_frame"] for found in run.raw.values()]),
-            (right, [found["log_frame"] - found["log_loss"] for found in run.raw.values()]),
-        ):
-
-            def logs(values, log_unit=log_unit):
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    return np.log10(np.asarray(values, np.float64)) + np.asarray(log_unit) / LN10
-
-            eigenvalues = np.array([found["eigenvalues"] for found in run.raw.values()]).T
-            for k, values in enumerate(eigenvalues):
-                own = style if k == 0 else style | {"label": None, "alpha": 0.5, "linewidth": 0.6}
-                panel.plot(x, logs(values), marker="o", **own)
-            trace = logs([found["trace"] for found in run.raw.values()])
-            panel.plot(x, trace, **style | {"label": None, "linewidth": 0.6}, marker="^", markerfacecolor="w")
+        networks = list(run.raw.values())
+        values = [*zip(*(found["eigenvalues"] for found in networks), strict=True)]
+        values += [[found["trace"] for found in networks]]
+        frame, loss = (np.array([found[k] for found in networks]) / LN10 for k in ("log_frame", "log_loss"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            *logs, trace = np.log10(np.array(values, np.float64)) + frame
+        faint = style | {"label": None, "linewidth": 0.6}
+        x = [places[name] for name in run.raw]
+        for panel, unit in ((left, 0), (right, loss)):
+            for k, largest in enumerate(logs):
+                panel.plot(x, largest - unit, marker="o", **(faint | {"alpha": 0.5} if k else style))
+            panel.plot(x, trace - unit, marker="^", markerfacecolor="w", **faint)
     for panel, what in ((left, ""), (right, " / loss")):
-        panel.set_xticks(range(len(names)), names)
+        if in_time:
+            _epochs(panel)
+        else:
+            every = math.ceil(len(places) / 5)  # as many labels as there is room for
+            names = [name.replace(" epoch", "\nepoch") for name in places]
+            panel.set_xticks(range(0, len(names), every), names[::every])
         panel.set_ylabel(f"log₁₀ eigenvalue (○), trace (△){what}")
     return _with_legend(figure, left)
 
@@ -696,7 +685,7 @@ def _blank(width: float, height: float, heading: str) -> "Figure":
 
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    figure.suptitle(heading)
+    figure.suptitle(_wrapped(heading, width))
     return figure
 
 
@@ -715,19 +704,47 @@ def _styles(runs: list[Run]) -> list[dict]:
     return [style | {"label": run.label} for run, style in zip(runs, _cycle(len(runs)), strict=True)]
 
 
+def _series(labels: list[str], in_order: bool = True) -> list[dict]:
+    """A style for each; many that stand in an order go from dark to light. At most eight are named."""
+    styles = _cycle(len(labels))
+    if in_order and len(labels) > len(COLOURS):
+        from matplotlib import colormaps
+
+        shades = colormaps["cividis"](np.linspace(0, 0.95, len(labels)))
+        styles = [{"color": shade, "linestyle": "-"} for shade in shades]
+    named = set(np.linspace(0, len(labels) - 1, min(len(labels), MOST_NAMED)).round().astype(int))
+    return [style | {"label": labels[k] if k in named else None} for k, style in enumerate(styles)]
+
+
+def _wrapped(text: str, inches: float) -> str:
+    """In lines that fit into so many inches, with a legend's handle beside them."""
+    return textwrap.fill(text, int(LETTERS_PER_INCH * inches) - 6)
+
+
 def _with_legend(figure: "Figure", axes: "Axes") -> "Figure":
     """A legend of what `axes` shows, above all panels, where it covers no data; none for a single curve."""
     handles, labels = axes.get_legend_handles_labels()
-    if any(labels):
-        columns = min(len(labels), max(1, int(figure.get_figwidth() * 16 / (6 + max(map(len, labels))))))
+    unique = dict(zip(labels, handles, strict=True))
+    if unique:
+        names = [_wrapped(label, figure.get_figwidth()) for label in unique]
         heading = figure.get_suptitle()
         figure.suptitle("")  # else the legend would lie on it
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, title=heading)
+        for rows in range(1, len(names) + 1):
+            legend = figure.legend(
+                unique.values(), names, loc="outside upper center", title=heading,
+                ncols=math.ceil(len(names) / rows),
+            )  # fmt: skip
+            box = legend.get_window_extent()
+            if box.width <= 0.97 * figure.bbox.width or rows == len(names):
+                break
+            legend.remove()
+        # The panels keep their height; figures have room for a heading and one row.
+        figure.set_figheight(figure.get_figheight() + max(0, box.height / figure.dpi - 0.4))
     return figure
 
 
 def _finish(figure: "Figure") -> None:
-    """Thin the curves, write ticks as plain text (parsing formulas is slow), lay the panels out."""
+    """Thin the curves, write ticks as plain text (formulas are not parsed), lay the panels out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     class Scalar(ScalarFormatter):
@@ -772,7 +789,11 @@ def thin(figure: "Figure") -> None:
 
 
 def visible(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices, ascending, of the first, last, highest and lowest point of each stretch in one column."""
+    """Indices, ascending, of the first, last, highest and lowest point of each stretch in one column.
+
+    Args:
+      columns: of each point, [n]; y: its height, [n].
+    """
     starts = np.concatenate([[0], np.flatnonzero(np.diff(columns)) + 1])
     stretch = np.repeat(np.arange(len(starts)), np.diff([*starts, len(y)]))
     by_height = np.lexsort((np.where(np.isfinite(y), y, 0), stretch))
@@ -782,37 +803,45 @@ def visible(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 # All of it
 
-FIGURES = {
-    "train": training_figures,
-    "attack": attack_figures,
-    "measure_radius": radius_figures,
-    "make_points": surface_figures,
-    "measure_curvature": curvature_figures,
+FIGURES = {  # {kind: {name of a figure: its function, which begins with its caption}}
+    "train": {
+        "loss_margin": _loss_margin,
+        "margins": _margins,
+        "accuracy": _accuracy,
+        "norms": _norms,
+        "steps": _steps,
+    },
+    "attack_l2": {"attack_l2": _attack_l2},
+    "attack_linf": {"attack_linf": _attack_linf},
+    "measure_radius": {"profiles": _profiles, "radii": _radii},
+    "make_points": {"surface": _surfaces},
+    "measure_curvature": {"curvature": _curvature},
 }
-DRAWN = (*FIGURES, "train_seeds")  # the tasks whose directories have figures
 
 
-def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
-    """The figures of working directories, those of one kind in the same figures.
+def drawn(runs: list[Run]) -> dict[str, "Figure"]:
+    """The figures of runs, those of one kind in the same figures.
 
     Args:
-      directories: of runs, attacks and measurements, in the order of their curves.
+      runs: as `read` gives them, in the order of their curves; they get their labels here.
 
     Returns: {name: matplotlib Figure}, each with an Agg canvas and outside pyplot.
-
-    Raises: UserError for a directory that is no run, damaged, or has nothing to draw.
     """
     import matplotlib
 
-    paths = list(dict.fromkeys(results.check_run(d).resolve() for d in directories))
-    runs = [run for path in paths for run in read(path)]
-    drawn = {}
     with matplotlib.rc_context(STYLE):
-        for task, own in _groups(runs, lambda run: run.task).items():
-            drawn |= FIGURES[task](label(own))
-        for figure in drawn.values():
+        made = {}
+        for kind, own in _groups(runs, lambda run: run.kind).items():
+            label(own)
+            made |= {name: function(own) for name, function in FIGURES[kind].items()}
+        for figure in made.values():
             _finish(figure)
-    return drawn
+    return made
+
+
+def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
+    """The figures of working directories: `drawn` of what `read` finds there, and raises as that."""
+    return drawn(read(directories))
 
 
 def draw(
@@ -823,37 +852,47 @@ def draw(
     """Draw working directories into files.
 
     Args:
-      directories: as in `build`.
-      out: a directory, made if it is not there; None: `figures` in the first of directories.
+      directories: as in `read`.
+      out: a directory, made if it is not there; None: `figures` in the directory, and of several
+        directories `figures` in the current one.
       formats: suffixes that matplotlib knows.
 
     Returns: {name of a figure: its files}. All are rendered before the first is written, and each
       replaces an older one at once: nobody finds half a picture.
 
-    Raises: UserError as in `build`, and when the files cannot be written.
+    Raises: UserError as in `read`, and when the files cannot be written.
     """
     import matplotlib
 
-    directories = [Path(d) for d in directories]
-    out = directories[0] / "figures" if out is None else Path(out)
-    drawn = build(directories)
+    paths = list(dict.fromkeys(Path(d).resolve() for d in directories))
+    runs = read(paths)
+    out = Path(out) if out is not None else paths[0] / "figures" if len(paths) == 1 else Path("figures")
+    with _writing_into(out):  # what cannot be written is said now, not after seconds of drawing
+        there = next(place for place in (out, *out.resolve().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
     contents = {}
     with matplotlib.rc_context(STYLE):
-        for name, figure in tqdm(drawn.items(), desc="figures", leave=False, disable=None):
+        for name, figure in tqdm(drawn(runs).items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
-    try:
+    files = {}
+    with _writing_into(out):
         out.mkdir(parents=True, exist_ok=True)
         for (name, suffix), content in contents.items():
-            results.replace_atomically(
-                out / f"{name}.{suffix}", lambda file, content=content: file.write(content)
-            )
+            files.setdefault(name, []).append(out / f"{name}.{suffix}")
+            results.replace_atomically(files[name][-1], lambda file, content=content: file.write(content))
+    return files
+
+
+@contextlib.contextmanager
+def _writing_into(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write figures into {out}: {error.strerror}; "
             "make the place writable or choose another with --out"
         ) from None
-    return {name: [out / f"{name}.{suffix}" for suffix in formats] for name in drawn}
 
 
 def _rendered(figure: "Figure", suffix: str) -> bytes:
@@ -874,7 +913,7 @@ def main(argv: list[str]) -> int:
 
     about = "Draw what runs have left."
     return flag_table.on_directories(
-        argv, "figures.py", about, ("DIR", "figures in the first directory"), show
+        argv, "figures.py", about, ("DIR", "figures in the directory; of several, ./figures"), show
     )
 
 

@@ -78,28 +78,30 @@ class Live:
             self.draw(info["eid"])
 
     def draw(self, eid: int) -> None:
-        """Add the run's figures as they are at epoch eid. What cannot be drawn yet is only said."""
+        """Add the run's figures as they are at epoch eid. What cannot be drawn is only said: no figure is
+        worth a run."""
         import matplotlib
 
         import figures
 
         began = time.process_time()  # not the wall's: a process may be put to sleep
         self.write_res()
+        pictures = []
         try:
-            pictures = []
             with matplotlib.rc_context(figures.STYLE):
                 for name, figure in figures.build([self.run]).items():
                     png = io.BytesIO()
                     figure.savefig(png, format="png", dpi=FIGURES_DPI)
                     pictures.append(image(f"figures/{name}", png.getvalue()))
-            self._write(step=eid, summary={"value": pictures})
-            self._writer.flush()
-        except UserError as error:
-            log.info("no figures for TensorBoard at epoch #%d: %s", eid, error)
+        except Exception as error:
+            log.info("no figures for TensorBoard at epoch #%d: %s: %s", eid, type(error).__name__, error)
+        self._write(step=eid, summary={"value": pictures})
+        self._writer.flush()
         self.drawn_eid, self.drawn_at = eid, time.monotonic()
         self.seconds = time.process_time() - began
 
     def close(self) -> None:
+        """Close the event file."""
         self._writer.close()
 
     def _write(self, **fields) -> None:

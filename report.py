@@ -99,10 +99,12 @@ def number(value: float | None, shown: str = ".5g") -> Html | None:
 
 
 def percent(part: float | None) -> Html | None:
+    """A part of one in percent, with all its digits in the element's value."""
     return None if part is None else el("data", f"{part:.2%}", value=repr(float(part)))
 
 
 def plus_minus(mean: float, sd: float) -> list:
+    """'mean ± standard deviation', as children of an element."""
     return [number(mean, ".4f"), " ± ", number(sd, ".4f")]
 
 
@@ -135,26 +137,27 @@ class Entry:
 
     @property
     def title(self) -> str:
+        """Its number and its experiment."""
         return f"{self.n}: {self.about.get('experiment', 'unnamed')}"
 
     def link(self) -> Html:
+        """Its title, which leads to its article, and its label."""
         label = el("span", self.run.label, class_="label") if self.run.label else None
         return Html(el("a", self.title, href=f"#run-{self.n}") + (label or ""))
 
     @property
     def command(self) -> Html:
+        """The command that made it, with the interpreter that a script needs."""
         command = str(self.about.get("command", "not recorded"))
-        return el("code", f"python {command}" if re.match(r"\S*\.py(\s|$)", command) else command)
+        try:
+            is_script = shlex.split(command)[0].endswith(".py")
+        except (ValueError, IndexError):  # a quotation without an end; nothing
+            is_script = False
+        return el("code", f"python {command}" if is_script else command)
 
     def flags(self) -> dict:
-        return {name: _plain(value) for name, value in self.run.flags.items()}
-
-
-def _plain(value: Any) -> str:
-    """A flag's value as it is typed."""
-    if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value):
-        return ",".join(map(str, value))
-    return str(value)
+        """{name: value as it is typed}."""
+        return {name: figures.plain(value) for name, value in self.run.flags.items()}
 
 
 def word(text: str) -> str:
@@ -164,19 +167,19 @@ def word(text: str) -> str:
 
 
 def runs_section(entries: list[Entry]) -> Html:
+    """What is known of each run."""
     return el("section", el("h2", "Runs", id="runs"), [run_article(entry) for entry in entries])
+
+
+DEFAULTS = {name: figures.plain(value) for name, value in figures.DEFAULTS.items()}
 
 
 def run_article(entry: Entry) -> Html:
     """Who, where, when and with which flags."""
     about, flags = entry.about, entry.flags()
-    defaults = {
-        flag.name: _plain(flag_table.flatten({flag.name: flag.default})[flag.name])
-        for flag in flag_table.FLAGS
-    }
     data = about.get("data") or {}
     versions = about.get("versions") or {}
-    changed = {name: value for name, value in flags.items() if value != defaults.get(name)}
+    changed = {name: value for name, value in flags.items() if value != DEFAULTS.get(name)}
     facts = {
         "command": entry.command,
         "directory": el("code", entry.run.path.resolve()),
@@ -190,7 +193,7 @@ def run_article(entry: Entry) -> Html:
         "data": f"{flags['dataset']}: " + ", ".join(f"{name} {value}" for name, value in data.items()),
     }
     rows = [
-        [el("code", "--", name), el("code", value), el("code", defaults.get(name, ""))]
+        [el("code", "--", name), el("code", value), el("code", DEFAULTS.get(name, ""))]
         for name, value in flags.items()
     ]
     return el(
@@ -257,39 +260,34 @@ def training_table(entries: list[Entry]) -> Html:
     def shown(key, value):
         return percent(value) if key in ("acc", "test_acc") else number(value)
 
+    epochs = [f"{eid} of {entry.run.flags['E']}" for eid, entry in zip(last, entries, strict=True)]
+    log10 = [number(info["stats"]["log_loss"] / LN10, ".6g") for info in infos]
+    tries = [number(sum(info["stats"].get("attempts", 0) for info in raw.values())) for raw in raws]
+    seconds = [number(sum(info["time"] for info in raw.values()), ".1f") for raw in raws]
     rows = [
-        row(
-            "eid",
-            "epoch, of so many",
-            [f"{eid} of {e.run.flags['E']}" for eid, e in zip(last, entries, strict=True)],
-        ),
-        row(
-            "log10_loss",
-            "log10 of the training loss",
-            [number(i["stats"]["log_loss"] / LN10, ".6g") for i in infos],
-        ),
+        row("eid", "epoch, of so many", epochs),
+        row("log10_loss", "log10 of the training loss", log10),
         *(row(key, meaning(key), [shown(key, i["stats"].get(key)) for i in infos]) for key in keys),
         row("lr", "learning rate, in the frame", [number(info["lr"]) for info in infos]),
-        row(
-            "",
-            "tries of all epochs",
-            [number(sum(i["stats"].get("attempts", 0) for i in raw.values())) for raw in raws],
-        ),
-        row(
-            "", "seconds of all epochs", [number(sum(i["time"] for i in raw.values()), ".1f") for raw in raws]
-        ),
+        row("", "tries of all epochs", tries),
+        row("", "seconds of all epochs", seconds),
     ]
     head = ["stat", *(entry.link() for entry in entries)]
     return table("Training: the stats of the last epoch", head, rows, entries)
 
 
 def attack_table(entries: list[Entry]) -> Html:
-    """What summary.json says of each attacked epoch."""
-    lines = []
-    for entry in entries:
-        for eid, found in results.read_summary(entry.run.path).items():
-            lines.append((entry, eid, found))
+    """What summary.json says of each attacked epoch, of attacks in one norm."""
+    lines = [
+        (entry, eid, found)
+        for entry in entries
+        for eid, found in results.read_summary(entry.run.path).items()
+    ]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
+    linf = entries[0].run.kind == "attack_linf"
+    distances = {"median": "distance, median", "mean": "distance, mean"}
+    if not linf:
+        distances = {"certified_median": "certified distance, median"} | distances
     rows = [
         [
             entry.link(),
@@ -300,22 +298,18 @@ def attack_table(entries: list[Entry]) -> Html:
             number(found["q_bar_min"]),
             percent(found["clean_acc"]),
             percent(found["success"]),
-            *(number(found[key], ".4f") for key in ("certified_median", "median", "mean")),
+            *(number(found[key], ".4f") for key in distances),
             *(percent(found["robust_acc"].get(e)) for e in eps),
         ]
         for entry, eid, found in lines
     ]
     head = [
         *("attack", "epoch", "images of", "images", "log10 loss", "q_bar_min", "clean accuracy", "success"),
-        *("certified distance, median", "distance, median", "distance, mean"),
+        *distances.values(),
         *(f"robust accuracy at eps {e}" for e in eps),
     ]
-    return table(
-        "Attacks: distances (L2; of pgd, L-infinity) to the nearest adversarial example found",
-        head,
-        rows,
-        entries,
-    )
+    norm = "L-infinity" if linf else "L2"
+    return table(f"Attacks: {norm} distances to the nearest adversarial example found", head, rows, entries)
 
 
 def radius_tables(entries: list[Entry]) -> list[Html]:
@@ -340,34 +334,18 @@ def radius_tables(entries: list[Entry]) -> list[Html]:
             few = [number(found["I"]), number(found["mean"], ".4f"), number(found["norm"], ".4f")]
             by_norm = number(found["mean_by_norm"], ".4f")
             networks.append([entry.link(), name, *few, by_norm, len(found["radii"])])
+    head = ["measurement", "data", "labels", "perturbed", "networks", "radius", "published"]
+    head += ["standard errors apart", "radius / norm"]
+    about = "mean ± standard deviation over networks; published: arXiv 1801.02254, table 1"
+    few = ["measurement", "network", "loss I(w)", "radius, mean", "norm", "radius / norm", "directions"]
     return [
-        table(
-            "Flatness radius: mean ± standard deviation over networks; published: arXiv 1801.02254, table 1",
-            [
-                *("measurement", "data", "labels", "perturbed", "networks", "radius", "published"),
-                *("standard errors apart", "radius / norm"),
-            ],
-            rows,
-            entries,
-        ),
-        table(
-            "Flatness radius of each network",
-            [
-                "measurement",
-                "network",
-                "loss I(w)",
-                "radius, mean",
-                "norm",
-                "radius / norm",
-                "directions",
-            ],
-            networks,
-            entries,
-        ),
+        table(f"Flatness radius: {about}", head, rows, entries),
+        table("Flatness radius of each network", few, networks, entries),
     ]
 
 
 def surface_table(entries: list[Entry]) -> Html:
+    """Of each surface its networks, its grid and the range of its losses."""
     rows = []
     for entry in entries:
         flags, Z = entry.run.flags, entry.run.raw["Z"]
@@ -381,6 +359,7 @@ def surface_table(entries: list[Entry]) -> Html:
 
 
 def curvature_table(entries: list[Entry]) -> Html:
+    """The largest eigenvalues and the trace at each network, in the true loss's units."""
     rows = []
     for entry in entries:
         for name, found in entry.run.raw.items():
@@ -395,40 +374,21 @@ def curvature_table(entries: list[Entry]) -> Html:
 
 # The figures
 
-CAPTIONS = {
-    "loss_margin": "Training loss and normalized margin",
-    "margins": "Both normalized margins, against epoch and against the loss",
-    "accuracy": "Training and test accuracy",
-    "norms": "The layers' norms",
-    "steps": "Learning rates, attempts and time",
-    "attack_l2": "Distances of adversarial examples, and robust accuracy",
-    "attack_linf": "Distances of adversarial examples (L-infinity), and robust accuracy",
-    "profiles": "The loss along random directions, up to the radius",
-    "radii": "Flatness radii of all directions, and the published ones",
-    "surface": "The training loss in the plane of three networks",
-    "curvature": "The Hessian's largest eigenvalues and trace",
-}
 TOLD_CURVES = 6  # of one panel, in an alternative text
 
 
 def figure_element(name: str, figure: "Figure", entries: list[Entry]) -> Html:
+    """A figure as SVG, told in words too, with its caption and the runs that it was made from."""
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     source = "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode()
     image = el("img", src=source, alt=seen(figure), width=width, height=height)
+    caption = figures.FIGURES[entries[0].run.kind][name].__doc__.split("\n")[0]
     of = [
         [", " if k else "", el("a", f"{entry.n}", href=f"#run-{entry.n}")] for k, entry in enumerate(entries)
     ]
     larger = el("a", "larger", href=f"#figure-{name}", class_="screen")
-    caption = [
-        CAPTIONS.get(name, name.replace("_", " ")),
-        ". Made from ",
-        "run " if len(of) == 1 else "runs ",
-        of,
-        ". ",
-    ]
-    return el(
-        "figure", el("div", image, class_="sheet"), el("figcaption", caption, larger), id=f"figure-{name}"
-    )
+    told = [caption, " Made from ", "run " if len(of) == 1 else "runs ", of, ". ", larger]
+    return el("figure", el("div", image, class_="sheet"), el("figcaption", told), id=f"figure-{name}")
 
 
 def svg(figure: "Figure") -> bytes:
@@ -485,10 +445,8 @@ def course(line: "Line2D") -> str:
 
 
 def spoken(text: str) -> str:
-    """Text of a figure without the marks of its formulas."""
-    text = re.sub(r"\\(?:mathrm|text)\b", "", text)
-    text = re.sub(r"\\([a-zA-Z]+)", r"\1", text)
-    return re.sub(r"log(?:_\{10\}|_10|₁₀)", "log10", text).translate(str.maketrans("", "", "${}\\"))
+    """Text of a figure on one line, as it can be read aloud."""
+    return " ".join(text.replace("log₁₀", "log10").split())
 
 
 # The page
@@ -567,7 +525,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: 0.9rem; }
 
 SECTIONS = {  # kind of run: heading, and what makes its tables
     "train": ("Training", lambda entries: [training_table(entries)]),
-    "attack": ("Attacks", lambda entries: [attack_table(entries)]),
+    "attack_l2": ("Attacks, L2", lambda entries: [attack_table(entries)]),
+    "attack_linf": ("Attacks, L-infinity", lambda entries: [attack_table(entries)]),
     "measure_radius": ("Flatness radius", radius_tables),
     "make_points": ("Loss surfaces", lambda entries: [surface_table(entries)]),
     "measure_curvature": ("Curvature", lambda entries: [curvature_table(entries)]),
@@ -580,19 +539,17 @@ def page(directories: Iterable[Path | str]) -> str:
     Raises: UserError for a directory that is no run, damaged, of a kind without figures, or has no
       results yet.
     """
-    paths = list(dict.fromkeys(results.check_run(d).resolve() for d in directories))
-    entries = [
-        Entry(n, run) for n, run in enumerate((run for path in paths for run in figures.read(path)), 1)
-    ]
+    paths = list(dict.fromkeys(str(Path(d).resolve()) for d in directories))
+    entries = [Entry(n, run) for n, run in enumerate(figures.read(paths), 1)]
     sections = []
-    for task in tqdm(list(SECTIONS), desc="report", leave=False, disable=None):
-        own = [entry for entry in entries if entry.run.task == task]
+    for kind in tqdm(list(SECTIONS), desc="report", leave=False, disable=None):
+        own = [entry for entry in entries if entry.run.kind == kind]
         if own:
-            sections.append((task, section(task, own)))
+            sections.append((kind, section(kind, own)))
     names = list(dict.fromkeys(str(entry.about.get("experiment", "unnamed")) for entry in entries))
     title = f"Report: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    contents = [("runs", "Runs"), *((task, SECTIONS[task][0]) for task, _ in sections)]
-    command = " ".join(["python report.py", *map(str, paths)])
+    contents = [("runs", "Runs"), *((kind, SECTIONS[kind][0]) for kind, _ in sections)]
+    command = shlex.join(["python", "report.py", *paths])
     head = el(
         "head",
         el("meta", charset="utf-8"),
@@ -617,21 +574,20 @@ def page(directories: Iterable[Path | str]) -> str:
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"
 
 
-def section(task: str, entries: list[Entry]) -> Html:
+def section(kind: str, entries: list[Entry]) -> Html:
     """Figures and tables of the runs of one kind. Raises: UserError when their files are not such runs'."""
-    heading, tables = SECTIONS[task]
-    figures.label([entry.run for entry in entries])
+    heading, tables = SECTIONS[kind]
+    runs = [entry.run for entry in entries]
+    drawn = figures.drawn(runs)  # with it they have their labels
     try:
         parts = tables(entries)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = ", ".join(str(entry.run.path) for entry in entries)
         raise UserError(
-            f"{where}: not what a {task} leaves ({type(error).__name__}: {error}); "
-            "it is damaged or of another program: run it again"
+            f"{', '.join(str(run.path) for run in runs)}: not what a {runs[0].flags['task']} leaves "
+            f"({type(error).__name__}: {error}); it is damaged or of another program: run it again"
         ) from error
-    drawn = figures.build([entry.run.path for entry in entries])
     shown = el("div", [figure_element(*drawing, entries) for drawing in drawn.items()], class_="figures")
-    return el("section", el("h2", heading, id=task), shown, parts)
+    return el("section", el("h2", heading, id=kind), shown, parts)
 
 
 def write(directories: Iterable[Path | str], out: Path | str | None = None) -> Path:

@@ -12,7 +12,6 @@ import tensorflow as tf
 from conftest import ROOT
 
 import datasets
-import figures
 from flatness import curvature, interpolation, radius, span
 from flatness.span import Examples, FastSpan, PlainSpan
 from models.architectures import VGG16, VGG16_BN
@@ -503,15 +502,6 @@ def test_a_hessian_far_below_floats_range_is_found_in_its_frame():
 
 
 # Pictures
-
-
-def test_a_surface_becomes_a_small_picture_whatever_the_losses(tmp_path):
-    X, Y = interpolation.grid(12)
-    Z = X**2 + 5 * Y**2
-    Z[0, 0], Z[3, 3] = np.nan, np.inf
-    path = figures.surface(X, Y, Z, tmp_path / "surface.png", figures.SURFACE_VIEWS["mnist", True])
-    content = path.read_bytes()
-    assert content.startswith(b"\x89PNG") and 2000 < len(content) < 300_000
 
 
 def test_figures_need_no_tensorflow():

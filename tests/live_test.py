@@ -1,6 +1,7 @@
 """The live view: what TensorBoard reads back is what the journal says."""
 
 import copy
+import errno
 import io
 import itertools
 import math
@@ -162,15 +163,32 @@ def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, mon
     assert drawn == [20]
 
 
-def test_what_cannot_be_drawn_yet_does_not_end_the_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [results.UserError("nothing to draw"), ValueError("a bug")])
+def test_what_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog, error):
     def build(directories):
-        raise results.UserError("nothing to draw")
+        raise error
 
     monkeypatch.setattr(figures, "build", build)
+    monkeypatch.setattr(live.log, "propagate", True)  # else caplog sees nothing
+    caplog.set_level("INFO", "margin")
     writer = live.Live(tmp_path, {}, 1, lambda: None)
     writer.accept(info(1))
     writer.close()
     assert points(accumulator(tmp_path), "epoch/lr") == {1: 0.1}
+    assert f"no figures for TensorBoard at epoch #1: {type(error).__name__}: {error}" in caplog.messages
+
+
+def test_a_full_disk_is_not_taken_for_a_figure_that_cannot_be_drawn(tmp_path, monkeypatch):
+    writer = live.Live(tmp_path, {}, 1, lambda: None)
+
+    def full(**fields):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(figures, "build", lambda directories: {})
+    monkeypatch.setattr(writer, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.draw(1)
+    writer.close()
 
 
 def test_the_live_view_changes_nothing_of_the_run(trained, tmp_path):

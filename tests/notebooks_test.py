@@ -5,11 +5,13 @@ import os
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT, TINY
 from nbclient import NotebookClient
 
 import core
+import datasets
 import flags
 from core_flatness import FlatnessCore
 
@@ -53,8 +55,28 @@ def test_results_runs_from_top_to_bottom_and_finds_the_latest_runs_by_itself(run
     run, _, _ = runs
     printed, pictures = execute("results.ipynb", LOGS=run.parents[1], RUN=run)
     assert "4 epochs with lr" in printed and "q_bar2_min" in printed
+    by_hand, recorded = (line.split(":")[1].split() for line in printed.splitlines()[-2:])
+    assert "L2 of these:" in printed and by_hand == recorded
     assert printed.count("epoch 4: q_bar_min") == 2
     assert pictures == 2 + 1 + 3 + 2  # of the run, by hand, two runs, the attack
+
+
+def test_an_attack_in_the_largest_pixel_is_told_in_eps_and_images_by_their_levels(tmp_path):
+    (x, y), (x_test, y_test) = datasets.load("digits")
+    arrays = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test, "levels": 20}
+    np.savez(tmp_path / "dark.npz", **arrays)  # its pixels are 16 at most
+    run = quick(tmp_path, "exper-quick-digits-cnn-const-lr-1", dataset=str(tmp_path / "dark.npz"))
+    words = [str(run), "--eid", "last", "--gpu", "-1", "--attack_N", "30", "--attack_K", "20"]
+    words += ["--attack_E", "1", "--attack_eps_list", "0.125,0.25,0.5"]
+    given = flags.attack_command_line(words, importlib.import_module("eval-final-mnist-inf").flags)
+    core.Core(given, "eval-final-mnist-inf").run()
+    # A relative path, and an attack that is below the run and not below the logs.
+    where = {"PWD": tmp_path, "RUN": run.relative_to(tmp_path), "LOGS": tmp_path / "none", "OTHER": ""}
+    printed, pictures = execute("results.ipynb", **where)
+    sizes, recorded = (line.split(":")[1].split() for line in printed.splitlines()[-2:])
+    assert "eps of these:" in printed and "L2" not in printed and pictures == 3 + 2
+    assert sizes and set(recorded) <= {"0.125", "0.250", "0.500"}
+    assert all(float(size) <= float(eps) for size, eps in zip(sizes, recorded, strict=True))
 
 
 def test_results_needs_neither_a_second_run_nor_an_attack(runs):

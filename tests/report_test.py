@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+import shlex
 import subprocess
 import sys
 
@@ -64,26 +65,32 @@ def training(path, command="exper.py --E 3", **flags):
     return made(path, "train", {"flags": {}, "raw": {k: epoch(k) for k in (1, 2, 3)}}, command, E=3, **flags)
 
 
-def attack(path):
+def attack(path, method="ddn", **flags):
     rng = np.random.default_rng(0)
     n = 40
     res = {
         "images": np.zeros((n, 2, 2, 1), np.float32),
-        "errors": rng.uniform(0.5, 3, n) ** 2,
+        "errors": np.full(n, 0.1) if method == "pgd" else rng.uniform(0.5, 3, n) ** 2,
         "labels": np.zeros(n, int),
         "indices": np.arange(n),
         "success": np.ones(n, bool),
         "clean_correct": np.ones(n, bool),
         "certified": np.full(n, 0.1),
     }
-    made(path, "attack", {7: res}, "eval-ddn.py run --eid 7", attack_method="ddn", load_dir="run", eid=7)
+    command = f"eval-{method}.py run --eid 7"
+    made(path, "attack", {7: res}, command, attack_method=method, load_dir="run", eid=7, **flags)
+    eps = ("0.1",) if method == "pgd" else ("0.5", "1.0")
     summary = {
         **{"n": n, "clean_acc": 0.975, "success": 1.0, "median": 1.2345678, "mean": math.inf},
-        **{"certified_median": 0.125, "robust_acc": {"0.5": 0.75, "1.0": 0.25}},
+        **{"certified_median": 0.125, "robust_acc": dict(zip(eps, (0.75, 0.25), strict=False))},
         **{"log_loss": -5 * LN10, "q_bar_min": None},
     }
     results.WorkDir(path).write_json("summary.json", {"7": summary})
     return path
+
+
+def pgd(path):
+    return attack(path, "pgd", attack_eps_list=(0.1,))
 
 
 def radius(path):
@@ -112,7 +119,10 @@ def curvature(path):
     return made(path, "measure_curvature", {"flags": {}, "raw": {"epoch 9": found}}, "measure_curvature.py")
 
 
-KINDS = {"train": training, "attack": attack, "radius": radius, "points": points, "curvature": curvature}
+KINDS = {
+    **{"train": training, "attack": attack, "pgd": pgd},
+    **{"radius": radius, "points": points, "curvature": curvature},
+}
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +166,16 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
     _, document = everything
     assert_well_made(document)
     shown = {node.attrs["id"].removeprefix("figure-") for node in document.query("figure")}
-    assert shown == set(report.CAPTIONS) - {"attack_linf"}
+    assert shown == {name for functions in figures.FIGURES.values() for name in functions}
     assert [h.to_text() for h in document.query("h2")] == [
-        *("Runs", "Training", "Attacks", "Flatness radius", "Loss surfaces", "Curvature")
+        *("Runs", "Training", "Attacks, L2", "Attacks, L-infinity"),
+        *("Flatness radius", "Loss surfaces", "Curvature"),
     ]
+
+
+def test_captions_say_what_is_drawn_and_from_which_runs(everything):
+    captions = [caption.to_text() for caption in everything[1].query("figcaption")]
+    assert captions[0].startswith("Training loss and normalized margin against epoch. Made from run 1")
 
 
 def test_nothing_is_fetched_from_anywhere(everything):
@@ -195,13 +211,13 @@ def test_the_final_stats_are_those_of_the_last_epoch(everything):
     assert f'value="{epoch(3)["stats"]["acc"]!r}"' in text  # all digits are in the page
 
 
-def test_an_attacks_summary_is_there(everything):
-    (row,) = rows(
-        everything[1], "Attacks: distances (L2; of pgd, L-infinity) to the nearest adversarial example found"
-    )
-    assert row[1:] == [
-        *("7", "train", "40", "-5", "–", "97.50%", "100.00%", "0.1250", "1.2346", "inf", "75.00%", "25.00%")
-    ]
+def test_an_attacks_summary_is_there_among_those_in_its_norm(everything):
+    known = ["7", "train", "40", "-5", "–", "97.50%", "100.00%"]
+    (row,) = rows(everything[1], "Attacks: L2 distances to the nearest adversarial example found")
+    assert row[0] == "2: exper-attack"
+    assert row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%", "25.00%"]
+    (row,) = rows(everything[1], "Attacks: L-infinity distances to the nearest adversarial example found")
+    assert row[0] == "3: exper-pgd" and row[1:] == [*known, "1.2346", "inf", "75.00%"]
 
 
 def test_radii_stand_beside_the_published_ones(everything):
@@ -230,13 +246,14 @@ def test_every_table_names_the_command_that_made_its_numbers(everything):
     _, document = everything
     commands = {
         "Training": "python exper.py --E 3",
-        "Attacks": "python eval-ddn.py run --eid 7",
+        "Attacks: L2": "python eval-ddn.py run --eid 7",
+        "Attacks: L-i": "python eval-pgd.py run --eid 7",
         "Flatness": "python measure_radius_mnist_top.py",
         "Loss in": "python make_points_mnist.py",
         "The training": "python measure_curvature.py",
     }
     tables = [t for t in document.query("table") if t.query("tfoot")]
-    assert len(tables) == 6
+    assert len(tables) == 7
     for table in tables:
         caption = table.query("caption")[0].to_text()
         (command,) = [c for start, c in commands.items() if caption.startswith(start)]
@@ -263,6 +280,30 @@ def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
     assert not document.query("script")
     codes = [code.to_text() for code in document.query("code")]
     assert f"python x.py {HOSTILE}" in codes and HOSTILE in codes and str(path) in codes
+
+
+def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "drawn", lambda runs: {})
+    run = training(tmp_path / "my runs" / "1", command="'my scripts/exper.py' --E 3")
+    document = JustHTML(report.page([run]), strict=True, sanitize=False)
+    assert "python 'my scripts/exper.py' --E 3" in {code.to_text() for code in document.query("code")}
+    (made,) = document.query("footer code")
+    assert shlex.split(made.to_text()) == ["python", "report.py", str(run)]
+
+
+@pytest.mark.parametrize("command", ["./run.sh 'exper", "", "./run.sh exper.py"])
+def test_what_is_no_script_is_shown_as_it_was_recorded(tmp_path, command):
+    (run,) = figures.read([training(tmp_path / "run", command=command)])
+    assert report.Entry(1, run).command == report.el("code", command)
+
+
+def test_each_res_is_read_once(tmp_path, monkeypatch):
+    runs = [training(tmp_path / "exper-a" / "1", lr=0.01), curvature(tmp_path / "exper-b" / "1")]
+    read, load = [], results.load
+    monkeypatch.setattr(results, "load", lambda path: [read.append(path), load(path)][1])
+    monkeypatch.setattr(report, "svg", lambda figure: b"")
+    report.page(runs)
+    assert read == runs
 
 
 def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_path):
