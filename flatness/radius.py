@@ -219,9 +219,13 @@ def table_row(
         "published": PUBLISHED.get((dataset, params, random)) if comparable else None,
     }
     what = {"all": "all params", "trainable": "trainable params", "top": "top layer"}[params]
-    row["text"] = (
-        f"{dataset}, {what}{', random labels' if random else ''}: {row['mean']:.4f} ± {row['sd']:.4f} "
-        f"(by norm {row['by_norm_mean']:.4f} ± {row['by_norm_sd']:.4f})"
+    row["text"] = f"{dataset}, {what}{', random labels' if random else ''}: "
+    names = list(networks)
+    if len(names) > 1 and names[0].startswith("epoch"):  # of one run: a mean over them would say little
+        row["text"] += f"{means[0]:.4f} at {names[0]}, {means[-1]:.4f} at {names[-1]}"
+        return row
+    row["text"] += (
+        f"{row['mean']:.4f} ± {row['sd']:.4f} (by norm {row['by_norm_mean']:.4f} ± {row['by_norm_sd']:.4f})"
     )
     if row["published"]:
         published, sd = row["published"]

@@ -257,6 +257,8 @@ def test_runs_of_the_margin_paper_are_measured_epoch_by_epoch(tiny_flags, tmp_pa
     path = core.Core(tiny_flags | {"archive": 2}, "exper").run()
     raw = load(run("measure_radius", tmp_path, load_dir=str(path), eid=[2, 4], directions=2, step=0.2))
     assert list(raw["networks"]) == ["epoch 2", "epoch 4"]
+    means = [found["mean"] for found in raw["networks"].values()]
+    assert raw["row"]["text"].endswith(f": {means[0]:.4f} at epoch 2, {means[1]:.4f} at epoch 4")
     layerwise = run("measure_radius", tmp_path, load_dir=str(path), directions=1, step=0.2, normalize="layer")
     assert list(load(layerwise)["networks"]) == ["epoch 4"]
     found = load(run("measure_curvature", tmp_path, load_dir=str(path), eid="all", eigenvalues=2, probes=2))
