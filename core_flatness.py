@@ -267,12 +267,19 @@ class FlatnessCore(Core):
                 walkers[number] = radius.WALKS[f.method](examples, weights(number))
             return walkers[number]
 
+        due = Throttle(30)
+
         def measure(part):
             number, k = divmod(part, f.directions)
+
+            def tick(steps):
+                if due():
+                    log.info("%s, direction %d: %d steps", labels[number], k, steps)
+
             rng = np.random.default_rng([f.seed, number, k])
             delta = radius.direction(rng, names, weights(number), f.params, f.normalize)
             try:
-                walk = walker(number).walk(delta, f.step, f.threshold, f.max_steps)
+                walk = walker(number).walk(delta, f.step, f.threshold, f.max_steps, tick)
             except radius.EndlessWalk:
                 raise UserError(
                     f"{labels[number]}, direction {k}: {f.max_steps} steps of {f.step:g} changed the "

@@ -520,7 +520,9 @@ def _profiles(runs: list[Run]) -> "Figure":
     The walks of SPEC F4.
     """
     n_columns = min(len(runs), 2)
-    figure, axes = _panels(math.ceil(len(runs) / n_columns), n_columns, title(runs, "dataset"))
+    figure, axes = _panels(
+        math.ceil(len(runs) / n_columns), n_columns, title(runs, "dataset", "random_labels")
+    )
     panels = np.atleast_1d(axes).ravel()
     names = list(_places(run.raw["networks"] for run in runs)[0])
     styles = dict(zip(names, _series(names), strict=True))
@@ -550,7 +552,7 @@ def _radii(runs: list[Run]) -> "Figure":
 
     Epochs of a run stand at their numbers; other networks side by side, a group a measurement.
     """
-    figure, axes = _panels(1, 1, title(runs, "dataset"), width=max(1, 0.35 * len(runs)))
+    figure, axes = _panels(1, 1, title(runs, "dataset", "random_labels"), width=max(1, 0.35 * len(runs)))
     places, in_time = _places(run.raw["networks"] for run in runs)
     of_runs, of_networks = _styles(runs), dict(zip(places, _series(list(places)), strict=True))
     for k, run in enumerate(runs):
@@ -590,7 +592,7 @@ def _radii(runs: list[Run]) -> "Figure":
 
 def _surfaces(runs: list[Run]) -> "Figure":
     """The loss in the plane of three networks, as the paper draws it and as a map, a row a surface."""
-    figure = _blank(2 * PANEL[0], 2.6 * len(runs), title(runs, "dataset"))
+    figure = _blank(2 * PANEL[0], 2.6 * len(runs), title(runs, "dataset", "random_labels"))
     for k, run in enumerate(runs):
         X, Y, Z = (np.asarray(run.raw[name]) for name in "XYZ")
         side = figure.add_subplot(len(runs), 2, 2 * k + 1, projection="3d")

@@ -7,6 +7,7 @@ steps of length s: the radius is (k - 1) * s for the first k with
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -96,8 +97,18 @@ class PlainWalks:
     def __init__(self, examples: Examples, weights: Tensors):
         self.examples, self.weights = examples, weights
 
-    def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int) -> dict:
+    def walk(
+        self,
+        delta: Tensors,
+        step: float,
+        threshold: float,
+        max_steps: int,
+        tick: Callable[[int], None] = lambda steps: None,
+    ) -> dict:
         """Walk from the network along delta.
+
+        Args:
+          tick: called with the number of steps taken, now and then.
 
         Returns: radius; profile, the losses at 0, s, 2s, ... up to the radius; end, the loss one step on.
         Raises: EndlessWalk.
@@ -109,6 +120,7 @@ class PlainWalks:
             if reached(loss, profile[0], threshold):
                 return {"radius": (k - 1) * step, "profile": profile, "end": loss}
             profile.append(loss)
+            tick(k)
         raise EndlessWalk
 
 
@@ -129,7 +141,14 @@ class FastWalks:
         self._kept = {}
         self._origin = None  # sums of the losses at w, block by block
 
-    def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int) -> dict:
+    def walk(
+        self,
+        delta: Tensors,
+        step: float,
+        threshold: float,
+        max_steps: int,
+        tick: Callable[[int], None] = lambda steps: None,
+    ) -> dict:
         """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:
@@ -142,6 +161,7 @@ class FastWalks:
                 if reached(loss, profile[0], threshold):
                     return {"radius": (len(profile) - 1) * step, "profile": profile, "end": float(loss)}
                 profile.append(float(loss))
+            tick(len(profile) - 1)
             if bound is not None:
                 return {"radius": (len(profile) - 1) * step, "profile": profile, "end": bound}
         raise EndlessWalk
