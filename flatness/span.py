@@ -299,8 +299,9 @@ class FastSpan:
                     return sum_of_losses(labels, logits)
 
             signature = tf.TensorSpec([], tf.float64)
-            # Where a point is one small op, each core has one; else all cores share each op.
-            at_once = 8 if products and logits_follow else 1
+            # Where a point is one small op, each core has one; else a few at once fill up one another's
+            # ops that run on one thread.
+            at_once = 8 if products and logits_follow else 3
             points = tf.range(tf.shape(c)[0])
             return tf.map_fn(at_point, points, fn_output_signature=signature, parallel_iterations=at_once)
 
