@@ -36,9 +36,12 @@ class AttackRun:
         limit = len(images) if f.attack_N == "all" else f.attack_N
         chosen = np.arange(len(images)) if f.attack is None else np.array(f.attack)
         beyond = chosen[chosen >= len(images)]
-        if len(beyond) or limit > len(images):
-            flag = f"--attack {','.join(map(str, beyond))}" if len(beyond) else f"--attack_N {limit}"
-            raise UserError(f"{flag}: the {f.attack_set} set has {len(images)} images")
+        has = f"the {f.attack_set} set has {len(images)} images"
+        if len(beyond):
+            given = ",".join(map(str, beyond))
+            raise UserError(f"--attack {given}: {has}; give indices below that")
+        if limit > len(images):
+            raise UserError(f"--attack_N {limit}: {has}; give at most that, or all")
         if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
             raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
         if isinstance(f.attack_target, int):  # images of that class have no other one to reach
