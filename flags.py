@@ -140,6 +140,7 @@ def several(kind: Callable) -> Callable:
 
 
 def either(word: str, kind: Callable) -> Callable:
+    """A word, or a value of a kind."""
     return lambda value: value if isinstance(value, str) and value == word else kind(value)
 
 

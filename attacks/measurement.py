@@ -35,10 +35,14 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
     ]
     if not path.exists():
         new = path.with_name(f".{path.name}.tmp")  # killed while it is made, it would look damaged
-        np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
-        if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process at a page
-            with open(new, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
+        try:
+            np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process at a page
+                with open(new, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
         new.replace(path)
     try:
         records = np.lib.format.open_memmap(path, "r+")

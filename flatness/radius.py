@@ -124,7 +124,7 @@ class PlainWalks:
         raise EndlessWalk
 
 
-class FastWalks:
+class FastWalks(PlainWalks):
     """Walks from one network with the short cuts of `FastSpan`: the same radii as `PlainWalks`.
 
     A block of examples is taken through many steps at once. A step that the partial sums prove
@@ -137,18 +137,11 @@ class FastWalks:
     """
 
     def __init__(self, examples: Examples, weights: Tensors):
-        self.examples, self.weights = examples, weights
+        super().__init__(examples, weights)
         self._kept = {}
         self._origin = None  # sums of the losses at w, block by block
 
-    def walk(
-        self,
-        delta: Tensors,
-        step: float,
-        threshold: float,
-        max_steps: int,
-        tick: Callable[[int], None] = lambda steps: None,
-    ) -> dict:
+    def walk(self, delta, step, threshold, max_steps, tick=lambda steps: None):
         """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:

@@ -1,5 +1,6 @@
 """An attack on a run through Core: what it leaves, how it goes on, and what it refuses."""
 
+import errno
 import json
 import logging
 import shutil
@@ -354,6 +355,16 @@ def test_an_example_that_is_not_misclassified_is_not_stored(run):
     missed = ~res[8]["success"]
     assert missed.any() and np.isinf(res[8]["errors"][missed]).all()
     np.testing.assert_array_equal(res[8]["images"][missed], images[missed])
+
+
+def test_a_disk_without_room_for_the_results_is_an_error_at_once(own, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        attack(own)
+    assert not [path.name for path in (own / "eval-tiny" / "latest").iterdir() if "npy" in path.name]
 
 
 def test_settings_of_another_method_are_refused(run):
