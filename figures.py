@@ -146,10 +146,7 @@ def read(directories: Iterable[Path | str]) -> list[Run]:
 
 def _flags(path: Path) -> dict:
     """A run's flags, flat; of flags that it did not know yet, the defaults."""
-    stored = results.read_flags(path)
-    if not isinstance(stored, dict):
-        raise UserError(f"{path / 'flags.json'}: damaged (not a dict of flags)")
-    return DEFAULTS | flag_table.flatten(stored)
+    return DEFAULTS | flag_table.flatten(results.read_flags(path))
 
 
 def _raw(path: Path, task: str) -> dict:
@@ -166,7 +163,7 @@ def _raw(path: Path, task: str) -> dict:
         have = set().union(*(known for known in (part, stats) if isinstance(known, dict)))
         if missing := NEEDED[task] - have:
             raise UserError(
-                f"{path / 'res'}: damaged, or not what a {task} leaves "
+                f"{path / 'res'}: damaged, or not a result of the task {task} "
                 f"(it has no {', '.join(sorted(missing))}); run it again"
             )
     return raw

@@ -132,8 +132,6 @@ class Entry:
     def __init__(self, n: int, run: figures.Run):
         self.n, self.run = n, run
         self.about = results.read_about(run.path)
-        if not isinstance(self.about, dict):
-            raise UserError(f"{run.path / 'about.json'}: damaged (not what a run says of itself)")
 
     @property
     def title(self) -> str:
@@ -583,7 +581,7 @@ def section(kind: str, entries: list[Entry]) -> Html:
         parts = tables(entries)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{', '.join(str(run.path) for run in runs)}: not what a {runs[0].flags['task']} leaves "
+            f"{', '.join(str(run.path) for run in runs)}: no results of the task {runs[0].flags['task']} "
             f"({type(error).__name__}: {error}); it is damaged or of another program: run it again"
         ) from error
     shown = el("div", [figure_element(*drawing, entries) for drawing in drawn.items()], class_="figures")

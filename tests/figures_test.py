@@ -654,6 +654,8 @@ def spoiled(tmp_path, run, name):
             results.WorkDir(own).write_res([1, 2])
         case "flags":
             (own / "flags.json").write_text("{")
+        case "flags list":
+            (own / "flags.json").write_text("[1, 2]")
     return own
 
 
@@ -665,10 +667,11 @@ def spoiled(tmp_path, run, name):
         ("peek", "a train_peek"),
         ("cut res", "not a pickle"),
         ("other res", "it has no log_frame, log_loss, lr, stats, time"),
-        ("no stats", "res: damaged, or not what a train leaves (it has no log_loss"),
-        ("empty stats", "res: damaged, or not what a train leaves (it has no log_loss"),
+        ("no stats", "res: damaged, or not a result of the task train (it has no log_loss"),
+        ("empty stats", "res: damaged, or not a result of the task train (it has no log_loss"),
         ("list", "damaged"),
         ("flags", "flags.json: missing or damaged"),
+        ("flags list", "flags.json: damaged (it holds no dict)"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(run, tmp_path, capsys, name, says):

@@ -328,14 +328,17 @@ def mistakes(root):
     (unsummed / "summary.json").write_text('{"7": {}}')
     silent = training(root / "exper" / "silent")
     (silent / "about.json").unlink()
+    listing = training(root / "exper" / "listing")
+    (listing / "about.json").write_text("[1, 2]")
     return {
         "no such directory": [root / "nowhere"],
         "not a working directory": [root / "empty"],
         "no epoch was accepted": [run, young],
         "not a pickle of plain data": [torn],
-        "not what a train leaves": [odd],
-        "not what a attack leaves": [unsummed],
+        "not a result of the task train": [odd],
+        "no results of the task attack": [unsummed],
         "about.json: missing or damaged": [silent],
+        "about.json: damaged (it holds no dict)": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],
         "cannot write the report ": [run, "--out", root / "empty"],
         "DIRECTORY": [],
