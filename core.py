@@ -142,7 +142,7 @@ class Core:
         return rng.integers(np.iinfo(np.int32).max // 2, size=2, dtype=np.int32)
 
     def train(self) -> Path:
-        """Train for E accepted epochs (SPEC M3; arXiv 1906.05890, section 6 and appendix K).
+        """Train for E accepted epochs (arXiv 1906.05890, section 6 and appendix K).
 
         Leaves `res` = {'flags': flags, 'raw': {eid: info}}; info has eid, lr, log_frame, rt_loss, stats
         and time, and all_rt_loss when that flag is set. Losses are in the frame exp(log_frame), but
@@ -280,7 +280,7 @@ class Core:
         return info
 
     def stats(self, log_frame: float, loss_limit: float = math.inf) -> dict | None:
-        """Losses, margins and norms of the network as it is now (SPEC M3).
+        """Losses, margins and norms of the network as it is now (arXiv 1906.05890, sections 2 and 6).
 
         Args:
           log_frame: the frame of `loss`.
@@ -310,7 +310,7 @@ class Core:
     # Peeking
 
     def train_peek(self) -> Path:
-        """From each stored epoch `eid` of load_dir, E more epochs at fixed lr and log_frame0 (SPEC M3).
+        """From each stored epoch `eid` of load_dir, E more epochs at fixed lr and log_frame0.
 
         Leaves, in <load_dir>/train_peek/<time>, `res` = {'flags': flags, 'raw': {eid: {'stats': stats of
         the epoch itself, 'q': its margins q_i, float64 [N], 'epochs': [info, ...]}}}; each info has
@@ -355,7 +355,7 @@ class Core:
     # Attacking
 
     def attack(self) -> Path:
-        """Distances of images from the decision boundary at each stored epoch `eid` of load_dir (SPEC M6).
+        """Distances of images from the decision boundary at each stored epoch `eid` of load_dir.
 
         Leaves, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32
         [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, for
@@ -417,7 +417,7 @@ class Core:
         (x, _), (x_test, _) = self.dataset
         return {
             "experiment": self.name,
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(map(_lasting, sys.argv)),
             "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "git": git_revision(),
             "versions": {"python": platform.python_version()}
@@ -627,6 +627,13 @@ def choose_parts(wanted: int | str, specs: list, batch: int, device: str) -> int
     if wanted > batch:
         raise UserError(f"--parts {wanted}: a batch has {batch} examples; give at most that, or auto")
     return wanted
+
+
+def _lasting(word: str) -> str:
+    """A word of the command line; a path through a symlink `latest`, which moves on, as where it leads."""
+    if "latest" in Path(word).parts and Path(word).exists():
+        return os.path.relpath(Path(word).resolve())
+    return word
 
 
 def git_revision() -> str | None:

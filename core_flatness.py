@@ -1,4 +1,4 @@
-"""The flatness experiments (arXiv 1801.02254, section IV; SPEC part F) as tasks of a Core.
+"""The flatness experiments (arXiv 1801.02254, section IV) as tasks of a Core.
 
 A script's last line calls `main`. A run of several seeds is a working directory that has one of its
 own for each seed, seed-<n>; what measures a run puts its working directory beside them.
@@ -50,7 +50,7 @@ class FlatnessCore(Core):
     # Training
 
     def make_random_labels(self) -> Path:
-        """Store random labels for the data set, once (SPEC F2); returns the file's path."""
+        """Store random labels for the data set, once; returns the file's path."""
         path = self.random_labels_path()
         if path.exists():
             log.info("%s is there already and stays; delete it to draw anew", shown_path(path))
@@ -109,13 +109,9 @@ class FlatnessCore(Core):
             path = results.check_run(flags["load_dir"])
         else:
             path = self._latest_run(flags)
-        of_the_run = flag_table.complete(results.read_flags(path))
+        of_the_run = flag_table.of_trained(path)
         if flags["dataset"] not in (None, of_the_run["dataset"]):
             raise UserError(f"--dataset {flags['dataset']}: the run {path} is on {of_the_run['dataset']}")
-        if of_the_run["task"] not in ("train", "train_seeds"):
-            raise UserError(
-                f"{path}: a {of_the_run['task']}, without networks; give a training run's directory"
-            )
         taken = {name: of_the_run[name] for name in flag_table.OF_THE_RUN} | {"load_dir": str(path.resolve())}
         if flags["data_dir"] is None:
             taken["data_dir"] = of_the_run["data_dir"]
@@ -245,7 +241,7 @@ class FlatnessCore(Core):
         return path
 
     def measure_radius(self) -> Path:
-        """The flatness radius of each network of load_dir (SPEC F4).
+        """The flatness radius of each network of load_dir (arXiv 1801.02254, table 1).
 
         Leaves `res`['raw'] = {'networks': {name: {...}}, 'row': {...}}. A network has I (its loss),
         radii, profiles (for each direction the losses at 0, s, 2s, ... up to the radius), ends (the loss
@@ -311,7 +307,7 @@ class FlatnessCore(Core):
         return self._measure(networks, len(networks) * f.directions, measure, finish)
 
     def make_points(self) -> Path:
-        """The loss in the plane of the three networks of load_dir (SPEC F3).
+        """The loss in the plane of the three networks of load_dir (arXiv 1801.02254, section IV).
 
         Leaves X.npy, Y.npy, Z.npy (the losses), float64 [grid, grid], and the same in `res`['raw'].
         """

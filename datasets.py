@@ -127,7 +127,7 @@ def _find(name: str, data_dir: str | Path | None) -> Dataset:
             "mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...) or mnist.npz",
             "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...), in a folder "
             "fashion-mnist (Debian: apt-get install dataset-fashion-mnist)",
-        }[name]
+        }.get(name, "its files")
         raise UserError(
             f"{name}: not found in {', '.join(looked)}, and the download failed ({reason}); "
             f"put {wanted} into one of these, or give --data_dir"
@@ -148,7 +148,7 @@ def _download(name: str) -> Dataset:
     return _checked(*train, *test, name=name, where="keras.datasets")
 
 
-# What the flatness experiments need (SPEC F2)
+# What the flatness experiments need (arXiv 1801.02254, section IV)
 
 PUBLISHED_STATISTICS = {
     "mnist": ((0.1307,), (0.3081,)),
@@ -170,7 +170,7 @@ def input_statistics(dataset: Dataset) -> tuple[tuple, tuple]:
 
 
 def draw_random_labels(labels: np.ndarray, n_classes: int = 10, seed: int = RANDOM_LABELS_SEED) -> np.ndarray:
-    """Each label, with probability 1/2, replaced by a uniform draw from all classes; int32 [N] (SPEC F2)."""
+    """Each label, with probability 1/2, replaced by a uniform draw from all classes; int32 [N]."""
     rng = np.random.default_rng([seed, len(labels)])
     replaced = rng.random(len(labels)) < 0.5
     return np.where(replaced, rng.integers(0, n_classes, len(labels)), labels).astype(np.int32)

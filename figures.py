@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import flags as flag_table
 import results
+from models.architectures import ARCHITECTURES
 from results import UserError
 
 if TYPE_CHECKING:
@@ -71,9 +72,10 @@ RASTER_DPI = 400
 COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows
 LETTERS_PER_INCH = 16  # of a legend, about
 MOST_NAMED = 8  # curves in a legend, where there are more that stand in an order
+MOST_SAID = 3  # flags in a label, where runs can be told apart by their experiments' names
 
 SURFACE_CLIP = 3.5
-SURFACE_VIEWS = {  # (elevation, azimuth) in degrees, by (data set, random labels); SPEC F3
+SURFACE_VIEWS = {  # (elevation, azimuth) in degrees, by (data set, random labels)
     ("mnist", False): (60, 225),
     ("mnist", True): (65, 225),
     ("cifar10", False): (50, 225),
@@ -107,6 +109,14 @@ class Run:
             return "attack_linf" if self.flags["attack_method"] == "pgd" else "attack_l2"
         return self.flags["task"]
 
+    @property
+    def experiment(self) -> str:
+        """The name of the script that made it; '' where that is not recorded."""
+        try:
+            return str(results.read_about(self.path).get("experiment", ""))
+        except UserError:
+            return ""
+
 
 DEFAULTS = {flag.name: flag.default for flag in flag_table.FLAGS}
 NEEDED = {  # in `raw` itself or, where that is a dict of epochs or networks, in each of them
@@ -114,7 +124,7 @@ NEEDED = {  # in `raw` itself or, where that is a dict of epochs or networks, in
     "attack": {"errors", "success", "clean_correct"},
     "measure_radius": {"networks", "row"},
     "make_points": {"X", "Y", "Z", "networks"},
-    "measure_curvature": {"eigenvalues", "trace", "log_frame", "log_loss"},
+    "measure_curvature": {"eigenvalues", "trace", "trace_error", "log_frame", "log_loss"},
 }
 DRAWN = (*NEEDED, "train_seeds")  # the tasks whose directories have figures
 
@@ -174,7 +184,7 @@ def _raw(path: Path, task: str) -> dict:
 NOT_SAID = {  # where and how a run ran, but not what it computed
     *("task", "data_dir", "load_dir", "logs_dir", "resume", "source", "gpu", "checkpoint_every", "archive"),
     *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
-    *("random", "figures", "tensorboard", "stats_every", "E", "attack_certificate"),
+    *("random", "figures", "tensorboard", "stats_every", "E", "attack_certificate", "parts"),
 }
 BIASES = {"NONE": "no bias", "FIRST_LAYER": "bias in first layer", "ALL": "bias in all layers"}
 SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "lr constant, then loss-based"}
@@ -190,6 +200,8 @@ def say(name: str, value: Any) -> str:
             return f"lr {value:g}"
         case "model.bias_mode", _:
             return BIASES.get(value, str(value))
+        case "model.description", _:
+            return network(value)
         case "random_labels", _:
             return "natural labels" if value is None else "random labels"
         case "dataset", _:
@@ -205,14 +217,29 @@ def say(name: str, value: Any) -> str:
     return f"{short} {plain(value, '.4g')}"
 
 
+def network(description: list | None) -> str:
+    """A layer description's name, 'CNN', or else its layers: 'C32 P F10'."""
+    for name, known in ARCHITECTURES.items():
+        if description == known:
+            return name
+    return " ".join("".join(map(str, layer[:2])) for layer in description or []) or "no network"
+
+
 def label(runs: list[Run]) -> list[Run]:
-    """Give each run its label: the flags in which they differ; where that is not enough, these flags in
+    """Give each run its label: the flags in which they differ; where these are many, the experiments'
+    names and the flags in which runs of one experiment differ; where that is not enough, these flags in
     full; where that is not either, the parts of their paths that differ. A single run has none."""
     flats = [{k: json.dumps(v) for k, v in run.flags.items()} for run in runs]
     names = ["dataset", "lr", "model.bias_mode"]
     names += [flag.name for flag in flag_table.FLAGS if flag.name not in names]
     differing = [n for n in names if len({flat[n] for flat in flats}) > 1]
     said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
+    by_experiment = _groups(runs, lambda run: run.experiment)
+    if len(said) > MOST_SAID and len(by_experiment) > 1:
+        for name, own in by_experiment.items():
+            for run in label(own):
+                run.label = ", ".join(filter(None, [name, run.label]))
+        return runs
     for run in runs:
         given = [n for n in said if run.flags[n] is not None or n == "random_labels"]
         run.label = ", ".join(say(n, run.flags[n]) for n in given or said)
@@ -333,11 +360,16 @@ def _show_the_rise(axes: "Axes") -> None:
     classified right the margin is negative, and by its size it would hide the rise."""
     bottom, top = axes.dataLim.intervaly
     axes.axhline(0, color="0.4", linewidth=0.6, zorder=1)
-    if 0 < top < math.inf:
-        axes.set_ylim(max(1.05 * bottom, -0.08 * top) if bottom < 0 else 0, 1.05 * top)
-
-
-LOSS_TICKS = (3, 1, 0, -1, -3, -10, -30, -100, -300, -1000, -3000)
+    if not 0 < top < math.inf:
+        return
+    lowest = max(1.05 * bottom, -0.08 * top) if bottom < 0 else 0
+    axes.set_ylim(lowest, 1.05 * top)
+    curves = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    hidden = [line.get_label() for line in curves if np.nanmax(line.get_ydata(), initial=-np.inf) < lowest]
+    if hidden:
+        which = "; ".join(hidden) if len(hidden) <= 2 else f"{len(hidden)} other curves"
+        said = _wrapped(f"below what is shown: {which}", 0.9 * PANEL[0])
+        axes.text(0.02, 0.97, said, transform=axes.transAxes, va="top", fontsize=7)  # where no curve rises
 
 
 def _loss_axis(axes: "Axes") -> None:
@@ -345,9 +377,14 @@ def _loss_axis(axes: "Axes") -> None:
     low, high = axes.dataLim.intervalx
     if low < -3:
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)
-        ticks = [tick for tick in LOSS_TICKS if low <= tick <= high]
+        steps = (1, 2, 3, 4, 5) if low > -6 else (1, 2, 5) if low > -50 else (1, 3)
+        ticks = [k * 10**n for n in range(4) for k in steps]
+        ticks = [tick for tick in (*ticks, 0, *(-tick for tick in ticks)) if low <= tick <= high]
         axes.set_xticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
-        axes.set_xticks([], minor=True)
+        minor = [-k * 10**n for n in range(4) for k in range(2, 10) if -k * 10**n >= low]
+        axes.set_xticks([tick for tick in minor if tick not in ticks], minor=True)
+    elif high - low < 0.1:  # a single epoch, or one that hardly moved: nothing a tick could tell apart
+        axes.set_xlim(low - 0.5, high + 0.5)
     axes.margins(x=0.01)
     axes.xaxis.set_inverted(True)
     axes.set_xlabel("log₁₀ training loss")
@@ -453,11 +490,11 @@ def _attack_l2(runs: list[Run]) -> "Figure":
         left.stairs(shares, bins, **style)
         eps, robust = robust_accuracy(res)
         # No image falls after the last, so the curve goes on to the panel's edge.
-        right.plot([*eps, max(far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **style)
+        right.plot([*eps, max(1.02 * far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **style)
     left.set(xlabel="L₂ distance of an adversarial example", ylabel="density", ylim=(0, None))
     right.set(xlabel="ε (L₂)", ylabel="robust accuracy, %", ylim=(0, 102))
     for axes in (left, right):
-        axes.set_xlim(0, far)
+        axes.set_xlim(0, 1.02 * far)  # with room for the last bin's edge
     return _with_legend(figure, right)
 
 
@@ -494,14 +531,20 @@ def _attack_linf(runs: list[Run]) -> "Figure":
 # Flatness
 
 
+def are_epochs(networks: Iterable[str]) -> bool:
+    """Whether networks, by their names in a measurement's `raw`, are several epochs of one run."""
+    names = list(networks)
+    return len(names) > 1 and all(re.fullmatch(r"epoch \d+", name) for name in names)
+
+
 def _places(measured: Iterable[Iterable[str]]) -> tuple[dict[str, int], bool]:
     """Where each of several runs' networks stands on an axis, and whether that is its epoch.
 
     Networks that are no epochs, and a single one, stand side by side.
     """
     names = list(dict.fromkeys(name for networks in measured for name in networks))
-    epochs = {name: int(name[6:]) for name in names if re.fullmatch(r"epoch \d+", name)}
-    if 1 < len(epochs) == len(names):
+    if are_epochs(names):
+        epochs = {name: int(name[6:]) for name in names}
         return dict(sorted(epochs.items(), key=lambda item: item[1])), True
     return {name: k for k, name in enumerate(names)}, False
 
@@ -514,7 +557,7 @@ def _epochs(axes: "Axes") -> None:
 def _profiles(runs: list[Run]) -> "Figure":
     """The loss along each random direction up to the radius, a panel a measurement.
 
-    The walks of SPEC F4.
+    The walks to the flatness radius (arXiv 1801.02254, section IV).
     """
     n_columns = min(len(runs), 2)
     figure, axes = _panels(
@@ -549,7 +592,7 @@ def _radii(runs: list[Run]) -> "Figure":
 
     Epochs of a run stand at their numbers; other networks side by side, a group a measurement.
     """
-    figure, axes = _panels(1, 1, title(runs, "dataset", "random_labels"), width=max(1, 0.35 * len(runs)))
+    figure, axes = _panels(1, 1, title(runs, "dataset", "random_labels"), width=max(1, 0.47 * len(runs)))
     places, in_time = _places(run.raw["networks"] for run in runs)
     of_runs, of_networks = _styles(runs), dict(zip(places, _series(list(places)), strict=True))
     for k, run in enumerate(runs):
@@ -579,7 +622,7 @@ def _radii(runs: list[Run]) -> "Figure":
     else:
         said = [run.label or say("params", run.flags["params"]) for run in runs]
         inches = figure.get_figwidth() / len(runs)
-        lines = ["\n".join(_wrapped(part, inches) for part in text.split(", ")) for text in said]
+        lines = ["\n".join(_wrapped(part, inches, 0) for part in text.split(", ")) for text in said]
         axes.set_xticks(range(len(runs)), lines)
         axes.set_xlim(-0.5, len(runs) - 0.4)
     axes.set_ylabel("flatness radius (•), mean (–)")
@@ -589,6 +632,8 @@ def _radii(runs: list[Run]) -> "Figure":
 
 def _surfaces(runs: list[Run]) -> "Figure":
     """The loss in the plane of three networks, as the paper draws it and as a map, a row a surface."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _blank(2 * PANEL[0], 2.6 * len(runs), title(runs, "dataset", "random_labels"))
     for k, run in enumerate(runs):
         X, Y, Z = (np.asarray(run.raw[name]) for name in "XYZ")
@@ -596,7 +641,8 @@ def _surfaces(runs: list[Run]) -> "Figure":
         plot_surface(side, X, Y, Z, view_of(run), zoom=1.3)
         chart = figure.add_subplot(len(runs), 2, 2 * k + 2)
         clipped = _clipped(Z)
-        levels = np.linspace(0, max(clipped.max(), 1e-12), 15)
+        low, high = _colour_range(clipped)
+        levels = np.linspace(low, high, 15)
         filled = chart.contourf(X, Y, clipped, levels, cmap="coolwarm")
         filled.set_rasterized(True)
         chart.contour(X, Y, clipped, levels, colors="k", linewidths=0.25, alpha=0.6)
@@ -610,7 +656,7 @@ def _surfaces(runs: list[Run]) -> "Figure":
             )  # fmt: skip
         chart.set(xlabel=f"share of {names[0]}", ylabel=f"share of {names[1]}", aspect="equal")
         chart.grid(False)
-        bar = figure.colorbar(filled, ax=chart, ticks=np.arange(0, SURFACE_CLIP + 0.1, 0.5), pad=0.02)
+        bar = figure.colorbar(filled, ax=chart, ticks=MaxNLocator(7), pad=0.02)
         bar.set_label("training loss" + (f" (cut at {SURFACE_CLIP})" if np.nanmax(Z) > SURFACE_CLIP else ""))
         chart.set_title(_wrapped(run.label, PANEL[0]))
     return figure
@@ -626,10 +672,15 @@ def _clipped(Z: np.ndarray) -> np.ndarray:
     return np.minimum(np.nan_to_num(Z, nan=SURFACE_CLIP, posinf=SURFACE_CLIP), SURFACE_CLIP)
 
 
+def _colour_range(clipped: np.ndarray) -> tuple[float, float]:
+    """The losses at the two ends of the colours, the same in the map and the picture beside it."""
+    return clipped.min(), max(clipped.max(), clipped.min() + 1e-12)
+
+
 def plot_surface(
     axes: "Axes", X: np.ndarray, Y: np.ndarray, Z: np.ndarray, view: tuple[int, int], zoom: float = 1
 ) -> None:
-    """Draw the loss in the plane of three networks as arXiv 1801.02254 does (SPEC F3).
+    """Draw the loss in the plane of three networks as arXiv 1801.02254 does, section IV.
 
     Args:
       axes: with projection='3d'.
@@ -637,9 +688,12 @@ def plot_surface(
       view: elevation and azimuth, degrees: `view_of`.
       zoom: as in matplotlib's set_box_aspect.
     """
+    clipped = _clipped(Z)
+    low, high = _colour_range(clipped)
     drawn = axes.plot_surface(
-        X, Y, _clipped(Z), cmap="coolwarm", rcount=len(X), ccount=len(X), linewidth=0, antialiased=False
-    )
+        X, Y, clipped, cmap="coolwarm", vmin=low, vmax=high, rcount=len(X), ccount=len(X), linewidth=0,
+        antialiased=False,
+    )  # fmt: skip
     drawn.set(rasterized=True, clip_on=False)
     axes.view_init(*view)
     axes.set_box_aspect(None, zoom=zoom)
@@ -657,12 +711,14 @@ def _curvature(runs: list[Run]) -> "Figure":
         frame, loss = (np.array([found[k] for found in networks]) / LN10 for k in ("log_frame", "log_loss"))
         with np.errstate(divide="ignore", invalid="ignore"):
             *logs, trace = np.log10(np.array(values, np.float64)) + frame
+            error = np.array([found["trace_error"] for found in networks]) / np.array(values[-1])
+            bars = np.abs([np.log10(np.maximum(1 - error, 0.01)), np.log10(1 + error)])  # no axis reaches 0
         faint = style | {"label": None, "linewidth": 0.6}
         x = [places[name] for name in run.raw]
         for panel, unit in ((left, 0), (right, loss)):
             for k, largest in enumerate(logs):
                 panel.plot(x, largest - unit, marker="o", **(faint | {"alpha": 0.5} if k else style))
-            panel.plot(x, trace - unit, marker="^", markerfacecolor="w", **faint)
+            panel.errorbar(x, trace - unit, bars, capsize=2, marker="^", markerfacecolor="w", **faint)
     for panel, what in ((left, ""), (right, " / loss")):
         if in_time:
             _epochs(panel)
@@ -715,9 +771,9 @@ def _series(labels: list[str], in_order: bool = True) -> list[dict]:
     return [style | {"label": labels[k] if k in named else None} for k, style in enumerate(styles)]
 
 
-def _wrapped(text: str, inches: float) -> str:
-    """In lines that fit into so many inches, with a legend's handle beside them."""
-    return textwrap.fill(text, int(LETTERS_PER_INCH * inches) - 6)
+def _wrapped(text: str, inches: float, beside: int = 6) -> str:
+    """In lines that fit into so many inches, with a legend's handle, or so many letters, beside them."""
+    return textwrap.fill(text, int(LETTERS_PER_INCH * inches) - beside)
 
 
 def _with_legend(figure: "Figure", axes: "Axes") -> "Figure":
@@ -743,7 +799,8 @@ def _with_legend(figure: "Figure", axes: "Axes") -> "Figure":
 
 
 def _finish(figure: "Figure") -> None:
-    """Thin the curves, write ticks as plain text (formulas are not parsed), lay the panels out."""
+    """Thin the curves, mark those of a single point, write ticks as plain text (formulas are not parsed),
+    lay the panels out."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     class Scalar(ScalarFormatter):
@@ -761,6 +818,9 @@ def _finish(figure: "Figure") -> None:
                     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             elif type(axis.get_major_formatter()) is ScalarFormatter:
                 axis.set_major_formatter(Scalar())
+        for line in axes.lines:
+            if line.get_marker() in (None, "None", "") and np.isfinite(line.get_xydata()).all(1).sum() == 1:
+                line.set_marker("o")  # else it would not be seen
     thin(figure)
     figure.draw_without_rendering()  # once; every format would do it again
     figure.set_layout_engine("none")

@@ -11,6 +11,7 @@ import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import attacks
@@ -490,7 +491,21 @@ def complete(flags: dict) -> dict:
     return nest(full)
 
 
+def of_trained(directory: Path | str) -> dict:
+    """The flags of a training run, complete. Raises: UserError for a directory of another kind."""
+    stored = complete(results.read_flags(directory))
+    if stored["task"] not in ("train", "train_seeds"):
+        raise UserError(
+            f"{directory}: left by the task {stored['task']}, without networks; "
+            "give a training run's directory"
+        )
+    return stored
+
+
 def _shown(value: Any) -> str:
+    """As it is typed, cut where it is very long."""
+    if isinstance(value, tuple) and all(isinstance(v, str | int | float) for v in value):
+        value = ",".join(map(str, value))
     shown = value if isinstance(value, str) else repr(value)
     return shown if len(shown) < 200 else shown[:200] + "..."
 
@@ -523,6 +538,8 @@ def on_directories(
     parser.add_argument("--out", metavar=out[0], help=f"where to [{out[1]}]")
     try:
         options = parser.parse_args(argv)
+        if "" in (*options.directories, options.out):
+            raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
         do(options.directories, options.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -615,7 +632,7 @@ def attack_command_line(argv: list[str], flags: dict, about: str = "", prog: str
             raise UserError(f"--{name}: comes from the working directory; of an attack it cannot be changed")
     run = {"dataset": "that of the run"}
     if directory is not None:
-        stored = flatten(complete(results.read_flags(directory)))
+        stored = flatten(of_trained(directory))
         run = {name: value for name, value in stored.items() if name not in OF_AN_ATTACK}
         run |= {"data_dir": stored["data_dir"], "load_dir": directory}
     full = command_line(argv, nest(run | flatten(flags) | {"task": "attack"}), about, prog)

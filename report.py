@@ -315,19 +315,20 @@ def radius_tables(entries: list[Entry]) -> list[Html]:
     rows, networks = [], []
     for entry in entries:
         flags, row = entry.run.flags, entry.run.raw["row"]
-        rows.append(
-            [
-                entry.link(),
-                Path(flags["dataset"]).stem,
-                figures.say("random_labels", flags["random_labels"]),
-                figures.say("params", flags["params"]),
-                number(len(entry.run.raw["networks"])),
-                plus_minus(row["mean"], row["sd"]),
-                plus_minus(*row["published"]) if row.get("published") else None,
-                number(row.get("standard_errors"), ".1f"),
-                plus_minus(row["by_norm_mean"], row["by_norm_sd"]),
-            ]
-        )
+        if not figures.are_epochs(entry.run.raw["networks"]):  # several epochs of a run have no mean
+            rows.append(
+                [
+                    entry.link(),
+                    Path(flags["dataset"]).stem,
+                    figures.say("random_labels", flags["random_labels"]),
+                    figures.say("params", flags["params"]),
+                    number(len(entry.run.raw["networks"])),
+                    plus_minus(row["mean"], row["sd"]),
+                    plus_minus(*row["published"]) if row.get("published") else None,
+                    number(row.get("standard_errors"), ".1f"),
+                    plus_minus(row["by_norm_mean"], row["by_norm_sd"]),
+                ]
+            )
         for name, found in entry.run.raw["networks"].items():
             few = [number(found["I"]), number(found["mean"], ".4f"), number(found["norm"], ".4f")]
             by_norm = number(found["mean_by_norm"], ".4f")
@@ -336,10 +337,8 @@ def radius_tables(entries: list[Entry]) -> list[Html]:
     head += ["standard errors apart", "radius / norm"]
     about = "mean ± standard deviation over networks; published: arXiv 1801.02254, table 1"
     few = ["measurement", "network", "loss I(w)", "radius, mean", "norm", "radius / norm", "directions"]
-    return [
-        table(f"Flatness radius: {about}", head, rows, entries),
-        table("Flatness radius of each network", few, networks, entries),
-    ]
+    over_networks = [table(f"Flatness radius: {about}", head, rows, entries)] if rows else []
+    return [*over_networks, table("Flatness radius of each network", few, networks, entries)]
 
 
 def surface_table(entries: list[Entry]) -> Html:
@@ -531,6 +530,9 @@ SECTIONS = {  # kind of run: heading, and what makes its tables
 }
 
 
+MOST_RUNS_FIRST = 4  # of more runs the figures and tables come first, and what is known of each run last
+
+
 def page(directories: Iterable[Path | str]) -> str:
     """The report on working directories, an HTML document.
 
@@ -544,9 +546,13 @@ def page(directories: Iterable[Path | str]) -> str:
         own = [entry for entry in entries if entry.run.kind == kind]
         if own:
             sections.append((kind, section(kind, own)))
-    names = list(dict.fromkeys(str(entry.about.get("experiment", "unnamed")) for entry in entries))
-    title = f"Report: {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-    contents = [("runs", "Runs"), *((kind, SECTIONS[kind][0]) for kind, _ in sections)]
+    others = len(entries) - 1
+    title = f"Report: {entries[0].about.get('experiment', 'unnamed')}"
+    title += f" and {others} more run{'s' if others > 1 else ''}" if others else ""
+    parts = [("runs", "Runs", runs_section(entries))]
+    parts += [(kind, SECTIONS[kind][0], section) for kind, section in sections]
+    if len(entries) > MOST_RUNS_FIRST:
+        parts = parts[1:] + parts[:1]
     command = shlex.join(["python", "report.py", *paths])
     head = el(
         "head",
@@ -562,11 +568,11 @@ def page(directories: Iterable[Path | str]) -> str:
             el("h1", title),
             el(
                 "nav",
-                el("ul", [el("li", el("a", n, href=f"#{i}")) for i, n in contents]),
+                el("ul", [el("li", el("a", heading, href=f"#{name}")) for name, heading, _ in parts]),
                 aria_label="Contents",
             ),
         ),
-        el("main", runs_section(entries), [part for _, part in sections]),
+        el("main", [part for *_, part in parts]),
         el("footer", el("p", f"Made {time.strftime('%Y-%m-%d %H:%M:%S %z')} with ", el("code", command))),
     )
     return f"<!DOCTYPE html>\n{el('html', head, body, lang='en')}\n"

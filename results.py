@@ -37,6 +37,9 @@ DAMAGED = (
 )
 
 
+LONGEST_LINE = 1 << 16  # bytes of the journal's end that are looked at to find its last epoch
+
+
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where, and what to do. Exit status 2."""
 
@@ -132,7 +135,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
         except OSError as error:
             raise UserError(
                 f"cannot make the working directory {path}: {error.strerror}; "
-                "make the place writable (training: or choose another with --logs_dir)"
+                "make the place writable; a training's can be chosen with --logs_dir"
             ) from None
         try:
             for file, content in (files or {}).items():
@@ -251,7 +254,8 @@ def check_run(directory: Path | str) -> Path:
     """The directory as a Path. Raises: UserError when it is no run's working directory."""
     path = Path(directory)
     if not path.is_dir():
-        raise UserError(f"{path}: no such directory; expected a working directory, logs/<experiment>/<time>")
+        what = "not a directory" if path.exists() else "no such directory"
+        raise UserError(f"{path}: {what}; expected a working directory, logs/<experiment>/<time>")
     if not (path / "flags.json").is_file():
         raise UserError(f"{path}: not a working directory (it has no flags.json)")
     return path
@@ -303,16 +307,35 @@ def load(directory: Path | str) -> dict:
     """A run's `res`: {'flags': ..., 'raw': {eid: info}} (an attack's: {eid: results}).
 
     Read with an unpickler that admits plain Python types and NumPy arrays and nothing else; rebuilt
-    from the flags and the journal when there is no `res`.
+    from the flags and the journal when there is no `res`, or when it is behind: of a training run that
+    is going on, or was killed, the journal may hold some epochs more.
 
     Raises: UserError for a directory that is no run, or damaged.
     """
     path = check_run(directory)
     try:
         with open(path / "res", "rb") as file:
-            return load_pickle(file, str(path / "res"))
+            res = load_pickle(file, str(path / "res"))
     except FileNotFoundError:
         return {"flags": read_flags(path), "raw": read_journal(path)}
+    raw = res.get("raw") if isinstance(res, dict) else None
+    if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:
+        res["raw"] = read_journal(path)
+    return res
+
+
+def _last_eid(path: Path) -> int | None:
+    """The last epoch of a training run's journal, from its last whole line; None where there is none."""
+    try:
+        with open(path / "journal.jsonl", "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(lines[-2]).get("eid")
+    except (IndexError, ValueError, AttributeError):  # nothing yet; damaged; longer (all_rt_loss)
+        return None
 
 
 def stored_eids(directory: Path | str) -> list[int]:

@@ -1,4 +1,4 @@
-"""CIFAR-10 with random labels, VGG-16 with batch norm, crops and flips: three networks (SPEC F2)."""
+"""CIFAR-10 with random labels, VGG-16 with batch norm, crops and flips: three networks."""
 
 import core_flatness
 from models.architectures import VGG16_BN

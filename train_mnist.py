@@ -1,4 +1,4 @@
-"""MNIST with its own labels, MLP with bias: three networks (SPEC F2)."""
+"""MNIST with its own labels, MLP with bias: three networks."""
 
 import core_flatness
 from models.architectures import MLP

@@ -26,7 +26,7 @@ class BasicIterativeMethod(Attack):
     radius grows by a half until an example is found, and is then bisected.
 
     CleverHans gives the direction (`optimize_linear`) and the projection (`clip_eta`). Its
-    `basic_iterative_method` itself cannot run here: it fails in a check (SPEC M6), takes one radius
+    `basic_iterative_method` itself cannot run here: it fails in a check, takes one radius
     for all images, and loops in Python. And `optimize_linear` takes a gradient shorter than 1e-6 for
     a vanished one, so the gradient is scaled to a largest entry of 1 before it goes there.
 

@@ -1,4 +1,4 @@
-"""An attack on the stored epochs of a run, with its traces on the disk (SPEC M6)."""
+"""An attack on the stored epochs of a run, with its traces on the disk."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Three-point interpolation: the loss in the plane of three networks (arXiv 1801.02254; SPEC F3).
+"""Three-point interpolation: the loss in the plane of three networks (arXiv 1801.02254, section IV).
 
 At (X, Y) stands the mean training loss of the network with weights X*w1 + Y*w2 + Z*w3, Z = 1 - X - Y;
 batch norm's running statistics are combined like weights.

@@ -1,4 +1,4 @@
-"""Flatness radius: how far one can walk before the loss changes (arXiv 1801.02254, section IV; SPEC F4).
+"""Flatness radius: how far one can walk before the loss changes (arXiv 1801.02254, section IV).
 
 From the weights w of a trained network with loss I(w), along a random direction delta of length 1, in
 steps of length s: the radius is (k - 1) * s for the first k with
@@ -212,7 +212,7 @@ def summary(walks: list[dict], length: float) -> dict:
 def table_row(
     networks: dict[str, dict], dataset: str, params: str, random: bool, comparable: bool = True
 ) -> dict:
-    """The row of Table 1 (SPEC F4): mean and population standard deviation over the networks' means.
+    """A row of Table 1: mean and population standard deviation over the networks' means.
 
     Args:
       networks: {name: summary}.

@@ -2,7 +2,7 @@
 
 A ray w + t*delta and the plane of three networks are both of this kind: the tensors at a point are
 sum_j c_j * basis_j. `PlainSpan` evaluates each point afresh; `FastSpan` gives the same losses with
-the short cuts of SPEC F5.
+short cuts.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
 
 
 def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """s = logsumexp_{j != y} (z_j - z_y), float64 [B]; the cross-entropy is softplus(s) (SPEC M2).
+    """s = logsumexp_{j != y} (z_j - z_y), float64 [B]; the cross-entropy is softplus(s).
 
     Of plain differentiable ops, as often as one likes; the training loss has only its first gradient,
     and is compiled anew for every new number of examples.

@@ -65,7 +65,7 @@ class LogLoss(Archiver):
 
 
 def build(archive: str | int | tuple) -> Archiver:
-    """The archiver that the `archive` flag names (SPEC: 'idle', an int, or a tuple).
+    """The archiver that the `archive` flag names ('idle', an int, or a tuple).
 
     Raises: ValueError when it names none.
     """

@@ -7,7 +7,7 @@ def crop_and_flip(images: tf.Tensor, seed: tf.Tensor, padding: int = 4) -> tf.Te
     """Shift each image by up to `padding` pixels each way, black where it has none, and mirror half of them.
 
     The usual augmentation of CIFAR-10: a crop of the original size from the zero-padded image, at a
-    uniformly random place, then a horizontal flip with probability 1/2 (SPEC F2).
+    uniformly random place, then a horizontal flip with probability 1/2.
 
     Args:
       images: pixels of any type [B, h, w, c], before normalization: 0 is black.

@@ -34,7 +34,7 @@ class LRScheduler:
         """Judge an attempt.
 
         Args:
-          info: the attempt's `info` (SPEC of `core.Core.train`); `info['stats']` is None when the
+          info: the attempt's `info` (see `core.Core.attempt`); `info['stats']` is None when the
             attempt failed or was proved worse. None at the start of a run.
 
         Returns: `('go' | 'back', lr)`, the lr of the next attempt; `('go', first lr)` for no info.

@@ -45,7 +45,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
-    """rho, rho_k, norm_prod and rhoL (SPEC M3).
+    """rho, rho_k, norm_prod and rhoL (arXiv 1906.05890).
 
     Args:
       layers: for each layer its tensors that count: the weight, and for the first layer its bias. (In

@@ -108,7 +108,7 @@ class SimpleSequential(Model):
         return _through(rest, z if bn is None else bn(z, training=False))
 
     def counted_weights(self) -> list[list[np.ndarray]]:
-        """For each layer the tensors whose norm counts: its weight, and the first layer's bias (SPEC M3)."""
+        """For each layer the tensors whose norm counts: its weight, and the first layer's bias."""
         return [
             [layer.weight.numpy()] + ([layer.bias.numpy()] if k == 0 and layer.bias is not None else [])
             for k, layer in enumerate(self.layers)

@@ -1,4 +1,4 @@
-"""Archivers: which epochs are kept (SPEC M5)."""
+"""Archivers: which epochs are kept."""
 
 import json
 import math

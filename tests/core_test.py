@@ -1,4 +1,4 @@
-"""Core: the training loop's decisions, resuming, peeking. SPEC M3, against a plain rewrite of it."""
+"""Core: the training loop's decisions, resuming, peeking, against a plain rewrite of the loop."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def assert_same_weights(a, b):
 
 
 def plain_training(core):
-    """SPEC M3 word for word: full stats for every attempt, no early rejection, weights kept by copying."""
+    """The loop without short cuts: full stats for every attempt, no early rejection, weights kept by copying."""
     f = core.f
     scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
     log_frame = f.log_frame0 if f.train_mode == "USE_FRAME" else 0.0

@@ -158,6 +158,24 @@ def test_a_run_of_an_epoch_or_two_and_never_fitted_is_drawn(drawn, tmp_path, epo
     assert set(figures.build([made_up(tmp_path / "run", epochs, reach=0.1)])) == set(drawn)
 
 
+def test_a_curve_of_a_single_point_can_be_seen(drawn, tmp_path):
+    for name, figure in figures.build([made_up(tmp_path / "run", 1, reach=0.1)]).items():
+        for axes in figure.axes:
+            assert any(len(line.get_xdata()) == 1 and line.get_marker() == "o" for line in axes.lines), name
+            ticks = [text.get_text() for text in axes.get_xticklabels()]
+            assert all(len(tick) <= 5 for tick in ticks), ticks
+    assert not any(line.get_marker() == "o" for f in drawn.values() for a in f.axes for line in a.lines)
+
+
+def test_a_curve_that_lies_below_the_margins_axis_is_named_there(tmp_path):
+    well = made_up(tmp_path / "a" / "run", 50, reach=8)
+    badly = made_up(tmp_path / "b" / "run", 50, reach=0.1, lr=0.01)
+    figure = loss_margin([well, badly])
+    (said,) = [text.get_text() for text in figure.axes[1].texts]
+    assert said.startswith("below what is shown: lr 0.01")
+    assert not figure.axes[0].texts and not loss_margin([well]).axes[1].texts
+
+
 def test_a_run_still_under_way_is_drawn_from_its_journal(run, tmp_path):
     path = work_dir(tmp_path / "run", {}, None)
     written = results.WorkDir(path)
@@ -364,6 +382,7 @@ def a_radius(path, names, published=None, **flat):
 
 def a_curvature(path, names):
     found = {"eigenvalues": [3.0, 2.0], "trace": 9.0, "log_frame": -1.0, "log_loss": -2.0}
+    found["trace_error"] = 0.9
     res = {"flags": {}, "raw": dict.fromkeys(names, found)}
     return work_dir(path, {"task": "measure_curvature"}, res)
 

@@ -130,7 +130,7 @@ def script_flags(name):
 
 
 LOSS_BASED = ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10))
-TABLE = {  # SPEC M1
+TABLE = {
     "exper-final-mnist-cnn-loss-based-lr": ("mnist", CNN, "FIRST_LAYER", LOSS_BASED, ("logloss", 10**5), 600),
     "exper-final-mnist-cnn-loss-based-lr-archive-less": (
         *("mnist", CNN, "FIRST_LAYER", LOSS_BASED),

@@ -1,7 +1,7 @@
 """Repeat a training trajectory of the reference system and compare: `python tests/golden.py FILE`.
 
 A file holds the recipe of its data, initial weights and permutations, its flags, and what the
-reference measured in each attempt (SPEC M3, in frame units). The same is done here through Core and
+reference measured in each attempt (in frame units). The same is done here through Core and
 its model; exit status 1 when a deviation is beyond tolerance, or the attempts part.
 """
 

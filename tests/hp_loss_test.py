@@ -92,7 +92,7 @@ def test_v1_is_the_same_loss_without_a_frame(z, y):
 
 
 def published_v2(z, y, log_frame):
-    """The published formula, with its switch for the whole batch (SPEC M2)."""
+    """The published formula, with its switch for the whole batch."""
     d = np.array([[v - row[k] for j, v in enumerate(row) if j != k] for row, k in zip(z, y, strict=True)])
     if d.max() < -30:
         return np.exp(d - log_frame).sum(axis=1)

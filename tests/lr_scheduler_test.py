@@ -1,4 +1,4 @@
-"""Schedulers: the rules of SPEC M4, followed by hand."""
+"""Schedulers: their rules, followed by hand."""
 
 import json
 import math

@@ -104,8 +104,18 @@ def test_res_is_rebuilt_from_flags_and_journal(run):
     run.append({"eid": 2, "stats": {"loss": float("nan")}})
     assert list(results.load(run.path)["raw"]) == [1, 2]
     assert results.load(run.path)["flags"] == {"E": 3}
-    run.write_res({"flags": {"E": 3}, "raw": {1: "from res"}})
-    assert results.load(run.path)["raw"] == {1: "from res"}
+    run.write_res({"flags": {"E": 3}, "raw": {1: "from res", 2: "from res"}})
+    assert results.load(run.path)["raw"] == {1: "from res", 2: "from res"}
+
+
+def test_of_a_killed_run_the_epochs_that_only_the_journal_has_are_there_too(run):
+    run.append({"eid": 1, "time": 0.5})
+    run.write_res({"flags": {"E": 3}, "raw": {1: {"eid": 1, "time": 0.5}}})
+    run.append({"eid": 2, "time": 0.25})
+    with open(run.path / "journal.jsonl", "ab") as file:
+        file.write(b'{"eid": 3, "ti')  # killed while it was written
+    both = {1: {"eid": 1, "time": 0.5}, 2: {"eid": 2, "time": 0.25}}
+    assert results.load(run.path) == {"flags": {"E": 3}, "raw": both}
 
 
 def test_a_torn_last_line_of_the_journal_is_left_out(run):

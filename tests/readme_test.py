@@ -1,0 +1,81 @@
+"""The README's examples of what can be added do, as they are printed, what they are said to do."""
+
+import gzip
+import re
+import struct
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+
+import datasets
+import flags
+from models import lr_scheduler
+
+
+def example(word):
+    """The one Python block of the README's "Adding" that holds the word."""
+    adding = (ROOT / "README.md").read_text().split("\n## Adding\n")[1].split("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", adding, re.DOTALL)]
+    (found,) = [block for block in blocks if word in block]
+    return compile(found, "README.md", "exec")
+
+
+def test_the_experiment_is_a_script_whose_flags_are_taken():
+    space = {"__name__": "exper-mnist-mlp", "__file__": "exper-mnist-mlp.py"}
+    exec(example("core.main"), space)
+    full = flags.complete(space["flags"])
+    assert (full["dataset"], full["lr"], full["E"]) == ("mnist", 0.05, 100)
+
+
+def test_the_data_set_is_found_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
+    exec(example("kmnist"), dict(vars(datasets)))
+    rng = np.random.default_rng(0)
+    (tmp_path / "kmnist").mkdir()
+    for file, n in zip(datasets.IDX_FILES, (30, 30, 10, 10), strict=True):
+        shape, top = ((n, 28, 28), 256) if "images" in file else ((n,), 10)
+        content = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
+        content += rng.integers(top, size=shape, dtype=np.uint8).tobytes()
+        (tmp_path / "kmnist" / f"{file}.gz").write_bytes(gzip.compress(content))
+    (x, y), (x_test, _) = datasets.load("kmnist", tmp_path)
+    assert x.shape == (30, 28, 28, 1) and y.shape == (30,) and len(x_test) == 10
+    (tmp_path / "empty").mkdir()
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setattr(datasets, "_download", lambda name: getattr(tf.keras.datasets, name))
+    with pytest.raises(datasets.UserError, match="kmnist: not found in .* put its files into"):
+        datasets.load("kmnist", tmp_path / "empty")
+
+
+def test_the_scheduler_halves_after_a_worse_attempt_and_is_taken_by_the_flag(monkeypatch):
+    monkeypatch.setattr(lr_scheduler, "SCHEDULERS", dict(lr_scheduler.SCHEDULERS))
+    exec(example("BoldDriver"), dict(vars(lr_scheduler)))
+    scheduler = lr_scheduler.build(("bold-driver", 0.1, 1.05))
+    assert scheduler.get() == ("go", 0.1)
+    worse, better = ({"eid": 1, "stats": {"loss": loss}} for loss in (1.2, 0.9))
+    assert scheduler.get(worse) == ("back", 0.05)
+    assert scheduler.get({"eid": 1, "stats": None}) == ("back", 0.025)
+    assert scheduler.get(better) == ("go", 0.025 * 1.05)
+
+
+def test_the_attack_goes_so_far_along_the_gaps_gradient(monkeypatch):
+    space = {}
+    exec(example("class Gradient"), space)
+    weights = tf.constant(np.random.default_rng(0).normal(size=(16, 3)), tf.float32)
+
+    def logits(images):
+        return tf.reshape(images, [-1, 16]) @ weights
+
+    images = np.full((5, 4, 4, 1), 0.5, np.float32)
+    labels = logits(images).numpy().argmax(axis=1).astype(np.int32)
+    attack = space["Gradient"](logits, (4, 4, 1), eps=0.4)
+    found = attack(images, labels)
+    np.testing.assert_allclose(np.linalg.norm((found - images).reshape(5, -1), axis=1), 0.4, rtol=1e-5)
+
+    def lead(images):
+        z = logits(images).numpy()
+        return z[0, labels[0]] - np.delete(z[0], labels[0]).max()
+
+    assert lead(found) < lead(images)
