@@ -39,7 +39,7 @@ def assert_same_weights(a, b):
 
 
 def plain_training(core):
-    """The loop without short cuts: full stats for every attempt, no early rejection, weights kept by copying."""
+    """The loop, no short cuts: all stats of every attempt, no early rejection, weights kept as copies."""
     f = core.f
     scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
     log_frame = f.log_frame0 if f.train_mode == "USE_FRAME" else 0.0

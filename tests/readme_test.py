@@ -45,7 +45,7 @@ def test_the_data_set_is_found_in_its_folder(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr(datasets, "_download", lambda name: getattr(tf.keras.datasets, name))
-    with pytest.raises(datasets.UserError, match="kmnist: not found in .* put its files into"):
+    with pytest.raises(datasets.UserError, match=r"kmnist: not found in .* put its files into"):
         datasets.load("kmnist", tmp_path / "empty")
 
 
