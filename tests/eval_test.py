@@ -232,6 +232,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     assert "300" in refused(own, "--attack_N", "301")
     message = refused(own, "--eid", "5")
     assert "3, 6, 8" in message and "5" in message
+    assert "--eid 3,last: " in refused(own, "--eid", "3,last")
     assert "working directory" in refused(own, "--dataset", "mnist")
     assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
     assert "10 classes" in refused(own, "--attack_target", "10")
@@ -256,6 +257,21 @@ def test_a_directory_of_seeds_says_where_the_runs_are(own, tmp_path, refused):
     shutil.copy(own / "flags.json", tmp_path / "seeds")
     shutil.copy(own / "about.json", tmp_path / "seeds")
     assert "seed-3" in refused(tmp_path / "seeds")
+
+
+def test_what_another_attack_left_is_no_run_to_attack(own, refused):
+    attack(own)
+    said = refused(own / "eval-tiny" / "latest")
+    assert "left by the task attack, without networks; give a training run's directory" in said
+
+
+def test_the_recorded_command_names_the_run_that_latest_was(own, monkeypatch):
+    (own.parent / "latest").symlink_to(own.name)
+    monkeypatch.chdir(own.parent)
+    monkeypatch.setattr(sys, "argv", ["eval-tiny.py", "latest", "--eid", "latest/none", "latest run"])
+    _, path = attack(own)
+    command = results.read_about(path)["command"]
+    assert command == f"eval-tiny.py {own.name} --eid latest/none 'latest run'"
 
 
 def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):

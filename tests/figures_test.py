@@ -267,6 +267,24 @@ def test_labels_are_short_and_never_the_same(tmp_path, runs, says):
     assert [run.label for run in labelled] == says
 
 
+def test_runs_that_differ_in_many_flags_are_named_after_their_experiments(tmp_path):
+    mlp = {"model": {"description": "MLP", "bias_mode": "ALL"}, "lr": 0.01, "B": 64}
+    made = {"cnn": {}, "mlp/3": mlp | {"seed": 3}, "mlp/4": mlp | {"seed": 4}}
+    paths = [work_dir(tmp_path / name, own, None) for name, own in made.items()]
+    for path, name in zip(paths, ("exper-cnn", "train_mlp", "train_mlp"), strict=True):
+        results.WorkDir(path).write_json("about.json", {"experiment": name})
+    labelled = figures.label([figures.Run(path, figures._flags(path), {}) for path in paths])
+    assert [run.label for run in labelled] == ["exper-cnn", "train_mlp, seed 3", "train_mlp, seed 4"]
+    of_one = figures.label([run for run in labelled if run.experiment == "train_mlp"])
+    assert [run.label for run in of_one] == ["seed 3", "seed 4"]
+
+
+def test_an_architecture_has_its_name_and_another_its_layers():
+    description = flags.complete({"model": {"description": "VGG16_BN"}})["model"]["description"]
+    assert figures.network(json.loads(json.dumps(description))) == "VGG16_BN"
+    assert figures.network([["C", 8, [3, 3]], ["P"], ["F", 10, {"act": False}]]) == "C8 P F10"
+
+
 def test_a_run_of_several_seeds_is_a_curve_a_seed(run, tmp_path):
     whole = work_dir(tmp_path / "whole", {"task": "train_seeds", "seeds": (3, 5)}, None)
     for seed in (3, 5):
@@ -475,6 +493,8 @@ def test_a_surface_is_cut_and_a_loss_that_is_no_number_is_at_the_cut():
 
 def test_a_surface_stands_beside_its_map_with_the_three_networks_on_it(measured):
     side, chart, _ = figures.build([measured["make_points"]])["surface"].axes
+    ends = side.collections[0].get_clim()
+    assert ends == tuple(chart.collections[0].levels[[0, -1]])  # one colour is one loss in both
     assert (side.elev, side.azim) == figures.SURFACE_VIEWS["mnist", False]
     assert sorted(points[0].tolist() for points in curves(chart)) == [[0, 0], [0, 1], [1, 0]]
     assert [text.get_text() for text in chart.texts] == ["seed 0", "seed 1", "seed 2"]

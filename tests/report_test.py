@@ -343,7 +343,24 @@ def mistakes(root):
         "cannot write the report ": [run, "--out", root / "empty"],
         "DIRECTORY": [],
         "unrecognized": [run, "--colour"],
+        "an empty word": [run, "--out", ""],
+        "an empty word where a path": [""],
+        "not a directory": [run / "res"],
     }
+
+
+def test_epochs_of_one_run_are_not_averaged(tmp_path):
+    path = radius(tmp_path / "exper-radius" / "1")
+    res = results.load(path)
+    one = res["raw"]["networks"]["seed 0"]
+    res["raw"]["networks"] = {"epoch 10": one, "epoch 30": one | {"mean": 3.5}}
+    results.WorkDir(path).write_res(res)
+    document = JustHTML(report.page([path]), strict=True, sanitize=False)
+    captions = [caption.to_text() for caption in document.query("section.box caption")]
+    assert [c for c in captions if c.startswith("Flatness")] == ["Flatness radius of each network"]
+    cells = [cell.to_text() for cell in document.query("td")]
+    assert {"epoch 10", "epoch 30", "2.5000", "3.5000"} <= set(cells)
+    assert not [cell for cell in cells if cell.startswith("2.5000 ±")]
 
 
 def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys):
