@@ -142,7 +142,7 @@ class Core:
         return rng.integers(np.iinfo(np.int32).max // 2, size=2, dtype=np.int32)
 
     def train(self) -> Path:
-        """Train for E accepted epochs (arXiv 1906.05890, section 6 and appendix K).
+        """Train for E accepted epochs (the experiments of arXiv 1906.05890).
 
         Leaves `res` = {'flags': flags, 'raw': {eid: info}}; info has eid, lr, log_frame, rt_loss, stats
         and time, and all_rt_loss when that flag is set. Losses are in the frame exp(log_frame), but
@@ -280,7 +280,7 @@ class Core:
         return info
 
     def stats(self, log_frame: float, loss_limit: float = math.inf) -> dict | None:
-        """Losses, margins and norms of the network as it is now (arXiv 1906.05890, sections 2 and 6).
+        """Losses, margins and norms of the network as it is now (arXiv 1906.05890).
 
         Args:
           log_frame: the frame of `loss`.

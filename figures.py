@@ -234,12 +234,13 @@ def label(runs: list[Run]) -> list[Run]:
     names += [flag.name for flag in flag_table.FLAGS if flag.name not in names]
     differing = [n for n in names if len({flat[n] for flat in flats}) > 1]
     said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
-    by_experiment = _groups(runs, lambda run: run.experiment)
-    if len(said) > MOST_SAID and len(by_experiment) > 1:
-        for name, own in by_experiment.items():
-            for run in label(own):
-                run.label = ", ".join(filter(None, [name, run.label]))
-        return runs
+    if len(said) > MOST_SAID:
+        by_experiment = _groups(runs, lambda run: run.experiment)
+        if len(by_experiment) > 1:
+            for name, own in by_experiment.items():
+                for run in label(own):
+                    run.label = ", ".join(filter(None, [name, run.label]))
+            return runs
     for run in runs:
         given = [n for n in said if run.flags[n] is not None or n == "random_labels"]
         run.label = ", ".join(say(n, run.flags[n]) for n in given or said)
@@ -713,6 +714,7 @@ def _curvature(runs: list[Run]) -> "Figure":
             *logs, trace = np.log10(np.array(values, np.float64)) + frame
             error = np.array([found["trace_error"] for found in networks]) / np.array(values[-1])
             bars = np.abs([np.log10(np.maximum(1 - error, 0.01)), np.log10(1 + error)])  # no axis reaches 0
+            bars[:, ~np.isfinite(trace)] = 0  # nor a trace below it
         faint = style | {"label": None, "linewidth": 0.6}
         x = [places[name] for name in run.raw]
         for panel, unit in ((left, 0), (right, loss)):

@@ -283,7 +283,7 @@ def attack_table(entries: list[Entry]) -> Html:
     ]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     linf = entries[0].run.kind == "attack_linf"
-    distances = {"median": "distance, median", "mean": "distance, mean"}
+    distances = {"median": "distance, median", "mean": "distance, mean of those found"}
     if not linf:
         distances = {"certified_median": "certified distance, median"} | distances
     rows = [
@@ -312,23 +312,24 @@ def attack_table(entries: list[Entry]) -> Html:
 
 def radius_tables(entries: list[Entry]) -> list[Html]:
     """Table 1 of arXiv 1801.02254 with the published values beside ours, and the networks behind it."""
+    averaged = [entry for entry in entries if not figures.are_epochs(entry.run.raw["networks"])]
     rows, networks = [], []
-    for entry in entries:
+    for entry in averaged:
         flags, row = entry.run.flags, entry.run.raw["row"]
-        if not figures.are_epochs(entry.run.raw["networks"]):  # several epochs of a run have no mean
-            rows.append(
-                [
-                    entry.link(),
-                    Path(flags["dataset"]).stem,
-                    figures.say("random_labels", flags["random_labels"]),
-                    figures.say("params", flags["params"]),
-                    number(len(entry.run.raw["networks"])),
-                    plus_minus(row["mean"], row["sd"]),
-                    plus_minus(*row["published"]) if row.get("published") else None,
-                    number(row.get("standard_errors"), ".1f"),
-                    plus_minus(row["by_norm_mean"], row["by_norm_sd"]),
-                ]
-            )
+        rows.append(
+            [
+                entry.link(),
+                Path(flags["dataset"]).stem,
+                figures.say("random_labels", flags["random_labels"]),
+                figures.say("params", flags["params"]),
+                number(len(entry.run.raw["networks"])),
+                plus_minus(row["mean"], row["sd"]),
+                plus_minus(*row["published"]) if row.get("published") else None,
+                number(row.get("standard_errors"), ".1f"),
+                plus_minus(row["by_norm_mean"], row["by_norm_sd"]),
+            ]
+        )
+    for entry in entries:
         for name, found in entry.run.raw["networks"].items():
             few = [number(found["I"]), number(found["mean"], ".4f"), number(found["norm"], ".4f")]
             by_norm = number(found["mean_by_norm"], ".4f")
@@ -337,8 +338,8 @@ def radius_tables(entries: list[Entry]) -> list[Html]:
     head += ["standard errors apart", "radius / norm"]
     about = "mean ± standard deviation over networks; published: arXiv 1801.02254, table 1"
     few = ["measurement", "network", "loss I(w)", "radius, mean", "norm", "radius / norm", "directions"]
-    over_networks = [table(f"Flatness radius: {about}", head, rows, entries)] if rows else []
-    return [*over_networks, table("Flatness radius of each network", few, networks, entries)]
+    first = [table(f"Flatness radius: {about}", head, rows, averaged)] if averaged else []
+    return [*first, table("Flatness radius of each network", few, networks, entries)]
 
 
 def surface_table(entries: list[Entry]) -> Html:

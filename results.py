@@ -37,9 +37,6 @@ DAMAGED = (
 )
 
 
-LONGEST_LINE = 1 << 16  # bytes of the journal's end that are looked at to find its last epoch
-
-
 class UserError(Exception):
     """A mistake that the user can mend: one line that says what, where, and what to do. Exit status 2."""
 
@@ -327,14 +324,9 @@ def load(directory: Path | str) -> dict:
 def _last_eid(path: Path) -> int | None:
     """The last epoch of a training run's journal, from its last whole line; None where there is none."""
     try:
-        with open(path / "journal.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST_LINE))
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    try:
+        lines = (path / "journal.jsonl").read_bytes().split(b"\n")
         return json.loads(lines[-2]).get("eid")
-    except (IndexError, ValueError, AttributeError):  # nothing yet; damaged; longer (all_rt_loss)
+    except (FileNotFoundError, IndexError, ValueError, AttributeError):  # nothing there yet; damaged
         return None
 
 

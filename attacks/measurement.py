@@ -148,8 +148,8 @@ def summary(records: np.ndarray, eps_list: tuple[float, ...], linf: bool) -> dic
     """What a set's results come to.
 
     `robust_acc` {eps: part of all images that are classified right and have no example within eps};
-    median and mean are over all images, a misclassified one at distance 0; the mean is over those
-    with an example. An image without one is at infinite distance (L-infinity: 1).
+    the median is over all images, one without an example being at infinite distance (L-infinity: 1);
+    the mean is over those with one. A misclassified image is at distance 0.
     """
     distance = records["error"] if linf else np.sqrt(records["error"])
     distance = np.where(records["clean_correct"], distance, 0.0)

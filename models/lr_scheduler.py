@@ -118,7 +118,7 @@ class _LossComparing(LRScheduler):
 
 
 class LossBasedLRv1(_LossComparing):
-    """The loss-based scheduler of arXiv 1906.05890, appendix K: lr follows 1 / (true loss).
+    """The loss-based scheduler of arXiv 1906.05890: lr follows 1 / (true loss).
 
     Accept: lr * alpha1. Reject: lr / alpha2. With a frame the real learning rate is
     lr * exp(-log_frame) by itself; without one it is returned as lr * loss0 / last_loss.

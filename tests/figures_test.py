@@ -501,6 +501,22 @@ def test_a_surface_stands_beside_its_map_with_the_three_networks_on_it(measured)
     assert all(c.get_rasterized() for c in side.collections)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("trace", [2.0, 0.0, -1.0])
+def test_a_trace_that_is_uncertain_or_not_positive_is_drawn_without_a_warning(tmp_path, trace):
+    path = a_curvature(tmp_path / "run", ["epoch 3"])
+    res = results.load(path)
+    res["raw"]["epoch 3"] |= {"trace": trace, "trace_error": 5.7}
+    results.WorkDir(path).write_res(res)
+    (figure,) = figures.build([path]).values()
+    segments = [s for c in figure.axes[0].collections for s in c.get_segments() if len(s)]
+    bars = [high - low for (_, low), (_, high) in segments]
+    if trace > 0:
+        np.testing.assert_allclose(bars, [np.log10(1 + 5.7 / trace) + 2])  # down to a hundredth
+    else:
+        assert not bars  # on an axis of decades it has no place
+
+
 def test_eigenvalues_are_drawn_in_the_true_losss_units(measured):
     left, _ = figures.build([measured["measure_curvature"]])["curvature"].axes
     raw = results.load(measured["measure_curvature"])["raw"]

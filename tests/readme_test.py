@@ -60,7 +60,7 @@ def test_the_scheduler_halves_after_a_worse_attempt_and_is_taken_by_the_flag(mon
     assert scheduler.get(better) == ("go", 0.025 * 1.05)
 
 
-def test_the_attack_goes_so_far_along_the_gaps_gradient(monkeypatch):
+def test_the_attack_goes_so_far_along_the_gaps_gradient():
     space = {}
     exec(example("class Gradient"), space)
     weights = tf.constant(np.random.default_rng(0).normal(size=(16, 3)), tf.float32)
