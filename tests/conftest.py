@@ -28,7 +28,7 @@ def tiny_flags(tmp_path):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # before any fixture of a single test that hides DATA_DIR
 def real_data():
     """DATA_DIR with real MNIST and CIFAR-10; skips where it is not set."""
     directory = os.environ.get("DATA_DIR")
