@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from results import DAMAGED, UserError, load_pickle, nearest, replace_atomically
+import safe_pickle
+from errors import UserError, nearest
+from results import arrays_of, parsed, read_bytes, replace_atomically
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -104,7 +106,7 @@ def _roots(data_dir: str | Path | None) -> list[Path]:
 
 
 def _find(name: str, data_dir: str | Path | None) -> Dataset:
-    """Try every place in turn, then a download; say where it looked when all fail."""
+    """Try every place in turn, then a download. When all fail the error says where it looked."""
     looked, reader = [], DATASETS[name]
     for root in _roots(data_dir):
         dataset = reader(root)
@@ -191,15 +193,16 @@ def save_random_labels(path: Path, labels: np.ndarray, seed: int, natural: np.nd
 def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
     """The data set with the training labels of a file. Raises: UserError for labels that do not fit it."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            labels = arrays["labels"]
-            natural_crc32 = int(arrays["natural_crc32"]) if "natural_crc32" in arrays else None
+        content = read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it with ./run.sh make_random_labels") from None
-    except DAMAGED as error:
-        raise UserError(
-            f"{path}: no file of labels ({error}); delete it and make it anew with make_random_labels"
-        ) from None
+
+    def labels_and_crc(content):
+        arrays = arrays_of(content)
+        return arrays["labels"], int(arrays["natural_crc32"]) if "natural_crc32" in arrays else None
+
+    otherwise = "delete it and make it anew with make_random_labels"
+    labels, natural_crc32 = parsed(content, labels_and_crc, f"{path}: no file of labels", otherwise)
     (x, y), test = dataset
     if labels.shape != y.shape or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
@@ -267,19 +270,12 @@ def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: in
 def _load_npz(path: Path, name: str) -> Dataset:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
-            if missing:
-                raise UserError(
-                    f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}"
-                )
-            levels = int(arrays["levels"]) if "levels" in arrays else 255
-            parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
-    except UserError:
-        raise
-    except DAMAGED as error:
-        raise UserError(f"{path}: damaged, or not an .npz of plain arrays ({error})") from None
+    arrays = parsed(read_bytes(path), arrays_of, f"{path}: not an .npz of plain arrays", "get it again")
+    missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}")
+    levels = parsed(arrays.get("levels", 255), int, f"{path}: levels", "expected one number")
+    parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
     if not 1 <= levels <= 255:
         raise UserError(f"{path}: levels is {levels}; expected 1 to 255")
     return _checked(*parts, name=name, where=str(path), levels=levels)
@@ -290,14 +286,9 @@ def _load_npz(path: Path, name: str) -> Dataset:
 
 def _read_idx(path: Path, n_dims: int) -> np.ndarray:
     """A file of unsigned bytes in the IDX format, gzipped or not. Raises: UserError if it is not one."""
-    try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    except DAMAGED as error:
-        raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
-    except Exception as error:  # zlib.error has no base of its own
-        raise UserError(f"{path}: damaged ({error}): get it again") from None
+    content = read_bytes(path)
+    if content[:2] == b"\x1f\x8b":
+        content = parsed(content, gzip.decompress, str(path), "get it again")
     head = 4 + 4 * n_dims
     magic = 0x800 + n_dims
     if len(content) < head:
@@ -344,9 +335,13 @@ def _mnist_like(name: str, folders: tuple, npz: str) -> Callable[[Path], Dataset
 # CIFAR-10
 
 
-def _cifar_batch(file: io.BufferedIOBase, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _cifar_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """One official batch: images [N, 32, 32, 3] and labels [N]."""
-    batch = load_pickle(file, where, encoding="bytes")
+
+    def unpickled(content):
+        return safe_pickle.loads(content, encoding="bytes")
+
+    batch = parsed(content, unpickled, f"{where}: not a pickle of plain data and arrays", "get it again")
     try:
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
     except (KeyError, TypeError, IndexError):
@@ -366,10 +361,7 @@ def _read_cifar(root: Path) -> Dataset | None:
         root,
     ):
         if all((folder / name).is_file() for name in names):
-            batches = []
-            for name in names:
-                with open(folder / name, "rb") as file:
-                    batches.append(_cifar_batch(file, str(folder / name)))
+            batches = [_cifar_batch(read_bytes(folder / name), str(folder / name)) for name in names]
             return _join_cifar(batches, str(folder))
     for archive in ("cifar-10-python.tar.gz", CIFAR_FOLDER + ".tar.gz"):
         if (path := root / archive).is_file():
@@ -379,17 +371,17 @@ def _read_cifar(root: Path) -> Dataset | None:
 
 def _read_cifar_tar(path: Path, names: list[str]) -> Dataset:
     """Read in memory: nothing is unpacked to the disk."""
-    found = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name = member.name.split("/")[-1]
-                if member.isfile() and name in names:
-                    found[name] = _cifar_batch(io.BytesIO(tar.extractfile(member).read()), f"{path}: {name}")
-    except UserError:
-        raise
-    except (tarfile.TarError, *DAMAGED) as error:
-        raise UserError(f"{path}: truncated or damaged ({error}): get it again") from None
+
+    def batches(content):
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+            members = [(m.name.split("/")[-1], m) for m in tar if m.isfile()]
+            return {
+                name: _cifar_batch(tar.extractfile(member).read(), f"{path}: {name}")
+                for name, member in members
+                if name in names
+            }
+
+    found = parsed(read_bytes(path), batches, str(path), "get it again")
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}")

@@ -5,14 +5,14 @@ import os
 import sys
 import tempfile
 
-from results import UserError
+from errors import UserError
+from models.architectures import parse
 
 
 def import_tensorflow():
-    """TensorFlow, imported when it is first needed: a mistyped flag should not wait for it.
+    """TensorFlow, imported when it is first needed, so that a mistyped flag need not wait for it.
 
-    Its start-up chatter, written past Python straight to file descriptor 2, is shown only when the
-    import fails.
+    At its start TensorFlow writes to file descriptor 2, past Python. That is shown only when the import fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryFile() as chatter:
@@ -38,19 +38,43 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-STEP_TO_SHARE = 1e9  # floating-point operations of a step; above, sharing each op among the cores is as fast
-LEAST_PART = 32  # examples; the ops of a smaller part are less efficient
+STEP_TO_SHARE = 1e9  # floating-point operations of a step; above this, sharing each op among cores is as fast
+LEAST_PART = 32  # examples of a slice; the ops of a smaller one are less efficient
 
 
 def parts_that_pay(step_flops: float, batch: int) -> int:
-    """Into how many parts to cut the batches of a network on the CPU (`models.base_model.Model.parts`).
+    """Into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
 
     Measured on two cores (`bench/train_step.py --parts`): the step of a small network is a quarter
-    faster in two parts, that of a large one equally fast.
+    faster in two slices, that of a large one equally fast.
     """
     if step_flops > STEP_TO_SHARE:
         return 1
     return max(1, min(cores(), batch // LEAST_PART))
+
+
+def choose_parts(wanted: int | str, description: list, shape: tuple, batch: int, device: str) -> int:
+    """The number of slices that the flag `parts` means.
+
+    Args:
+      wanted: the flag. description: of the network. shape: (h, w, c) of an image. batch: its size.
+      device: as `set_up_device` names it.
+
+    Raises: UserError for a number that cannot be.
+    """
+    try:
+        specs = parse(description, "NONE", shape)
+    except ValueError:
+        return 1  # building the network says what is wrong
+    normed = any(spec.bn for spec in specs)
+    if wanted == "auto":
+        step_flops = 3 * batch * sum(spec.flops for spec in specs)
+        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch)
+    if normed and wanted > 1:
+        raise UserError(f"--parts {wanted}: batch norm looks at whole batches; give 1, or auto")
+    if wanted > batch:
+        raise UserError(f"--parts {wanted}: a batch has {batch} examples; give at most that, or auto")
+    return wanted
 
 
 def share_cores(parts: int) -> None:
@@ -59,7 +83,7 @@ def share_cores(parts: int) -> None:
     To be called before TensorFlow has computed anything; later it changes nothing.
     """
     tf = import_tensorflow()
-    with contextlib.suppress(RuntimeError):  # the threads are there already
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started its threads
         tf.config.threading.set_inter_op_parallelism_threads(parts)
         tf.config.threading.set_intra_op_parallelism_threads(cores() // parts)
 
@@ -70,7 +94,7 @@ def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> 
     Args:
       gpu: the GPU's id; -1, or no GPU present, means the CPU.
 
-    Raises: UserError for an id that this machine has not.
+    Raises: UserError for an id that this machine does not have.
     """
     tf = import_tensorflow()
     gpus = tf.config.list_physical_devices("GPU") if gpu >= 0 else []

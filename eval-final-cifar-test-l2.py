@@ -1,6 +1,6 @@
 """Carlini-Wagner L2, test set."""
 
-import core
+import launch
 
 flags = {
     "task": "attack",
@@ -17,4 +17,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main_eval(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,6 +1,6 @@
 """L2 basic iterative method on logits divided by their largest magnitude, training set."""
 
-import core
+import launch
 
 flags = {
     "task": "attack",
@@ -14,4 +14,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main_eval(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,6 +1,6 @@
 """DDN L2 (decoupled direction and norm), training set."""
 
-import core
+import launch
 
 flags = {
     "task": "attack",
@@ -13,4 +13,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main_eval(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

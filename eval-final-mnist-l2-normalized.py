@@ -1,6 +1,6 @@
 """Carlini-Wagner L2 on logits divided by their sum of magnitudes, training set."""
 
-import core
+import launch
 
 flags = {
     "task": "attack",
@@ -18,4 +18,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main_eval(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

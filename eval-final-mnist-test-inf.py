@@ -1,6 +1,6 @@
 """L-infinity PGD, test set."""
 
-import core
+import launch
 
 flags = {
     "task": "attack",
@@ -15,4 +15,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main_eval(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

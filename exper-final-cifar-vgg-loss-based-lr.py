@@ -1,6 +1,6 @@
 """CIFAR-10, VGG-16 without bias, loss-based learning rate."""
 
-import core
+import launch
 from models.architectures import VGG16
 
 flags = {
@@ -22,4 +22,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

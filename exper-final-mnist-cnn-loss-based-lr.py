@@ -1,6 +1,6 @@
 """MNIST, CNN without bias, loss-based learning rate: the main experiment of the margin paper."""
 
-import core
+import launch
 from models.architectures import CNN
 
 flags = {
@@ -22,4 +22,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,15 +1,132 @@
-"""What ./run.sh and ./eval.sh call: find the script that a name means, or list them, and run it."""
+"""The commands ./run.sh and ./eval.sh: finding a script, running it, its signals and its exit status.
+
+A script's last line calls `main`. The exit status is 0 done, 1 the run or the disk failed, 2 a user's mistake,
+130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
 
 import ast
+import logging
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
-from results import nearest
+from errors import Stopped, TrainingDiverged, UserError, nearest
+from flags.command_line import command_line
+from flags.table import stored
+from results import ROOT
+from screen import Screen, log, logging_to, shown_path
 
-ROOT = Path(__file__).resolve().parent
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
+
+
+# The end of a script
+
+
+def main(script: str, flags: dict, about: str | None = None) -> None:
+    """Read the command line, run the task, draw its figures, exit.
+
+    Args:
+      script: the script's __file__; its name is the experiment's.
+      flags: the script's flags.
+      about: its docstring.
+    """
+    name = Path(script).stem
+    if not log.handlers:
+        log.addHandler(Screen())
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    attacks = flags.get("task") == "attack"
+    prog = f"./eval.sh {name} <working directory>" if attacks else f"./run.sh {name}"
+    try:
+        given = command_line(sys.argv[1:], flags, about or "", prog)
+        from core import Core
+
+        with Signals() as signals:
+            path = Core(given, name, signals.stop_if_asked).run()
+        if given["figures"]:
+            draw_figures(path)
+        status = 0
+    except UserError as error:
+        status = _complain(f"error: {error}", 2)
+    except TrainingDiverged as error:
+        status = _complain(f"error: {error}; everything up to the last accepted epoch is saved", 1)
+    except Stopped as error:
+        status = 128 + error.number
+    except KeyboardInterrupt:
+        status = _complain("interrupted before the work began", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _complain(f"error: {where}{error.strerror}; what was saved before is untouched", 1)
+    sys.exit(status)
+
+
+class Signals:
+    """While this lasts, Ctrl-C and SIGTERM end the task between two pieces of work. A second one acts at once.
+
+    Until the task first calls `stop_if_asked` nothing is under way, and a signal acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.watched = False
+
+    def stop_if_asked(self) -> None:
+        """Raises: Stopped after a signal."""
+        self.watched = True
+        if self.number is not None:
+            raise Stopped(self.number)
+
+    def _note(self, number, frame):
+        if self.number is not None or not self.watched:
+            if number == signal.SIGINT and self.number is None:
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.number = number
+        print("stopping within seconds; once more to stop at once", file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def draw_figures(path: Path) -> None:
+    """Draw a finished run's figures into its directory. What goes wrong here harms no result.
+
+    Raises: Stopped for Ctrl-C.
+    """
+    try:
+        from reporting import drawing, kinds
+
+        if not path.is_dir() or stored(path)["task"] not in kinds.TASKS_WITH_FIGURES:
+            return
+        with logging_to(path / "stdout"):
+            drawing.draw([path])
+            log.info("figures in %s", shown_path(path / "figures"))
+    except KeyboardInterrupt:
+        _complain("stopped while drawing; the results are saved", 130)
+        raise Stopped(signal.SIGINT) from None
+    except Exception as error:
+        _complain(
+            f"warning: no figures ({type(error).__name__}: {error}); the results are saved; "
+            f"draw them with: python figures.py {shown_path(path)}",
+            0,
+        )
+
+
+def _complain(message: str, status: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return status
+
+
+# From a name to a script
 
 
 def scripts(command: str) -> dict[str, Path]:
@@ -21,10 +138,9 @@ def scripts(command: str) -> dict[str, Path]:
 def listing(command: str) -> str:
     """A line for each script, with its docstring's first line."""
     kind, known = KINDS[command], scripts(command)
-    usage = f"usage: ./{command}.sh <{kind}> " + (
-        "[--flag value ...]" if command == "run" else "<working directory> [...]"
-    )
-    lines = [usage, f"       ./{command}.sh <{kind}> --help lists the flags", ""]
+    words = "[--flag value ...]" if command == "run" else "<working directory> [--flag value ...]"
+    lines = [f"usage: ./{command}.sh <{kind}> {words}"]
+    lines += [f"       ./{command}.sh <{kind}> --help lists the flags", ""]
     width = max(map(len, known), default=0)
     for name, path in known.items():
         about = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
@@ -32,7 +148,8 @@ def listing(command: str) -> str:
     return "\n".join(lines)
 
 
-def main(command: str, *words: str) -> None:
+def start(command: str, *words: str) -> None:
+    """Run the script that the first word names, with the other words; without words list the scripts."""
     if not words or words[0] in ("-h", "--help"):
         print(listing(command))
         return
@@ -40,15 +157,11 @@ def main(command: str, *words: str) -> None:
     known = scripts(command)
     script = known.get(name.removesuffix(".py"))
     if script is None:
-        print(
-            f"error: no {KINDS[command]} is named {name}{nearest(name, known)} "
-            f"(./{command}.sh alone lists them)",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        hint = f"{nearest(name, known)} (./{command}.sh alone lists them)"
+        sys.exit(_complain(f"error: no {KINDS[command]} is named {name}{hint}", 2))
     sys.argv = [str(script), *rest]
     runpy.run_path(str(script), run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    start(*sys.argv[1:])

@@ -1,13 +1,13 @@
 """CIFAR-10: the loss in the plane of the three networks (three-point interpolation; random labels)."""
 
-import core_flatness
+import launch
 
 flags = {
     "task": "make_points",
-    "source": "train_cifar",
-    "random": True,
+    "measured_experiment": "train_cifar",
+    "on_random_labels": True,
     "eid": "last",
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

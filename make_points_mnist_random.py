@@ -1,13 +1,13 @@
 """MNIST: the loss in the plane of the three networks (three-point interpolation; random labels)."""
 
-import core_flatness
+import launch
 
 flags = {
     "task": "make_points",
-    "source": "train_mnist",
-    "random": True,
+    "measured_experiment": "train_mnist",
+    "on_random_labels": True,
     "eid": "last",
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,6 +1,6 @@
 """Random labels, stored once: each training label replaced, with probability 1/2, by a uniform draw."""
 
-import core_flatness
+import launch
 
 flags = {
     "task": "make_random_labels",
@@ -10,4 +10,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,6 +1,6 @@
 """The flatness radius of any run: measure_radius <working directory> [--eid ...]."""
 
-import core_flatness
+import launch
 
 flags = {
     "task": "measure_radius",
@@ -8,4 +8,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,14 +1,14 @@
 """MNIST: the flatness radius of trained networks, the last layer perturbed (--random: random labels)."""
 
-import core_flatness
+import launch
 
 flags = {
     "task": "measure_radius",
-    "source": "train_mnist",
+    "measured_experiment": "train_mnist",
     "eid": "last",
     "params": "top",
-    "step": 0.2,
+    "radius_step": 0.2,
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -3,18 +3,17 @@
     flags.json          the run's flags
     about.json          experiment, command, versions, machine and data that the run began with
     stdout              what was printed
-    journal.jsonl       one line of JSON for each accepted epoch, appended
+    journal.jsonl       one line of JSON for each accepted epoch (or unit of a measurement), appended
     res                 pickled dict {'flags': ..., 'raw': {eid: info}}: plain Python and NumPy only
     checkpoint.npz      weights of the last saved epoch and what a resumed run needs
     archive/eid-*.npz   checkpoints that are kept for good
 
 Files other than stdout and the journal are replaced atomically: a reader, or a crash, finds the old
-one or the new one. A checkpoint knows how long the journal was when it was written; resuming cuts
+file or the new one. A checkpoint knows how long the journal was when it was written. Resuming cuts
 the journal back to there, so that both tell of the same epochs.
 """
 
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -22,76 +21,53 @@ import pickle
 import re
 import shutil
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-# What reading a damaged .npz, gzip or tar file may raise: the libraries have no common error.
-DAMAGED = (
-    *(ValueError, TypeError, KeyError, EOFError, AttributeError, OSError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
+import safe_pickle
+from errors import UserError
+
+ROOT = Path(__file__).resolve().parent  # of the program
 
 
-class UserError(Exception):
-    """A mistake that the user can mend: one line that says what, where, and what to do. Exit status 2."""
+# Reading any file, so that an error says what is true
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X?' with the word that is most like it; '' where there are none."""
-    by_lower = {str(w).lower().strip("-"): w for w in words}
-    close = difflib.get_close_matches(str(word).lower().strip("-"), by_lower, n=1, cutoff=0.0)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+def read_bytes(path: Path) -> bytes:
+    """A file's content. Raises: FileNotFoundError; UserError when it is there and cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-# Reading pickles that may come from anywhere
-
-_ARRAY_GLOBALS = {
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in [
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        ]
-    ),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in _ARRAY_GLOBALS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
-
-
-def load_pickle(file: BinaryIO, what: str, encoding: str = "ASCII") -> Any:
-    """Unpickle plain Python types and NumPy arrays, and nothing else.
+def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: str) -> Any:
+    """What `parse` makes of a file's content.
 
     Args:
-      file: open for reading, binary.
-      what: how an error calls it, usually the path.
-      encoding: as in `pickle.load`, for pickles from Python 2.
+      what: how an error names the content, usually by its path.
+      otherwise: ends the message about damaged content: what the user can do.
 
-    Raises: UserError for a pickle that is damaged or names anything else.
+    Raises: UserError for content that `parse` fails on: a damaged file can raise nearly anything.
     """
     try:
-        return _ArrayUnpickler(file, encoding=encoding).load()
-    except OSError:
+        return parse(content)
+    except UserError:
         raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(
-            f"{what}: not a pickle of plain data and arrays ({error}); it was not loaded: "
-            "get the file again from where it came from"
-        ) from None
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{what}: damaged or truncated ({reason}); {otherwise}") from None
+
+
+def arrays_of(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Raises: any Exception for damaged content."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 # Writing so that nothing is ever half there
@@ -113,10 +89,10 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
-    """Make `logs/name/<YYYYmmdd_HHMMSS>` and return it; a second one in the same second gets a suffix.
+    """Make `logs/name/<YYYYmmdd_HHMMSS>` and return it. A second one in the same second gets a suffix.
 
     Args:
-      files: {name: content} of JSON files to begin with; when they cannot be written nothing is left.
+      files: {name: content} of JSON files to begin with. When one cannot be written, nothing is left.
 
     Raises: UserError when the directory cannot be made; OSError when the files cannot be written.
     """
@@ -134,15 +110,21 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
                 f"cannot make the working directory {path}: {error.strerror}; "
                 "make the place writable; a training's can be chosen with --logs_dir"
             ) from None
-        try:
-            for file, content in (files or {}).items():
-                WorkDir(path).write_json(file, content)
-        except OSError:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
+        fill(path, files or {})
         _point_latest(path)
         return path
     raise UserError(f"cannot make the working directory {logs / name / stamp}: too many in one second")
+
+
+def fill(path: Path, files: dict[str, dict]) -> None:
+    """Write the JSON files that a working directory begins with. When one fails, nothing is left."""
+    path.mkdir(exist_ok=True)
+    try:
+        for name, content in files.items():
+            WorkDir(path).write_json(name, content)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _point_latest(path: Path) -> None:
@@ -260,12 +242,13 @@ def check_run(directory: Path | str) -> Path:
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged (it holds no dict)")
-    return content
+        content = read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; this working directory is not complete") from None
+    found = parsed(content, json.loads, str(path), "get the file again, or run it again")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged: it holds no dict; get the file again, or run it again")
+    return found
 
 
 def read_flags(directory: Path | str) -> dict:
@@ -284,37 +267,40 @@ def read_summary(directory: Path | str) -> dict:
 
 
 def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
-    """{info[key]: info} of the journal; a last line that a crash cut short is left out."""
+    """{info[key]: info} of the journal. A last line that a crash cut short is left out."""
     path = Path(directory) / "journal.jsonl"
+    try:
+        lines = read_bytes(path).split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
     raw = {}
-    if path.exists():
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    info = json.loads(line)
-                    raw[info[key]] = info
-                except (ValueError, TypeError, KeyError):
-                    raise UserError(f"{path}: line {number} is damaged") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            info = json.loads(line)
+            raw[info[key]] = info
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{path}: line {number} is damaged") from None
     return raw
 
 
 def load(directory: Path | str) -> dict:
     """A run's `res`: {'flags': ..., 'raw': {eid: info}} (an attack's: {eid: results}).
 
-    Read with an unpickler that admits plain Python types and NumPy arrays and nothing else; rebuilt
-    from the flags and the journal when there is no `res`, or when it is behind: of a training run that
-    is going on, or was killed, the journal may hold some epochs more.
+    The unpickler admits plain Python types and NumPy arrays and nothing else. Where `res` is missing, it is
+    rebuilt from the flags and the journal. Of a training run that is going on, or was killed, the journal may
+    hold more epochs than `res`; then these are taken too.
 
     Raises: UserError for a directory that is no run, or damaged.
     """
     path = check_run(directory)
     try:
-        with open(path / "res", "rb") as file:
-            res = load_pickle(file, str(path / "res"))
+        content = read_bytes(path / "res")
     except FileNotFoundError:
         return {"flags": read_flags(path), "raw": read_journal(path)}
+    otherwise = "it was not loaded: get the file again from where it came from"
+    res = parsed(
+        content, safe_pickle.loads, f"{path / 'res'}: not a pickle of plain data and arrays", otherwise
+    )
     raw = res.get("raw") if isinstance(res, dict) else None
     if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:
         res["raw"] = read_journal(path)
@@ -324,7 +310,7 @@ def load(directory: Path | str) -> dict:
 def _last_eid(path: Path) -> int | None:
     """The last epoch of a training run's journal, from its last whole line; None where there is none."""
     try:
-        lines = (path / "journal.jsonl").read_bytes().split(b"\n")
+        lines = read_bytes(path / "journal.jsonl").split(b"\n")
         return json.loads(lines[-2]).get("eid")
     except (FileNotFoundError, IndexError, ValueError, AttributeError):  # nothing there yet; damaged
         return None
@@ -371,17 +357,15 @@ def load_checkpoint(
     Raises: FileNotFoundError when there is none; UserError when the file is damaged.
     """
     path = Path(directory) / "checkpoint.npz" if eid is None else archive_path(directory, eid)
-    try:
-        with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
-            state = json.loads(str(arrays["state"]))
-            return [(key[4:], arrays[key]) for key in sorted(arrays) if key != "state"], state
-    except FileNotFoundError:
-        raise
-    except DAMAGED as error:
-        raise UserError(
-            f"{path}: damaged or truncated ({error}); delete it and use another epoch, "
-            "or run the experiment again"
-        ) from None
+
+    def weights_and_state(content):
+        arrays = arrays_of(content)
+        state = json.loads(str(arrays.pop("state")))
+        state["eid"]
+        return [(key[4:], arrays[key]) for key in sorted(arrays)], state
+
+    otherwise = "delete it and use another epoch, or run the experiment again"
+    return parsed(read_bytes(path), weights_and_state, str(path), otherwise)
 
 
 def load_weights(directory: Path | str, eid: int | str = "last") -> list[tuple[str, np.ndarray]]:

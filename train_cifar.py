@@ -1,6 +1,6 @@
 """CIFAR-10 with its own labels, VGG-16 with batch norm, crops and flips: three networks."""
 
-import core_flatness
+import launch
 from models.architectures import VGG16_BN
 
 flags = {
@@ -24,4 +24,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,6 +1,6 @@
 """MNIST with its own labels, MLP with bias: three networks."""
 
-import core_flatness
+import launch
 from models.architectures import MLP
 
 flags = {
@@ -23,4 +23,4 @@ flags = {
 }
 
 if __name__ == "__main__":
-    core_flatness.main(__file__, flags, __doc__)
+    launch.main(__file__, flags, __doc__)

@@ -1,9 +1,9 @@
 """What the attacks share: when an example is adversarial, gradients at any scale, the call.
 
 An attack knows a network only as `logits(images)`, float32 [B, h, w, c] in [0, 1] -> float32 [B, C].
-The decision of a homogeneous network does not depend on the size of its logits, which grows without
-bound as training goes on. So nothing here does either: only signs of gaps and directions of gradients
-are used, or gaps divided by gradients.
+The decision of a homogeneous network does not depend on the size of its logits, and that grows without bound as
+training goes on. So nothing here depends on it: attacks use signs of gaps, directions of gradients, and gaps
+divided by gradients.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import tensorflow as tf
 ROUNDING = 1e-5
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
-Tick = Callable[[float], None]
+Tick = Callable[[float], None]  # is told which fraction of the attack is done; raises Stopped to end it
 
 
 def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
@@ -23,7 +23,7 @@ def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
 
     Args:
       z: logits, float32 [B, C].
-      y: int32 [B], labels to leave; with targeted, classes to reach, and the sign is the other one.
+      y: int32 [B], labels to leave. With targeted: classes to reach; the gap then has the other sign.
     """
     is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
     z_y = tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
@@ -66,18 +66,6 @@ def normalized(logits: Logits, how: str) -> Logits:
     return scaled
 
 
-def padded_size(n: int) -> int:
-    """The next of 1, 2, 4, 8, 16, 24, 32, 48, ...: batches have few sizes, as the pool's gradient is
-    compiled anew for each."""
-    size = 1 << max(n - 1, 0).bit_length()
-    return size * 3 // 4 if size >= 32 and n <= size * 3 // 4 else size
-
-
-def padded(rows: np.ndarray) -> np.ndarray:
-    """Row numbers int [n], n >= 1, filled up to a batch of `padded_size` with the last one."""
-    return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
-
-
 class Attack:
     """An attack on a network; a subclass says how.
 
@@ -100,7 +88,7 @@ class Attack:
         images: np.ndarray,
         labels: np.ndarray,
         indices: np.ndarray | None = None,
-        tick: Tick = lambda part: None,
+        tick: Tick = lambda fraction: None,
     ) -> np.ndarray:
         """Look for the nearest adversarial example of each image.
 
@@ -108,7 +96,7 @@ class Attack:
           images: float32 [B, h, w, c] in [0, 1].
           labels: int32 [B]; see `gap`.
           indices: int [B], the images' numbers in their set, which random starts depend on.
-          tick: called now and then with the part of the work that is done, 0 to 1; whatever it raises
+          tick: called about once a second with the fraction of the work that is done, 0 to 1; what it raises
             ends the attack.
 
         Returns: float32 [B, h, w, c] in [0, 1]; the image itself where no adversarial example was
@@ -160,7 +148,7 @@ class SteppedAttack(Attack):
         """
         raise NotImplementedError
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
         epsilon, infinite = (np.full(len(images), value, np.float32) for value in (self.init_epsilon, np.inf))
         state = np.zeros_like(images), epsilon, infinite, images
         for first in range(0, self.steps, self.PIECE):

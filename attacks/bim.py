@@ -6,20 +6,15 @@ import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.utils import clip_eta, optimize_linear
 
-from attacks.base import Attack, Logits, is_adversarial, padded, per_image
-
-
-def log_odds(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """d = logsumexp_{j != y} z_j - z_y, float32 [B]. The cross-entropy is softplus(d), and so has the same
-    direction of steepest ascent; but where d is below -100 its gradient underflows, and that of d does not.
-    """
-    is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
-    z_y = tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
-    return tf.reduce_logsumexp(tf.where(is_y, -np.inf, z), axis=1) - z_y
+from attacks.base import Attack, Logits, is_adversarial, per_image
+from attacks.measurement import padded
+from models.losses import log_odds
 
 
 class BasicIterativeMethod(Attack):
-    """K steps of fixed length up the cross-entropy inside a ball; the smallest ball is searched per image.
+    """K steps of fixed length up the cross-entropy inside a ball; the smallest ball is searched for each image.
+
+    The steps follow the gradient of the log-odds, which has the cross-entropy's direction and does not underflow.
 
     Lengths are per pixel (root mean square), stepsize and init_epsilon as in Foolbox 1's
     L2BasicIterativeAttack with its defaults: the ratio of the two stays as the radius changes, the
@@ -53,7 +48,7 @@ class BasicIterativeMethod(Attack):
             input_signature=[self.images_spec, self._vector(tf.int32), self._vector(tf.float32)],
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
         n = len(images)
         best, best_norm = images.copy(), np.full(n, np.inf)
         good, bad = np.full(n, np.inf), np.zeros(n)
@@ -86,7 +81,7 @@ class BasicIterativeMethod(Attack):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 z = self.logits(x)
-                loss = log_odds(z, y)
+                loss = log_odds(y, z)
             return tape.gradient(loss, x), is_adversarial(self.gap(z, y), z)
 
         def step(k, x, found):

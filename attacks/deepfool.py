@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from attacks.base import Attack, Logits, divide, is_adversarial, l2, padded_size, per_image
+from attacks.base import Attack, Logits, divide, is_adversarial, l2, per_image
+from attacks.measurement import padded_size
 
 # Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
 SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
@@ -37,7 +38,7 @@ class DeepFool(Attack):
             ],
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
         inside, x, r = np.ones(len(images), bool), images, np.zeros_like(images)
         for first in range(0, self.steps, PIECE):
             inside, x, r = self._run(min(PIECE, self.steps - first), images, labels, inside, x, r)

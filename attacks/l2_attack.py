@@ -5,7 +5,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from attacks.base import Attack, Logits, is_adversarial, padded, per_image
+from attacks.base import Attack, Logits, is_adversarial, per_image
+from attacks.measurement import padded
 
 PIECE = 250  # iterations in one call of the graph, at most: between two, the attack can be stopped
 # {rule: (into how many windows the iterations are cut, which part of the loss has to be left after one)}
@@ -58,7 +59,7 @@ class CarliniWagnerL2(Attack):
             ],
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
         n, shape = len(images), images.shape
         windows, _ = STALLED[self.abort_early]
         window = math.ceil(self.iterations / windows)

@@ -4,7 +4,8 @@ import numpy as np
 import tensorflow as tf
 from cleverhans.tf2.utils import clip_eta, optimize_linear
 
-from attacks.base import Attack, Logits, gap, is_adversarial, padded, per_image
+from attacks.base import Attack, Logits, gap, is_adversarial, per_image
+from attacks.measurement import padded
 
 PIECE = 25  # steps in one call of the graph; between two, images that are done leave the batch
 
@@ -51,7 +52,7 @@ class ProjectedGradientDescent(Attack):
             self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count]
         )  # fmt: skip
 
-    def __call__(self, images, labels, indices=None, tick=lambda part: None):
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
         indices = np.arange(len(images)) if indices is None else indices
         best = images.copy()
         robust = np.arange(len(images))

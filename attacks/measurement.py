@@ -1,27 +1,35 @@
-"""Attack a whole set in batches, with every finished batch on the disk, and sum up what came out.
+"""Attack images block by block, and sum up what came out.
 
-While it runs, an epoch's results stand in `eid-<epoch>.npy`, a memory-mapped structured array with one
-record an image; a batch's records are written once, their `done` last. At the end all epochs are
+While an attack runs, an epoch's results stand in `eid-<epoch>.npy`, a memory-mapped structured array with one
+record an image; a block's records are written once, their `done` last. At the end all epochs are
 gathered into `res`, and the arrays go.
 """
 
+import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from attacks import certificate
-from attacks.base import Attack, padded
-from results import UserError
+from attacks import certificate, registry
+from errors import UserError
 
-# Batches attacked at once on a CPU: what runs on one thread in one of them is filled up by the other.
-WORKERS = 2
+
+def padded_size(n: int) -> int:
+    """The next of 1, 2, 4, 8, 16, 24, 32, 48, 64, ...: the pool's gradient is compiled anew for each size of a
+    batch, so batches have few sizes."""
+    size = 1 << max(n - 1, 0).bit_length()
+    return size * 3 // 4 if size >= 32 and n <= size * 3 // 4 else size
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """Row numbers int [n], n >= 1, filled up to a batch of `padded_size` with the last one."""
+    return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
 
 
 def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
-    """The records of n images, those of a run that was interrupted, or new ones with nothing done.
+    """The records of n images: those of a run that was interrupted, or new ones with nothing done.
 
     Raises: UserError when the file is damaged or another run's.
     """
@@ -33,11 +41,14 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         ("certified", np.float64),
         ("done", bool),
     ]
+    otherwise = "delete it, and this epoch is attacked anew"
     if not path.exists():
-        new = path.with_name(f".{path.name}.tmp")  # killed while it is made, it would look damaged
+        new = path.with_name(f".{path.name}.tmp")  # so that a kill leaves no half-made file
         try:
             np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
-            if hasattr(os, "posix_fallocate"):  # a disk that is full later would kill the process at a page
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # else a disk that fills up later kills the process by a signal
                 with open(new, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
         except OSError:
@@ -46,90 +57,63 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         new.replace(path)
     try:
         records = np.lib.format.open_memmap(path, "r+")
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and this epoch is attacked anew") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged ({error}); {otherwise}") from None
     if records.dtype != np.dtype(fields) or records.shape != (n,):
-        raise UserError(f"{path}: holds other results; delete it, and this epoch is attacked anew")
+        raise UserError(f"{path}: holds other results; {otherwise}")
     return records
 
 
-def attack_set(
-    attack: Attack,
+def attack_block(
+    attack: Callable,
     model,
     images: np.ndarray,
     labels: np.ndarray,
     indices: np.ndarray,
-    records: np.memmap,
-    batch: int,
     target: str | int | None = None,
     eps_list: tuple[float, ...] | None = None,
-    certify: bool = True,
-    tick: Callable[[float], None] = lambda images: None,
-    workers: int = WORKERS,
-) -> None:
-    """Attack every image that is not done yet; records are filled batch by batch.
+    lipschitz: tuple[float, np.ndarray] | None = None,
+    tick: Callable[[float], None] = lambda fraction: None,
+) -> dict[str, np.ndarray]:
+    """Attack some images together.
 
     An example counts as a success only if the network, evaluated afresh, misclassifies it (or with a
     target: puts it into the target class). Images for which that holds already are not attacked.
 
     Args:
-      images: integer pixels [N, h, w, c]; labels: int32 [N]; indices: their numbers in the set.
-      records: of `open_records`.
+      images: integer pixels [B, h, w, c]; labels: int32 [B]; indices: their numbers in the set.
       target: 'next' (the class after the label) or a class; None to leave the label's.
-      eps_list: of an L-infinity attack, whose error is the smallest of these that holds the example.
-      certify: whether to compute the certificate too.
-      tick: called with how many more images are done, in parts of one; may raise, which ends the attack
-        when the batches under way have noticed.
+      eps_list: of an attack on a grid of eps; its error is the smallest of these that holds the example.
+      lipschitz: of `certificate.lipschitz`, to compute certified bounds; None: they are 0.
+      tick: called with the fraction that is done; may raise, which ends the attack.
+
+    Returns: image float32 [B, h, w, c], error float64 [B], success, clean_correct bool [B], certified float64 [B].
     """
-    lipschitz = None
-    if certify:
-        lipschitz = certificate.lipschitz(model.specs, model.effective_weights(), model.act_type)
-    n_classes = model.n_classes
+    x, y = model.pixels(images).numpy(), labels
+    clean = model.logits(x).numpy()
+    goal = y
+    if target is not None:
+        goal = (y + 1) % model.n_classes if target == "next" else np.full_like(y, target)
 
-    def one_batch(first: int) -> None:
-        where = slice(first, first + batch)
-        x, y = model.pixels(images[where]).numpy(), labels[where]
-        clean = model.logits(x).numpy()
-        goal = y if target is None else (y + 1) % n_classes if target == "next" else np.full_like(y, target)
+    def wanted(logits):
+        return (logits.argmax(axis=1) == goal) == (target is not None)
 
-        def wanted(logits):
-            return (logits.argmax(axis=1) == goal) == (target is not None)
-
-        found = x.copy()
-        todo = np.flatnonzero(~wanted(clean))
-        ticked = 0.0
-
-        def attack_tick(part):
-            nonlocal ticked
-            tick((part - ticked) * len(todo))
-            ticked = part
-
-        if len(todo):
-            rows = padded(todo)
-            found[todo] = attack(x[rows], goal[rows], indices[where][rows], attack_tick)[: len(todo)]
-        success = wanted(model.logits(found).numpy())
-        found[~success] = x[~success]
-        record = records[where]
-        record["image"], record["success"] = found, success
-        record["clean_correct"] = clean.argmax(axis=1) == y
-        record["error"] = np.where(success, errors(found, x, eps_list), 1.0 if eps_list else np.inf)
-        record["certified"] = certificate.certified(clean, y, *lipschitz) if certify else 0.0
-        records.flush()
-        record["done"] = True
-        records.flush()
-        tick(len(x) - ticked * len(todo))
-
-    todo = [
-        first for first in range(0, len(images), batch) if not records["done"][first : first + batch].all()
-    ]
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(one_batch, first) for first in todo]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    found = x.copy()
+    todo = np.flatnonzero(~wanted(clean))
+    if len(todo):
+        rows = padded(todo)
+        found[todo] = attack(x[rows], goal[rows], indices[rows], tick)[: len(todo)]
+    success = wanted(model.logits(found).numpy())
+    found[~success] = x[~success]
+    return {
+        "image": found,
+        "success": success,
+        "clean_correct": clean.argmax(axis=1) == y,
+        "error": np.where(success, errors(found, x, eps_list), 1.0 if eps_list else np.inf),
+        "certified": certificate.certified(clean, y, *lipschitz) if lipschitz else np.zeros(len(x)),
+    }
 
 
 def errors(
@@ -144,14 +128,14 @@ def errors(
     return eps[np.searchsorted(eps + 1e-6, np.abs(difference).max(axis=(1, 2, 3)))]
 
 
-def summary(records: np.ndarray, eps_list: tuple[float, ...], linf: bool) -> dict:
-    """What a set's results come to.
+def summary(records: np.ndarray, eps_list: tuple[float, ...], eps_grid: bool) -> dict:
+    """The results of a set in a few numbers.
 
-    `robust_acc` {eps: part of all images that are classified right and have no example within eps};
-    the median is over all images, one without an example being at infinite distance (L-infinity: 1);
-    the mean is over those with one. A misclassified image is at distance 0.
+    `robust_acc` {eps: part of all images that are classified right and have no example within eps}.
+    The median is over all images; one without an example is at infinite distance (on a grid of eps: at 1).
+    The mean is over those with an example. A misclassified image is at distance 0.
     """
-    distance = records["error"] if linf else np.sqrt(records["error"])
+    distance = records["error"] if eps_grid else np.sqrt(records["error"])
     distance = np.where(records["clean_correct"], distance, 0.0)
     finite = distance[records["success"]]
     robust = {
@@ -167,3 +151,28 @@ def summary(records: np.ndarray, eps_list: tuple[float, ...], linf: bool) -> dic
         "certified_median": float(np.median(records["certified"])),
         "robust_acc": robust,
     }
+
+
+def summary_line(found: dict, method: registry.Method) -> str:
+    """One attacked epoch on one line."""
+    robust = " ".join(f"{eps}:{part:.2%}" for eps, part in found["robust_acc"].items())
+    distance = method.distance
+    certified = f" certified_median={found['certified_median']:.4g}" if method.norm == registry.L2 else ""
+    return (
+        f"success={found['success']:.2%} clean_acc={found['clean_acc']:.2%} "
+        f"median_{distance}={found['median']:.4f} mean_{distance}={found['mean']:.4f}{certified} "
+        f"robust_acc {robust}"
+    )
+
+
+def summary_table(summaries: dict[int, dict], method: registry.Method) -> list[str]:
+    """A line an epoch: its normalized margin beside the medians of certified bound and distance."""
+    lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
+    for eid, s in summaries.items():
+        log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
+        q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
+        certified = f"{s['certified_median']:.4g}" if method.norm == registry.L2 else "-"
+        lines.append(
+            f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}"
+        )
+    return lines

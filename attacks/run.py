@@ -1,106 +1,170 @@
 """An attack on the stored epochs of a run, with its traces on the disk."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import attacks
 import results
-from attacks import measurement
-from results import UserError
-from screen import Ticker, log, summary_line, summary_table
+from attacks import certificate, measurement, registry
+from context import Context
+from errors import Stopped, UserError
+from execution import Serial, Tick, Unit, weights_of
+from screen import Ticker, log, shown_path
+
+AT_ONCE = (
+    2  # blocks attacked at once on a CPU: one fills the core that a one-threaded op of the other leaves idle
+)
+
+
+def attack(context: Context) -> Path:
+    """Find adversarial examples at each stored epoch `eid` of load_dir. Returns the attack's directory.
+
+    Leaves, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32
+    [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, or of an attack on a
+    grid of eps the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where none was found),
+    'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
+    the L2 distances, float64 [N]}}, and the summaries in summary.json.
+
+    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once; Stopped.
+    """
+    run = AttackRun(context)
+    with context.logging_into(run.work_dir.path):
+        log.info("attacking: %s", shown_path(run.source))
+        try:
+            run.attack_all()
+        except Stopped:
+            log.info("stopped; go on with:")
+            log.info("  ./eval.sh %s --resume %s", context.name, shown_path(run.work_dir.path))
+            raise
+        log.info("done: results in %s", shown_path(run.work_dir.path))
+    return run.work_dir.path
+
+
+def choose_images(context: Context) -> np.ndarray:
+    """The indices of the images to attack, int [N], ascending. Raises: UserError for what is not there."""
+    f = context.f
+    images, labels = context.dataset[("train", "test").index(f.attack_set)]
+    limit = len(images) if f.attack_N == "all" else f.attack_N
+    chosen = np.arange(len(images)) if f.attack_indices is None else np.array(f.attack_indices)
+    beyond = chosen[chosen >= len(images)]
+    has = f"the {f.attack_set} set has {len(images)} images"
+    if len(beyond):
+        given = ",".join(map(str, beyond))
+        raise UserError(f"--attack_indices {given}: {has}; give indices below that")
+    if limit > len(images):
+        raise UserError(f"--attack_N {limit}: {has}; give at most that, or all")
+    if isinstance(f.attack_target, int):
+        if f.attack_target >= context.model.n_classes:
+            raise UserError(f"--attack_target {f.attack_target}: there are {context.model.n_classes} classes")
+        chosen = chosen[labels[chosen] != f.attack_target]  # images of that class have no other one to reach
+        if not len(chosen):
+            raise UserError(f"--attack_target {f.attack_target}: the images are all of that class")
+    return chosen[:limit]
+
+
+def block(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, np.ndarray]:
+    """A unit of work: attack the images with the numbers `indices` at a `network` (`execution.weights_of`)."""
+    f, model = context.f, context.model
+    images, labels = context.dataset[("train", "test").index(f.attack_set)]
+    attack = context.kept("attack", None, lambda: registry.build(f, model.logits, images.shape[1:]))
+
+    def load() -> tuple[float, np.ndarray] | None:
+        model.set_weights(weights_of(context, args["network"]))
+        if not f.attack_certificate:
+            return None
+        return certificate.lipschitz(model.specs, model.effective_weights(), model.act_type)
+
+    lipschitz = context.kept("attacked", args["network"], load)
+    where = args["indices"]
+    eps_list = f.attack_eps_list if registry.METHODS[f.attack_method].eps_grid else None
+    return measurement.attack_block(
+        *(attack, model, images[where], labels[where], where, f.attack_target, eps_list, lipschitz, tick)
+    )
 
 
 class AttackRun:
     """One attack on the stored epochs of one run.
 
     Args:
-      core: whose flags, data and model the attack is made with.
+      context: its flags say which; the directory is made here, or is the one to resume.
 
-    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once.
+    Raises: as `attack`.
     """
 
-    def __init__(self, core):
-        f = core.f
-        self.core = core
-        # Of an attack that is resumed the flag may name `latest`, or a place as seen from another folder.
+    def __init__(self, context: Context):
+        f = context.f
+        # The flag of a resumed attack may name `latest`, or a path as seen from another folder.
         self.source = Path(f.resume).resolve().parent.parent if f.resume else results.check_run(f.load_dir)
-        core.check_data(self.source)
+        context.check_data(self.source)
         self.eids = results.choose_eids(self.source, f.eid)
-        core.flags["eid"] = self.eids  # resumed, it goes on with these, whatever the run has by then
-        # The last epoch may not be in the archive, and will be gone if the run is still going on.
-        self.last = results.load_weights(self.source, self.eids[-1])
+        self.context = context.changed(
+            eid=self.eids
+        )  # resumed, it keeps to these, whatever the run has by then
+        self.executor = Serial(self.context, AT_ONCE if context.device.startswith("CPU") else 1)
         for eid in self.eids:
-            self._load(eid)
-        images, labels = core.dataset[("train", "test").index(f.attack_set)]
-        limit = len(images) if f.attack_N == "all" else f.attack_N
-        chosen = np.arange(len(images)) if f.attack is None else np.array(f.attack)
-        beyond = chosen[chosen >= len(images)]
-        has = f"the {f.attack_set} set has {len(images)} images"
-        if len(beyond):
-            given = ",".join(map(str, beyond))
-            raise UserError(f"--attack {given}: {has}; give indices below that")
-        if limit > len(images):
-            raise UserError(f"--attack_N {limit}: {has}; give at most that, or all")
-        if isinstance(f.attack_target, int) and f.attack_target >= core.model.n_classes:
-            raise UserError(f"--attack_target {f.attack_target}: there are {core.model.n_classes} classes")
-        if isinstance(f.attack_target, int):  # images of that class have no other one to reach
-            chosen = chosen[labels[chosen] != f.attack_target]
-            if not len(chosen):
-                raise UserError(f"--attack_target {f.attack_target}: the images are all of that class")
-        self.indices = chosen[:limit]
-        self.images, self.labels = images[self.indices], labels[self.indices]
-        self.linf = f.attack_method == "pgd"
+            weights = context.stored_weights(self.source, eid)
+        # The last epoch may not be in the archive, and will be gone if the run is still going on.
+        self.executor.publish("last", weights)
+        self.method = registry.METHODS[f.attack_method]
+        self.indices = choose_images(context)
+        self.images, self.labels = (
+            array[self.indices] for array in context.dataset[("train", "test").index(f.attack_set)]
+        )
         if f.resume is not None:
-            path = core.check_resumed(f.resume, "./eval.sh")
+            path = context.check_resumed("./eval.sh")
         else:
-            files = {"about.json": core.about(), "flags.json": core.flags}
-            path = results.create(self.source, core.name, files)
+            path = results.create(self.source, context.name, self.context.first_files())
         self.work_dir = results.WorkDir(path)
 
-    def _load(self, eid: int) -> None:
-        weights = self.last if eid == self.eids[-1] else results.load_weights(self.source, eid)
-        self.core.load_weights(weights, f"epoch {eid} of {self.source}")
-
-    def _records_path(self, eid: int):
+    def _records_path(self, eid: int) -> Path:
         return self.work_dir.path / f"eid-{eid:06d}.npy"
 
     def attack_all(self) -> None:
-        """Attack every epoch that is not done, then write `res` and the summary. Raises: core.Stopped."""
-        f, core = self.core.f, self.core
+        """Attack every image at every epoch that is not done, then write `res` and the summary."""
         if (self.work_dir.path / "res").exists():
             log.info("nothing to do: all epochs are attacked already")
             return
-        attack = attacks.build(f, core.model.logits, self.images.shape[1:])
         raw, summaries = results.read_journal(self.source), {}
-        with Ticker(len(self.eids) * len(self.images), "image", core.stop_if_asked) as tick:
+        n = len(self.images)
+        with Ticker(len(self.eids) * n, "image", self.context.stop_if_asked) as ticker:
             for eid in self.eids:
-                records = measurement.open_records(
-                    self._records_path(eid), len(self.images), self.images.shape[1:]
-                )
-                tick.found(int(records["done"].sum()))
-                self._load(eid)
-                measurement.attack_set(
-                    attack,
-                    core.model,
-                    self.images,
-                    self.labels,
-                    self.indices,
-                    records,
-                    f.attack_B,
-                    f.attack_target,
-                    f.attack_eps_list if self.linf else None,
-                    f.attack_certificate,
-                    tick,
-                    measurement.WORKERS if core.device.startswith("CPU") else 1,
-                )
-                summaries[eid] = measurement.summary(records, f.attack_eps_list, self.linf)
+                records = measurement.open_records(self._records_path(eid), n, self.images.shape[1:])
+                ticker.found(int(records["done"].sum()))
+                self.executor.run(self._blocks(eid, records), partial(self._store, records), ticker)
+                eps_list = self.context.f.attack_eps_list
+                summaries[eid] = measurement.summary(records, eps_list, self.method.eps_grid)
                 stats = raw.get(eid, {}).get("stats") or {}
                 summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
-                log.info("epoch #%d: %s", eid, summary_line(summaries[eid], self.linf))
-        for line in summary_table(summaries, self.linf):
+                log.info("epoch #%d: %s", eid, measurement.summary_line(summaries[eid], self.method))
+        for line in measurement.summary_table(summaries, self.method):
             log.info("%s", line)
         self._gather(summaries)
+
+    def _blocks(self, eid: int, records: np.ndarray) -> list[Unit]:
+        """The blocks of images that are not done at an epoch. Two epochs are never attacked at once."""
+        network = "last" if eid == self.eids[-1] else (str(self.source), eid)
+        size = self.context.f.attack_B
+        return [
+            Unit(
+                block,
+                (eid, first),
+                {"network": network, "indices": self.indices[first : first + size]},
+                size=len(self.indices[first : first + size]),
+            )
+            for first in range(0, len(self.indices), size)
+            if not records["done"][first : first + size].all()
+        ]
+
+    def _store(self, records: np.memmap, unit: Unit, found: dict[str, np.ndarray]) -> None:
+        _, first = unit.key
+        record = records[first : first + len(found["image"])]
+        for name, values in found.items():
+            record[name] = values
+        records.flush()
+        record["done"] = True
+        records.flush()
 
     def _gather(self, summaries: dict[int, dict]) -> None:
         """Write `res` and the summary; the epochs' own arrays, now in `res`, go."""

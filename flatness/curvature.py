@@ -1,16 +1,21 @@
 """Curvature of the training loss: the Hessian's largest eigenvalues and its trace.
 
-No matrix is formed: all comes from exact Hessian-vector products over the whole training set, H v =
-grad_w <grad_w I(w), v> (Pearlmutter, 1994). Beyond what the papers measure.
+No matrix is formed. All comes from exact Hessian-vector products over the whole training set, H v =
+grad_w <grad_w I(w), v> (Pearlmutter, 1994). The papers do not measure it.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from flatness.span import Examples, log_odds
+from context import Context
+from execution import Tick, weights_of
+from flatness.span import Examples, examples_of
+from models import losses
+from screen import Throttle, log
 
 BLOCK_FLOATS = 2**20  # activations of a layer in one pass
 TOLERANCE = 1e-4  # relative, of the eigenvalues: the products are float32
@@ -19,8 +24,8 @@ TOLERANCE = 1e-4  # relative, of the eigenvalues: the products are float32
 class Hessian(LinearOperator):
     """The Hessian of the mean training loss at the model's weights, in the frame of that loss.
 
-    That is H * exp(-log_frame): a network that fits its data to 1e-100 has a Hessian as small, which
-    float32 could not hold. Batch norm's running statistics are constants.
+    That is H * exp(-log_frame): where the loss is 1e-100 the Hessian is as small, and float32 could not hold it.
+    Batch norm's running statistics are constants.
 
     Args:
       examples: the training set, with the model whose variables hold the weights.
@@ -33,38 +38,34 @@ class Hessian(LinearOperator):
 
     def __init__(self, examples: Examples):
         self.examples, self.model, self.products = examples, examples.model, 0
+        self._due = Throttle(30)
         self._shapes = [tuple(w.shape) for w in self.model.weights]
         self._sizes = [math.prod(shape) for shape in self._shapes]
         super().__init__(np.float64, (sum(self._sizes), sum(self._sizes)))
         width = max(math.prod(spec.out_shape) for spec in self.model.specs)
         self._blocks = examples.blocks(int(np.clip(BLOCK_FLOATS // width, 32, 2**13)))
         self._product = examples.graph("hvp", self._products)
-        log_losses = examples.graph("log losses", self._log_losses)
-        logs = np.concatenate([log_losses(*self._of(block)).numpy() for block in self._blocks])
-        top = logs.max()
-        self.log_loss = float(top + np.log(np.exp(logs - top).mean()))
+        odds = examples.graph("log odds", self._log_odds)
+        s = np.concatenate([odds(*self._of(block)).numpy() for block in self._blocks])
+        self.log_loss = losses.log_mean_exp(losses.log_losses(s))
         self.log_frame = min(self.log_loss, 0.0)
 
     def _of(self, block: slice) -> tuple[tf.Tensor, tf.Tensor]:
-        self.examples.tick()
+        self.examples.stop_if_asked()
         return self.examples.inputs(block), self.examples.labels[block]
 
-    def _s(self, inputs, labels):
-        return log_odds(labels, self.model.after(0, self.model.layers[0].affine(inputs)))
+    def _logits(self, inputs):
+        return self.model.after(0, self.model.layers[0].affine(inputs))
 
-    def _log_losses(self, inputs, labels):
-        s = self._s(inputs, labels)
-        # Below exp(-37) softplus(s) and exp(s) are the same float64.
-        return tf.where(s < -37, s, tf.math.log(tf.nn.softplus(tf.maximum(s, -37))))
+    def _log_odds(self, inputs, labels):
+        return losses.log_odds(labels, self._logits(inputs))
 
     def _products(self, inputs, labels, log_frame, vectors):
         weights = self.model.weights
         with tf.GradientTape() as outer:
             with tf.GradientTape() as inner:
-                s = self._s(inputs, labels)
-                small = tf.exp(tf.minimum(s, -37) - log_frame)
-                large = tf.nn.softplus(tf.maximum(s, -37)) * tf.exp(-log_frame)
-                loss = tf.reduce_sum(tf.where(s < -37, small, large))
+                logits = self._logits(inputs)
+                loss = tf.reduce_sum(losses.cross_entropy_in_frame(labels, logits, log_frame))
             gradients = inner.gradient(loss, weights)
             slope = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(gradients, vectors, strict=True)])
         products = outer.gradient(slope, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -81,6 +82,8 @@ class Hessian(LinearOperator):
         log_frame = tf.constant(self.log_frame, tf.float64)
         total = np.zeros(len(v))
         self.products += 1
+        if self._due():
+            log.info("%d Hessian-vector products so far", self.products)
         for block in self._blocks:
             total += self._product(*self._of(block), log_frame, vectors).numpy()
         return total * (length / len(self.examples))
@@ -130,3 +133,11 @@ def line(found: dict) -> str:
     values = ", ".join(f"{value:.4g}" for value in found["eigenvalues"])
     frame = f" (times exp({found['log_frame']:.2f}))" if found["log_frame"] else ""
     return f"eigenvalues {values}; trace {found['trace']:.4g} ± {found['trace_error']:.2g}{frame}"
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+    """A unit of work: the curvature at network number `number`, `network`. Returns: as `measure`."""
+    f = context.f
+    context.model.set_weights(weights_of(context, args["network"]))
+    rng = np.random.default_rng([f.seed, args["number"]])
+    return measure(Hessian(examples_of(context)), f.eigenvalues, f.probes, rng)

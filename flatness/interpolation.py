@@ -1,12 +1,16 @@
 """Three-point interpolation: the loss in the plane of three networks (arXiv 1801.02254, section IV).
 
-At (X, Y) stands the mean training loss of the network with weights X*w1 + Y*w2 + Z*w3, Z = 1 - X - Y;
-batch norm's running statistics are combined like weights.
+The loss at (X, Y) is the mean training loss of the network with weights X*w1 + Y*w2 + Z*w3, Z = 1 - X - Y.
+Batch norm's running statistics are combined like weights.
 """
+
+from typing import Any
 
 import numpy as np
 
-from flatness.span import Examples, FastSpan, PlainSpan, Tensors
+from context import Context
+from execution import Tick
+from flatness.span import Examples, FastSpan, PlainSpan, Tensors, examples_of
 
 LOW, HIGH = -0.4, 1.3
 
@@ -36,3 +40,20 @@ class Plane:
     def row(self, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
         """Losses, float64 [n], at the points of a row of the grid."""
         return self._span.losses(np.stack([X, Y, 1 - X - Y], axis=1))
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+    """A unit of work: row `row` of the surface through the three `networks`, each (path, epoch).
+
+    Returns: {'losses': float list [grid]}.
+    """
+    f = context.f
+
+    def plane() -> Plane:
+        weights = [context.stored_weights(*network) for network in args["networks"]]
+        return Plane(examples_of(context), weights, f.method)
+
+    X, Y = grid(f.grid)
+    row = args["row"]
+    losses = context.kept("plane", args["networks"], plane).row(X[row], Y[row])
+    return {"losses": losses.tolist()}

@@ -6,37 +6,27 @@ steps of length s: the radius is (k - 1) * s for the first k with
     |I(w) - I(w + k * s * delta)| >= threshold, or a loss that is no number.
 """
 
-import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from flatness.span import Examples, FastSpan, PlainSpan, Tensors
+from context import Context
+from errors import UserError
+from execution import Tick, weights_of
+from flatness.span import Examples, FastSpan, PlainSpan, Tensors, examples_of
 
 POINTS = 24  # steps of a walk that are taken at once, at most
 
-# Table 1 of arXiv 1801.02254: mean and standard deviation over three networks.
-PUBLISHED = {
-    ("mnist", "all", False): (13.9833, 0.1670),
-    ("mnist", "all", True): (4.6333, 0.2461),
-    ("mnist", "top", False): (2.3400, 0.1393),
-    ("mnist", "top", True): (3.8600, 0.0497),
-    ("cifar10", "all", False): (14.2999, 0.2943),
-    ("cifar10", "all", True): (7.3167, 0.1312),
-    ("cifar10", "top", False): (10.2667, 0.5632),
-    ("cifar10", "top", True): (4.8333, 0.0471),
-}
-
 
 class EndlessWalk(Exception):
-    """max_steps steps did not change the loss."""
+    """max_steps steps did not change the loss by the threshold."""
 
 
 def perturbed(names: list[str], params: str) -> list[bool]:
     """Which tensors a direction moves.
 
     Args:
-      names: of all tensors, as in `Model.places`.
+      names: of all tensors, as in `Network.places`.
       params: 'all', batch norm's running statistics too; 'trainable', without these; 'top', the last
         layer's only.
     """
@@ -56,7 +46,7 @@ def direction(
 
     Args:
       rng: the source of randomness.
-      names, weights: of the network, as in `Model.get_weights`.
+      names, weights: of the network, as in `Network.get_weights`.
       params: see `perturbed`.
       normalize: 'layer' makes each layer's part as long, relative to the others, as the layer's own
         tensors are: each layer then changes by the same fraction.
@@ -103,12 +93,12 @@ class PlainWalks:
         step: float,
         threshold: float,
         max_steps: int,
-        tick: Callable[[int], None] = lambda steps: None,
+        tick: Tick = lambda fraction: None,
     ) -> dict:
         """Walk from the network along delta.
 
         Args:
-          tick: called with the number of steps taken, now and then.
+          tick: called after some steps with the part of the threshold that the loss has moved by so far.
 
         Returns: radius; profile, the losses at 0, s, 2s, ... up to the radius; end, the loss one step on.
         Raises: EndlessWalk.
@@ -120,16 +110,16 @@ class PlainWalks:
             if reached(loss, profile[0], threshold):
                 return {"radius": (k - 1) * step, "profile": profile, "end": loss}
             profile.append(loss)
-            tick(k)
+            tick(abs(loss - profile[0]) / threshold)
         raise EndlessWalk
 
 
 class FastWalks(PlainWalks):
     """Walks from one network with the short cuts of `FastSpan`: the same radii as `PlainWalks`.
 
-    A block of examples is taken through many steps at once. A step that the partial sums prove
-    reached (losses are >= 0) is evaluated no further, and none beyond it. Those that, to judge by
-    the blocks seen so far, lie beyond the end are put off, and taken up should the forecast fail.
+    A block of examples is taken through many steps at once. Losses are >= 0, so partial sums can prove that a
+    step has reached the threshold: that step and all beyond it are then evaluated no further. Steps that seem to
+    lie beyond the end, by the blocks seen so far, are put off; they are taken up if that forecast fails.
 
     Args:
       examples: the training set.
@@ -141,7 +131,7 @@ class FastWalks(PlainWalks):
         self._kept = {}
         self._origin = None  # sums of the losses at w, block by block
 
-    def walk(self, delta, step, threshold, max_steps, tick=lambda steps: None):
+    def walk(self, delta, step, threshold, max_steps, tick=lambda fraction: None):
         """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:
@@ -154,7 +144,7 @@ class FastWalks(PlainWalks):
                 if reached(loss, profile[0], threshold):
                     return {"radius": (len(profile) - 1) * step, "profile": profile, "end": float(loss)}
                 profile.append(float(loss))
-            tick(len(profile) - 1)
+            tick(abs(profile[-1] - profile[0]) / threshold)
             if bound is not None:
                 return {"radius": (len(profile) - 1) * step, "profile": profile, "end": bound}
         raise EndlessWalk
@@ -209,41 +199,22 @@ def summary(walks: list[dict], length: float) -> dict:
     }
 
 
-def table_row(
-    networks: dict[str, dict], dataset: str, params: str, random: bool, comparable: bool = True
-) -> dict:
-    """A row of Table 1: mean and population standard deviation over the networks' means.
+def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+    """A unit of work: the walk along direction `direction` of network number `number`, `network`.
 
-    Args:
-      networks: {name: summary}.
-      comparable: whether it is the paper's experiment on that data set that was measured.
-
-    Returns: mean, sd, by_norm_mean, by_norm_sd, text, published: (mean, sd) or None; and where it is
-      known, standard_errors: how far apart the two means are, in standard errors of their difference,
-      sqrt((sd^2 + sd_published^2) / (n - 1)), n = 3 networks (sd being the population's).
+    Returns: as `PlainWalks.walk`.
+    Raises: UserError when the walk does not end.
     """
-    means = [network["mean"] for network in networks.values()]
-    by_norm = [network["mean_by_norm"] for network in networks.values()]
-    row = {
-        "mean": float(np.mean(means)),
-        "sd": float(np.std(means)),
-        "by_norm_mean": float(np.mean(by_norm)),
-        "by_norm_sd": float(np.std(by_norm)),
-        "published": PUBLISHED.get((dataset, params, random)) if comparable else None,
-    }
-    what = {"all": "all params", "trainable": "trainable params", "top": "top layer"}[params]
-    row["text"] = f"{dataset}, {what}{', random labels' if random else ''}: "
-    names = list(networks)
-    if len(names) > 1 and names[0].startswith("epoch"):  # of one run: a mean over them would say little
-        row["text"] += f"{means[0]:.4f} at {names[0]}, {means[-1]:.4f} at {names[-1]}"
-        return row
-    row["text"] += (
-        f"{row['mean']:.4f} ± {row['sd']:.4f} (by norm {row['by_norm_mean']:.4f} ± {row['by_norm_sd']:.4f})"
-    )
-    if row["published"]:
-        published, sd = row["published"]
-        row["text"] += f"; published {published:.4f} ± {sd:.4f}"
-        if len(means) > 1 and (error := math.sqrt((row["sd"] ** 2 + sd**2) / (len(means) - 1))):
-            row["standard_errors"] = abs(row["mean"] - published) / error
-            row["text"] += f": {row['standard_errors']:.1f} standard errors apart"
-    return row
+    f, number, k = context.f, args["number"], args["direction"]
+    weights = weights_of(context, args["network"])
+    # The products of one network at a time are kept.
+    walker = context.kept("walker", number, lambda: WALKS[f.method](examples_of(context), weights))
+    rng = np.random.default_rng([f.seed, number, k])
+    delta = direction(rng, context.model.names, weights, f.params, f.normalize)
+    try:
+        return walker.walk(delta, f.radius_step, f.threshold, f.max_steps, tick)
+    except EndlessWalk:
+        raise UserError(
+            f"{args['label']}, direction {k}: {f.max_steps} steps of {f.radius_step:g} changed the "
+            f"loss by less than {f.threshold:g}; give a larger --radius_step"
+        ) from None

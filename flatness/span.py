@@ -11,13 +11,18 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-PLAIN_FLOATS = 2**22  # activations of a layer in the plain evaluation: more are no faster
-CACHED_FLOATS = 2**21  # ... where a block of examples goes through several points: it stays in the cache
-FIRST_BLOCK = 512  # the first block is smaller: it tells a walk about where its end is
+from context import Context
+from models.losses import cross_entropy
+
+PLAIN_FLOATS = 2**22  # activations of a layer in a block of the plain evaluation: larger blocks are no faster
+CACHED_FLOATS = (
+    2**21
+)  # the same of a block that goes through several points: it stays in the processor's cache
+FIRST_BLOCK = 512  # examples; a small first block soon tells a walk about where its end is
 KEPT_BYTES = 2**30  # what is computed once and kept, at most
-STACK_BYTES = 2**28  # tensors of the points that are evaluated together, at most
+STACK_BYTES = 2**28  # the tensors of all points that are evaluated together, at most
 MOST_POINTS = 64
-WORTHWHILE = 0.05  # part of the flops that a layer must have before its linearity is made use of
+WORTHWHILE = 0.05  # a first layer with less than this part of the flops is evaluated like the others
 
 Tensors = list  # of arrays, in the order of model.places(); in a basis None stands for zeros
 
@@ -35,22 +40,10 @@ def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
             setattr(*place, variable)
 
 
-def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """s = logsumexp_{j != y} (z_j - z_y), float64 [B]; the cross-entropy is softplus(s).
-
-    Of plain differentiable ops, as often as one likes; the training loss has only its first gradient,
-    and is compiled anew for every new number of examples.
-    """
-    z = tf.cast(logits, tf.float64)
-    d = z - tf.gather(z, labels, axis=1, batch_dims=1)[:, None]
-    is_label = tf.one_hot(labels, logits.shape[-1], True, False, dtype=tf.bool)
-    return tf.reduce_logsumexp(tf.where(is_label, tf.constant(-1e300, tf.float64), d), axis=1)
-
-
 @tf.function(jit_compile=True)  # one pass for a dozen small ops
 def sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Sum of the cross-entropies of examples [b], logits [b, C]; float64."""
-    return tf.reduce_sum(tf.nn.softplus(log_odds(labels, logits)))
+    return tf.reduce_sum(cross_entropy(labels, logits))
 
 
 @tf.function(jit_compile=True)  # one pass over memory, which is what these sums are bound by
@@ -61,14 +54,14 @@ def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
 
 @tf.function(jit_compile=True)
 def sum_of_losses_combined(labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
-    """Both in one."""
+    """`sum_of_losses` of `combined` logits, compiled into one."""
     return sum_of_losses(labels, combined(coefficients, parts))
 
 
 def nan_if_no_variance(model) -> tf.Tensor:
-    """NaN where a batch norm's (perturbed) variance has become negative, else 0; float32.
+    """NaN where a batch norm's (perturbed) variance is negative, else 0; float32.
 
-    For then the network computes nothing, but relu and max pool here turn a NaN into a number.
+    Such a network has no loss, but relu and max pool here would turn its NaN into a number.
     """
     norms = [layer.bn for layer in model.layers if layer.bn is not None]
     return sum((0.0 * tf.reduce_sum(tf.sqrt(bn.variance + bn.EPS)) for bn in norms), tf.constant(0.0))
@@ -80,11 +73,11 @@ class Examples:
     Args:
       model: maps images to logits.
       images: integer pixels [N, h, w, c]; labels: int32 [N].
-      tick: called between blocks; may raise to stop.
+      stop_if_asked: called between blocks; raises Stopped to end.
     """
 
-    def __init__(self, model, images, labels, tick: Callable[[], None] = lambda: None):
-        self.model, self.tick = model, tick
+    def __init__(self, model, images, labels, stop_if_asked: Callable[[], None] = lambda: None):
+        self.model, self.stop_if_asked = model, stop_if_asked
         self.pixels, self.labels = tf.constant(images), tf.constant(labels)
         self.functions = {}  # graphs that serve every span
         self.normalized = None
@@ -100,14 +93,20 @@ class Examples:
         return [slice(*ends) for ends in zip(starts, [*starts[1:], len(self)], strict=True)]
 
     def graph(self, key, function: Callable) -> Callable:
-        """The graph of a function, traced once for all who use the same key."""
+        """The graph of a function. It is traced once for each key, for all callers."""
         return self.functions.setdefault(key, tf.function(function, reduce_retracing=True))
 
     def inputs(self, block: slice) -> tf.Tensor:
-        """What layer 0 is given for these examples, float32 [b, ...]."""
+        """Layer 0's input for these examples, float32 [b, ...]."""
         if self.normalized is not None:
             return self.normalized[block]
         return self.model.before(0, self.model.pixels(self.pixels[block]))
+
+
+def examples_of(context: Context) -> Examples:
+    """The training set of a Context, made once."""
+    (x, y), _ = context.dataset
+    return context.kept("examples", None, lambda: Examples(context.model, x, y, context.stop_if_asked))
 
 
 class PlainSpan:
@@ -146,7 +145,7 @@ class PlainSpan:
         self.model.set_weights(self.at(coefficients))
         total = 0.0
         for block in self.examples.blocks(self.block_size):
-            self.examples.tick()
+            self.examples.stop_if_asked()
             total += float(self._sum(self.examples.inputs(block), self.examples.labels[block]))
         return total / len(self.examples)
 
@@ -160,15 +159,15 @@ class FastSpan:
 
     - Layers below the first one that varies are evaluated once.
     - That layer is linear in the coefficients: x * sum_j c_j W_j = sum_j c_j (x * W_j). The products on
-      the right are computed once for a block of examples, which then goes through all points while
-      it is in the processor's cache. (From main memory, the sums by themselves would be slow.)
-    - Whoever only asks which point is the first beyond a limit reads partial sums (`partial_sums`).
+      the right are computed once for a block of examples. The block then goes through all points while
+      it is in the processor's cache, because sums read from main memory would be slow.
+    - A caller that looks for the first point beyond a limit reads partial sums (`partial_sums`).
 
     Args:
       examples: the training set.
       basis: the networks; see the module. The first one has no None.
-      keep: of how many networks, from the first, the products x * W_j are kept for later calls.
-      kept: what an earlier span with the same first `keep` networks kept; a dict that is added to.
+      keep: the products x * W_j of the first so many networks are kept for later calls.
+      kept: the dict in which an earlier span with the same first `keep` networks kept them; it is added to.
     """
 
     def __init__(self, examples: Examples, basis: list[Tensors], keep: int = 1, kept: dict | None = None):
@@ -194,7 +193,7 @@ class FastSpan:
             [tf.constant(np.zeros_like(basis[0][i]) if b[i] is None else b[i], tf.float32) for i in own]
             for b in basis
         ]
-        # Where the first layer's products are combined its own tensors never are.
+        # The first layer's own tensors are never combined where its products are.
         skipped = self._own_of_first() if self.linear else 0
         self._stacked = slice(skipped, None)
         size = sum(4 * int(np.prod(t.shape)) for t in self._basis[0][self._stacked]) or 1
@@ -202,13 +201,13 @@ class FastSpan:
         self._products = self._what_stays(specs[self.first], keep)
 
     def _graph(self, name: str, function: Callable) -> Callable:
-        """One graph for all spans of these examples. It outlives this one: no function may hold self."""
+        """A graph for all spans of these examples. It outlives this span, so the function must not hold self."""
         return self.examples.graph((name, self.first), function)
 
     # What is computed once
 
     def _what_stays(self, spec, keep: int) -> list[tf.Tensor]:
-        """Keep inputs of layer `first` where layers are below it, and products with it, if they fit."""
+        """Keep the inputs of layer `first`, where layers are below it, and the products with it, if they fit."""
         n = len(self.examples)
         self._features, products = None, []
         if self.first > 0 and 4 * n * int(np.prod(spec.in_shape)) <= KEPT_BYTES // 2:
@@ -227,8 +226,8 @@ class FastSpan:
         return products
 
     def _input(self, block: slice) -> tf.Tensor:
-        """What layer `first` is given."""
-        self.examples.tick()
+        """The input of layer `first`."""
+        self.examples.stop_if_asked()
         if self.first == 0:
             return self.examples.inputs(block)
         if self._features is not None:
@@ -260,7 +259,7 @@ class FastSpan:
     def partial_sums(self, coefficients: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """For one block of examples after another: (its size, sums of its losses, float64 [m]).
 
-        What is sent to the generator is the number of points, from the first, that are still wanted.
+        Send the generator the number of points, counted from the first, that are still wanted.
 
         Args:
           coefficients: [m, d], m at most most_points.
@@ -270,7 +269,7 @@ class FastSpan:
         stacks = [tf.tensordot(c, tf.stack(parts), 1) for parts in varying]
         wanted = len(coefficients)
         for block in self.blocks:
-            self.examples.tick()
+            self.examples.stop_if_asked()
             products = [kept[block] for kept in self._products]
             x = None
             if len(products) < len(self._basis):
@@ -299,8 +298,8 @@ class FastSpan:
                     return sum_of_losses(labels, logits)
 
             signature = tf.TensorSpec([], tf.float64)
-            # Where a point is one small op, each core has one; else a few at once fill up one another's
-            # ops that run on one thread.
+            # Three points at once: while an op of one runs on a single thread, the others use the other cores.
+            # Where a point is a single small op, more at once are faster.
             at_once = 8 if products and logits_follow else 3
             points = tf.range(tf.shape(c)[0])
             return tf.map_fn(at_point, points, fn_output_signature=signature, parallel_iterations=at_once)

@@ -13,11 +13,12 @@ A description is a list with one entry a layer; each may end in a dict of overri
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 BIAS_MODES = ("NONE", "FIRST_LAYER", "ALL")
 ACT_TYPES = ("relu", "linear", "relu2")
 
-CNN = [
+CNN: list[Any] = [
     ["C", 32, [5, 5]],
     ["P"],
     ["C", 64, [3, 3]],
@@ -26,7 +27,7 @@ CNN = [
     ["F", 10, {"act": False}],
 ]
 
-VGG16 = [
+VGG16: list[Any] = [
     ["C", 64, [3, 3]],
     ["C", 64, [3, 3]],
     ["P"],
@@ -49,8 +50,8 @@ VGG16 = [
 ]
 
 # The two networks of arXiv 1801.02254, section IV.
-MLP = [["F", 800], ["F", 320], ["F", 50], ["F", 10, {"act": False}]]
-VGG16_BN = [[*layer, {"bn": True}] if layer[0] == "C" else layer for layer in VGG16]
+MLP: list[Any] = [["F", 800], ["F", 320], ["F", 50], ["F", 10, {"act": False}]]
+VGG16_BN: list[Any] = [[*layer, {"bn": True}] if layer[0] == "C" else layer for layer in VGG16]
 
 ARCHITECTURES = {"CNN": CNN, "VGG16": VGG16, "MLP": MLP, "VGG16_BN": VGG16_BN}
 
@@ -65,20 +66,20 @@ class LayerSpec:
     """
 
     kind: str
-    in_shape: tuple
-    out_shape: tuple
-    weight_shape: tuple | None = None
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...] | None = None
     act: bool = False
     bias: bool = False
     bn: bool = False
     flops: int = 0
 
 
-def _whole(value) -> bool:
+def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _entry(entry, number: int) -> tuple[str, list, dict]:
+def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
     """(kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
     where = f"layer {number} of the description, {entry!r}"
     if not isinstance(entry, list | tuple) or not entry:
@@ -101,14 +102,16 @@ def _entry(entry, number: int) -> tuple[str, list, dict]:
     return kind, args, overrides
 
 
-def parse(description: list, bias_mode: str, input_shape: tuple[int, int, int]) -> list[LayerSpec]:
+def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, int]) -> list[LayerSpec]:
     """Read a description for images of input_shape (h, w, c).
 
     Raises: ValueError, naming the layer, for an entry that makes no sense or does not fit.
     """
     if not isinstance(description, list | tuple) or not description:
         raise ValueError("a description is a list of layers, at least one")
-    specs, shape, weighted = [], tuple(input_shape), 0
+    specs: list[LayerSpec] = []
+    shape: tuple[int, ...] = tuple(input_shape)
+    weighted = 0
     for number, entry in enumerate(description):
         kind, args, overrides = _entry(entry, number)
         where = f"layer {number} of the description, {entry!r}"

@@ -1,6 +1,7 @@
 """Archivers: which accepted epochs are kept for good."""
 
 import math
+from typing import Any
 
 
 class Archiver:
@@ -12,17 +13,17 @@ class Archiver:
     def wants(self, eid: int, log_loss: float) -> bool:
         raise NotImplementedError
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
 class Idle(Archiver):
     """Keeps none."""
 
-    def wants(self, eid, log_loss):
+    def wants(self, eid: int, log_loss: float) -> bool:
         return False
 
 
@@ -32,7 +33,7 @@ class TwoPhaseConstEpoch(Archiver):
     def __init__(self, n1: int, n2: int):
         self.n1, self.n2 = n1, n2
 
-    def wants(self, eid, log_loss):
+    def wants(self, eid: int, log_loss: float) -> bool:
         return eid % (self.n1 if eid < self.n2 else self.n2) == 0
 
 
@@ -46,15 +47,15 @@ class ConstEpoch(TwoPhaseConstEpoch):
 class LogLoss(Archiver):
     """Whenever log_base of the true loss has passed one more integer on its way down.
 
-    Counted from the loss of a uniform guess among ten classes; one epoch that passes several
-    integers is kept once, and an integer that is passed again after the loss rose is not news.
+    Counting begins at the loss of a uniform guess among ten classes. An epoch that passes several integers is
+    kept once. An integer that is passed again, after the loss rose, does not count again.
     """
 
     def __init__(self, base: float):
         self.log_base = math.log(base)
         self.level = math.floor(math.log(math.log(10)) / self.log_base)
 
-    def wants(self, eid, log_loss):
+    def wants(self, eid: int, log_loss: float) -> bool:
         if not math.isfinite(log_loss):
             return False
         level = math.floor(log_loss / self.log_base)
@@ -64,13 +65,13 @@ class LogLoss(Archiver):
         return True
 
 
-def build(archive: str | int | tuple) -> Archiver:
+def build(archive: Any) -> Archiver:
     """The archiver that the `archive` flag names ('idle', an int, or a tuple).
 
     Raises: ValueError when it names none.
     """
 
-    def whole(value):
+    def whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
     if archive == "idle":

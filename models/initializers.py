@@ -7,21 +7,24 @@ standard deviations, its width corrected for the truncation; the plain ones have
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+
+Shape = tuple[int, ...]
 
 # Standard deviation of a standard normal truncated to [-2, 2].
 _TRUNCATED_STD = 0.87962566103423978
 
 
-def _truncated_normal(rng: np.random.Generator, shape: tuple) -> np.ndarray:
+def _truncated_normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     values = rng.standard_normal(shape)
     while (outside := np.abs(values) > 2).any():
         values[outside] = rng.standard_normal(np.count_nonzero(outside))
     return values
 
 
-def _fans(shape: tuple) -> tuple[int, int]:
+def _fans(shape: Shape) -> tuple[int, int]:
     """(fan_in, fan_out) of [cin, cout] or [kh, kw, cin, cout]; a 1-d shape counts for both."""
     if len(shape) == 1:
         return shape[0], shape[0]
@@ -29,15 +32,15 @@ def _fans(shape: tuple) -> tuple[int, int]:
     return receptive_field * shape[-2], receptive_field * shape[-1]
 
 
-def _scaled_normal(rng, shape, fan):
+def _scaled_normal(rng: np.random.Generator, shape: Shape, fan: float) -> np.ndarray:
     return _truncated_normal(rng, shape) * (math.sqrt(2 / fan) / _TRUNCATED_STD)
 
 
-def _scaled_uniform(rng, shape, fan):
+def _scaled_uniform(rng: np.random.Generator, shape: Shape, fan: float) -> np.ndarray:
     return rng.uniform(-1, 1, shape) * math.sqrt(6 / fan)
 
 
-INITIALIZERS = {
+INITIALIZERS: dict[str, Callable[..., np.ndarray]] = {
     "glorot_uniform": lambda rng, shape: _scaled_uniform(rng, shape, sum(_fans(shape))),
     "glorot_normal": lambda rng, shape: _scaled_normal(rng, shape, sum(_fans(shape))),
     "he_normal": lambda rng, shape: _scaled_normal(rng, shape, _fans(shape)[0]),
@@ -53,11 +56,11 @@ INITIALIZERS = {
 
 def initial_value(
     rng: np.random.Generator,
-    shape: tuple,
+    shape: Shape,
     name: str,
     normalized: bool = False,
     rescale: float = 1.0,
-    weight_shape: tuple | None = None,
+    weight_shape: Shape | None = None,
 ) -> np.ndarray:
     """Draw one tensor, float32.
 

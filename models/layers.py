@@ -1,15 +1,21 @@
-"""Layers over tf.Module: activations are float32, NHWC.
+"""Layers over tf.Module. Activations are float32, NHWC.
 
-Three gradients are our own, because TensorFlow's are slow on a CPU (`bench/train_step.py` has a row for
-the first two): that of the max pool, which TensorFlow runs on one thread; that of the fully connected
-layer's input, whose transposed product it hands to a kernel half as fast as the one used here; and that
-of a convolution's input where this is an image of few channels, for which oneDNN has no fast kernel
-(only attacks need it). They give TensorFlow's own numbers (tests/layers_test.py).
+TensorFlow's gradients of three ops are slow on a CPU, so these ops have gradients of their own here:
+- max pool: TensorFlow runs its gradient on one thread;
+- the input of a fully connected layer: TensorFlow hands the transposed product to a kernel half as fast;
+- the input of a convolution of few channels: oneDNN has no fast kernel for it. Only attacks need it.
+They give TensorFlow's own numbers (tests/layers_test.py). `bench/train_step.py --ops` times the first two.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import tensorflow as tf
 
-ACTIVATIONS = {
+Gradient = Callable[..., Any]
+
+ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "relu": tf.nn.relu,
     "linear": tf.identity,
     "relu2": lambda x: tf.square(tf.nn.relu(x)),
@@ -30,10 +36,17 @@ class BatchNorm(tf.Module):
 
     def __init__(self, channels: int):
         super().__init__("bn")
-        self.scale = tf.Variable(tf.ones(channels), name="scale")
-        self.shift = tf.Variable(tf.zeros(channels), name="shift")
-        self.mean = tf.Variable(tf.zeros(channels), trainable=False, name="mean")
-        self.variance = tf.Variable(tf.ones(channels), trainable=False, name="variance")
+        self.channels = channels
+        scale, shift, mean, variance = self.initial_values()
+        self.scale = tf.Variable(scale, name="scale")
+        self.shift = tf.Variable(shift, name="shift")
+        self.mean = tf.Variable(mean, trainable=False, name="mean")
+        self.variance = tf.Variable(variance, trainable=False, name="variance")
+
+    def initial_values(self) -> list[np.ndarray]:
+        """Scale, shift, running mean and running variance of a new network, float32 [channels] each."""
+        ones, zeros = np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32)
+        return [ones, zeros, zeros, ones]
 
     def __call__(self, x: tf.Tensor, training: bool) -> tf.Tensor:
         if not training:
@@ -45,7 +58,7 @@ class BatchNorm(tf.Module):
         self.variance.assign_add(self.MOMENTUM * (unbiased - self.variance))
         return self._normalized(x, mean, variance)
 
-    def _normalized(self, x, mean, variance):
+    def _normalized(self, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
         # One multiply-add an element; a negative (perturbed) variance gives NaN.
         factor = self.scale * tf.math.rsqrt(variance + self.EPS)
         return x * factor + (self.shift - mean * factor)
@@ -60,7 +73,7 @@ class Weighted(tf.Module):
       bn: whether a batch norm follows.
     """
 
-    def __init__(self, weight, bias, name: str, bn: bool = False):
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None, name: str, bn: bool = False):
         super().__init__(name)
         self.weight = tf.Variable(weight, name="weight")
         self.bias = None if bias is None else tf.Variable(bias, name="bias")
@@ -80,10 +93,10 @@ class Weighted(tf.Module):
 
 
 @tf.custom_gradient
-def conv_of_image(x: tf.Tensor, weight: tf.Tensor):
+def conv_of_image(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     """Convolution, stride 1, SAME, of [B, h, w, cin] with [kh, kw, cin, cout], for few cin."""
 
-    def grad(dz):
+    def grad(dz: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         kh, kw, cin, cout = weight.shape
         columns = tf.matmul(
             tf.reshape(dz, [-1, cout]), tf.reshape(weight, [-1, cout]), transpose_b=True
@@ -98,7 +111,7 @@ def conv_of_image(x: tf.Tensor, weight: tf.Tensor):
 
 @tf.function(jit_compile=True)
 def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
-    """[B, h, w, kh, kw, c] -> [B, h, w, c]: what (row, col) has for tap (i, j) goes where the tap read."""
+    """[B, h, w, kh, kw, c] -> [B, h, w, c]: adds the value for tap (i, j) to the pixel that the tap has read."""
     h, w, kh, kw = columns.shape[1:5]
     before, after = ((kh - 1) // 2, (kw - 1) // 2), (kh // 2, kw // 2)  # SAME's padding
     rows, cols = ((after[k], before[k]) for k in range(2))
@@ -112,22 +125,22 @@ def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
 class Conv(Weighted):
     """Convolution, stride 1, SAME: [B, h, w, cin] -> [B, h, w, cout]."""
 
-    def _linear(self, x):
+    def _linear(self, x: tf.Tensor) -> tf.Tensor:
         if self.weight.shape[2] <= 4:
             return conv_of_image(x, tf.convert_to_tensor(self.weight))
         return tf.nn.conv2d(x, self.weight, strides=1, padding="SAME")
 
 
 def matmul_transposed(dz: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """dz @ weight^T, [B, cout] @ [cout, cin]: by the kernel that takes the weight as it lies in memory."""
+    """dz @ weight^T, [B, cout] @ [cout, cin]: with a kernel that reads the weight as it lies in memory."""
     return tf.raw_ops.BatchMatMulV2(x=dz, y=weight, adj_y=True)
 
 
 @tf.custom_gradient
-def _matmul(x: tf.Tensor, weight: tf.Tensor):
+def _matmul(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     """x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
 
-    def grad(dz):
+    def grad(dz: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return matmul_transposed(dz, weight), tf.matmul(x, dz, transpose_a=True)
 
     return tf.matmul(x, weight), grad
@@ -136,7 +149,7 @@ def _matmul(x: tf.Tensor, weight: tf.Tensor):
 class FullyConnected(Weighted):
     """[B, ...] -> [B, units]; flattens in NHWC order."""
 
-    def _linear(self, x):
+    def _linear(self, x: tf.Tensor) -> tf.Tensor:
         return _matmul(tf.reshape(x, [-1, self.weight.shape[0]]), tf.convert_to_tensor(self.weight))
 
 
@@ -163,15 +176,15 @@ def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, positive_only: bool
 
 
 @tf.custom_gradient
-def max_pool(x: tf.Tensor):
+def max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     """2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
     y = tf.nn.max_pool2d(x, 2, 2, "VALID")
     return y, lambda dy: max_pool_grad(x, y, dy)
 
 
 @tf.custom_gradient
-def relu_max_pool(x: tf.Tensor):
-    """max_pool(relu(x)): the relu is done after the pool, on a quarter of the data, with the same result."""
+def relu_max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+    """max_pool(relu(x)). The relu comes after the pool, on a quarter of the data, with the same result."""
     y = _max_pool_then_relu(x)
     return y, lambda dy: max_pool_grad(x, y, dy, positive_only=True)
 

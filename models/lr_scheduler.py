@@ -1,9 +1,9 @@
 """Learning-rate schedulers: they also decide whether an epoch is accepted.
 
-After every attempt at an epoch Core asks `get(info)`: `('go', lr)` accepts it and gives the next
+After every attempt at an epoch the training loop asks `get(info)`: `('go', lr)` accepts it and gives the next
 epoch's lr; `('back', lr)` rejects it: the weights go back and the epoch is tried again with that lr.
 
-All losses that a scheduler sees are relative to the frame (`models.base_model`): the true loss is
+All losses that a scheduler sees are relative to the frame (`models.losses`): the true loss is
 `loss * exp(log_frame)`, and a frame learning rate `lr` is the true one times `exp(log_frame)`.
 Since the frame is the loss of the last accepted epoch, "the loss did not grow" reads `loss <= 1`.
 Without a frame (train_mode NORMAL) losses are true and are compared with the last accepted one.
@@ -13,13 +13,12 @@ resumed run goes on with the same decisions.
 """
 
 import math
+from typing import Any
+
+from errors import TrainingDiverged
 
 USE_FRAME, NORMAL = "USE_FRAME", "NORMAL"
 LOG_FRAME0 = math.log(math.log(10))  # log of the loss of a uniform guess among ten classes
-
-
-class TrainingDiverged(Exception):
-    """The run cannot go on: no learning rate the scheduler may use gives an acceptable epoch."""
 
 
 class LRScheduler:
@@ -30,12 +29,12 @@ class LRScheduler:
         self.train_mode = train_mode
         self.log_frame0 = log_frame0
 
-    def get(self, info: dict | None = None) -> tuple[str, float]:
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         """Judge an attempt.
 
         Args:
-          info: the attempt's `info` (see `core.Core.attempt`); `info['stats']` is None when the
-            attempt failed or was proved worse. None at the start of a run.
+          info: the attempt's `info` (`training.attempt`); `info['stats']` is None when the attempt failed
+            or was proved worse. None at the start of a run.
 
         Returns: `('go' | 'back', lr)`, the lr of the next attempt; `('go', first lr)` for no info.
         Raises: TrainingDiverged when it has no other lr to offer.
@@ -45,15 +44,15 @@ class LRScheduler:
     def loss_limit(self) -> float:
         """The largest mean training loss (frame units) that `get` would still accept.
 
-        Core stops evaluating an attempt when the partial sum of its losses is past this.
+        An attempt's evaluation stops when the partial sum of its losses is past this.
         """
         return math.inf
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint needs to hold: JSON-able."""
         return dict(vars(self))
 
-    def set_state(self, state: dict) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
 
@@ -66,12 +65,12 @@ class ConstLR(LRScheduler):
 
     MAX_FAILURES = 10
 
-    def __init__(self, lr: float, **frame):
+    def __init__(self, lr: float, **frame: Any):
         super().__init__(lr, **frame)
         self.frame_lr = lr * math.exp(self.log_frame0) if self.train_mode == USE_FRAME else lr
         self.failures = 0
 
-    def get(self, info=None):
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         if info is None:
             return "go", self.frame_lr
         if info["stats"] is None:
@@ -94,13 +93,13 @@ class _LossComparing(LRScheduler):
     In NORMAL mode the first epoch is compared with loss0, as it is (through log_frame0) in a frame.
     """
 
-    def __init__(self, lr: float, eps: float = 0.0, loss0: float = math.log(10), **frame):
+    def __init__(self, lr: float, eps: float = 0.0, loss0: float = math.log(10), **frame: Any):
         super().__init__(lr, **frame)
         self.eps = eps
         self.loss0 = loss0
         self.last_loss = 1.0 if self.train_mode == USE_FRAME else loss0
 
-    def _accept(self, info: dict) -> bool:
+    def _accept(self, info: dict[str, Any]) -> bool:
         """Whether this attempt stands. In NORMAL mode an accepted loss is the next one's measure."""
         if info["stats"] is None:
             return False
@@ -112,7 +111,7 @@ class _LossComparing(LRScheduler):
             self.last_loss = loss
         return True
 
-    def loss_limit(self):
+    def loss_limit(self) -> float:
         # One part in 1e12 above the threshold: rounding in the quotient above cannot tell them apart.
         return (1 + self.eps) * self.last_loss * (1 + 1e-12)
 
@@ -131,12 +130,12 @@ class LossBasedLRv1(_LossComparing):
         alpha2: float = 2 ** (1 / 10),
         eps: float = 0.0,
         loss0: float = math.log(10),
-        **frame,
+        **frame: Any,
     ):
         super().__init__(lr, eps=eps, loss0=loss0, **frame)
         self.alpha1, self.alpha2 = alpha1, _must_lower(alpha2)
 
-    def get(self, info=None):
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         command = "go"
         if info is not None and self._accept(info):
             self.lr *= self.alpha1
@@ -164,12 +163,12 @@ def _whole(cd: int) -> int:
 class AggressiveLR(_LossComparing):
     """Halve at every worse or failed attempt; double after each `cd` accepted epochs."""
 
-    def __init__(self, lr: float, cd: int = 5, **frame):
+    def __init__(self, lr: float, cd: int = 5, **frame: Any):
         super().__init__(lr, **frame)
         self.cd = _whole(cd)
         self.countdown = self.cd
 
-    def get(self, info=None):
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         if info is None:
             return "go", self.lr
         if not self._accept(info):
@@ -186,11 +185,11 @@ class AggressiveLR(_LossComparing):
 class AggressiveLRv3(_LossComparing):
     """Reject: lr / alpha2. Accept: lr * alpha1."""
 
-    def __init__(self, lr: float, alpha1: float = 2 ** (1 / 5), alpha2: float = 2 ** (1 / 5), **frame):
+    def __init__(self, lr: float, alpha1: float = 2 ** (1 / 5), alpha2: float = 2 ** (1 / 5), **frame: Any):
         super().__init__(lr, **frame)
         self.alpha1, self.alpha2 = alpha1, _must_lower(alpha2)
 
-    def get(self, info=None):
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         if info is None:
             return "go", self.lr
         if self._accept(info):
@@ -203,7 +202,7 @@ class AggressiveLRv3(_LossComparing):
 class AggressiveLRv2(AggressiveLRv3):
     """Halve at every worse attempt; otherwise grow by 2**(1/cd) an epoch."""
 
-    def __init__(self, lr: float, cd: int = 5, **frame):
+    def __init__(self, lr: float, cd: int = 5, **frame: Any):
         super().__init__(lr, alpha1=2 ** (1 / _whole(cd)), alpha2=2.0, **frame)
 
 
@@ -219,7 +218,7 @@ class ConstLRAndLossBasedLR(LRScheduler):
         alpha1: float = 2 ** (1 / 5),
         alpha2: float = 2 ** (1 / 5),
         eps: float = 0.0,
-        **frame,
+        **frame: Any,
     ):
         super().__init__(lr, **frame)
         if self.train_mode != USE_FRAME:
@@ -228,7 +227,7 @@ class ConstLRAndLossBasedLR(LRScheduler):
         self._loss_based = LossBasedLRv1(lr, alpha1, alpha2, eps, **frame)
         self.fitted = False
 
-    def get(self, info=None):
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         if self.fitted:
             return self._loss_based.get(info)
         command, lr = self._const.get(info)
@@ -237,17 +236,17 @@ class ConstLRAndLossBasedLR(LRScheduler):
             self._loss_based.lr = lr
         return command, lr
 
-    def loss_limit(self):
+    def loss_limit(self) -> float:
         return self._loss_based.loss_limit() if self.fitted else math.inf
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         return {
             "fitted": self.fitted,
             "const": self._const.state(),
             "loss_based": self._loss_based.state(),
         }
 
-    def set_state(self, state):
+    def set_state(self, state: dict[str, Any]) -> None:
         self.fitted = state["fitted"]
         self._const.set_state(state["const"])
         self._loss_based.set_state(state["loss_based"])
@@ -263,7 +262,7 @@ SCHEDULERS = {
 
 
 def build(
-    lr: float | str | tuple, train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0
+    lr: float | str | tuple[Any, ...], train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0
 ) -> LRScheduler:
     """The scheduler that the `lr` flag names: a float, a name, or `(name, argument, ...)`.
 

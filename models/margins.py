@@ -1,7 +1,7 @@
-"""Margins, norms and losses of a whole data set, in float64 NumPy (arXiv 1906.05890, section 2).
+"""Margins and norms of a whole data set, in float64 NumPy (arXiv 1906.05890, section 2). No TensorFlow here.
 
-Inputs are what the device computed: float32 logits and float32 weights. An independent brute-force
-version of every formula stands in tests/margins_test.py.
+Inputs are what the device computed: float32 logits and float32 weights. tests/margins_test.py has an independent
+brute-force version of every formula.
 """
 
 import math
@@ -9,38 +9,14 @@ import math
 import numpy as np
 
 
-def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i."""
-    z = logits.astype(np.float64)
-    rows = np.arange(len(z))
-    d = z - z[rows, labels][:, None]
-    d[rows, labels] = -np.inf
-    return d
-
-
 def margins(d: np.ndarray) -> np.ndarray:
-    """q_i = z_{i,y_i} - max_{j != y_i} z_ij from the gaps, float64 [N]."""
-    return -d.max(axis=1)
-
-
-def log_losses(d: np.ndarray) -> np.ndarray:
-    """Natural log of each example's true cross-entropy softplus(logsumexp_j d_ij), float64 [N].
-
-    Finite however small the loss: below exp(-37) softplus(s) and exp(s) are the same float64.
-    """
-    top = d.max(axis=1)
-    s = top + np.log(np.exp(d - top[:, None]).sum(axis=1))
-    return np.where(s < -37, s, np.log(np.logaddexp(0, np.maximum(s, -37))))
-
-
-def log_mean_exp(values: np.ndarray) -> float:
-    """log(mean(exp(values))), without leaving float64's range."""
-    top = values.max()
-    return float(top + np.log(np.exp(values - top).mean()))
+    """q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`models.losses.gaps`)."""
+    q: np.ndarray = -d.max(axis=1)
+    return q
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Part of the examples whose first largest logit is the label's."""
+    """Part of the examples whose first largest logit is the label's. logits: [N, C]; labels: [N]."""
     return float((logits.argmax(axis=1) == labels).mean())
 
 
@@ -49,7 +25,7 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
 
     Args:
       layers: for each layer its tensors that count: the weight, and for the first layer its bias. (In
-        a homogeneous network no other layer has one; where others do, they do not count.)
+        a homogeneous network no other layer has a bias. Where others do, their biases do not count.)
       act_type: 'relu2' raises the degree of homogeneity with every layer; others are of degree 1.
     """
     # Not np.vdot: the threads that BLAS leaves spinning would slow the training step after it by half.
@@ -74,7 +50,11 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
 
 
 def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:
-    """q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k)."""
+    """q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k).
+
+    Args:
+      q: margins [N]. rhoL, norm_prod: of `norms`.
+    """
     q_min = float(q.min())
     return {
         "q_min": q_min,

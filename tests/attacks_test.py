@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import tensorflow as tf
+from models.network import Network
 
 import core
 import flags
@@ -19,7 +20,6 @@ from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent, cw_loss
 from models import margins
 from models.architectures import parse
-from models.simple_sequential import SimpleSequential
 
 N = 24
 SHAPE = (8, 8, 1)
@@ -468,7 +468,7 @@ NORMALIZED = {"input_mean": (0.2, 0.5, 0.1), "input_std": (0.25, 0.5, 0.1)}
 
 def normalized_network(description, **options):
     """A network with normalized input, and batch norms whose running statistics are anything."""
-    model = SimpleSequential(description, (6, 6, 3), "ALL", **NORMALIZED, **options)
+    model = Network(description, (6, 6, 3), "ALL", **NORMALIZED, **options)
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if layer.bn is not None:
@@ -496,7 +496,7 @@ def test_of_a_linear_network_the_certificate_is_the_distance_also_with_batch_nor
 def test_effective_weights_alone_give_the_same_differences_of_logits():
     description = [["A"], ["C", 5, [3, 2], {"bn": True}], ["F", 7, {"bn": True}], ["F", 10]]
     model = normalized_network(description, act_type="linear")
-    plain = SimpleSequential([["A"], ["C", 5, [3, 2]], ["F", 7], ["F", 10]], (6, 6, 3), "NONE", "linear")
+    plain = Network([["A"], ["C", 5, [3, 2]], ["F", 7], ["F", 10]], (6, 6, 3), "NONE", "linear")
     plain.set_weights(model.effective_weights())
     x = np.random.default_rng(1).uniform(0, 1, (4, 6, 6, 3)).astype(np.float32)
     ours, theirs = ((m.logits(x) - m.logits(x[:1])).numpy() for m in (model, plain))

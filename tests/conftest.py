@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import core
+from device import import_tensorflow
+from results import ROOT
 
-ROOT = core.ROOT
-core.import_tensorflow()  # once, before any test module: without its start-up chatter
+__all__ = ["ROOT", "TINY"]
+import_tensorflow()  # once, before any test module: without its start-up chatter
 
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
 

@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT, TINY
 
 import results
-from core import Core, Progress, Stopped, choose_parts
-from device import cores
-from models import base_model, lr_scheduler, margins
-from models.architectures import CNN, VGG16, parse
-from models.lr_scheduler import TrainingDiverged
-from results import UserError
+from core import Core
+from device import choose_parts, cores
+from errors import Stopped, TrainingDiverged, UserError
+from models import losses, lr_scheduler, margins, network
+from models.architectures import CNN, VGG16
+from training import attempt as attempts
+from training.run import Progress
 
 TIMES = ("time", "train_time", "eval_time")
 

@@ -12,7 +12,7 @@ from results_test import Malicious
 
 import datasets
 from datasets import CIFAR_FOLDER, IDX_FILES
-from results import UserError
+from errors import UserError
 
 RNG = np.random.default_rng(0)
 X = {

@@ -17,7 +17,7 @@ import datasets
 import flags
 import results
 from attacks import certificate, measurement
-from results import UserError
+from errors import UserError
 
 DDN = {"attack_method": "ddn", "attack_K": 30}
 N = 40

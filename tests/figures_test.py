@@ -19,7 +19,7 @@ import results
 from bench import figures as bench
 from bench.figures import made_up
 from core_flatness import FlatnessCore
-from results import UserError
+from errors import UserError
 
 
 @pytest.fixture(scope="module")

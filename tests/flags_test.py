@@ -9,7 +9,7 @@ from conftest import ROOT
 
 import flags
 from models.architectures import CNN, VGG16
-from results import UserError
+from errors import UserError
 
 SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
 

@@ -16,7 +16,7 @@ import flags as flag_table
 import results
 from core_flatness import FlatnessCore
 from flatness import radius
-from results import UserError
+from errors import UserError
 
 LAST = ["F", 10, {"act": False}]
 SMALL_VGG = [["C", 8, [3, 3], {"bn": True}], ["P"], ["C", 8, [3, 3], {"bn": True}], *([["P"]] * 4), LAST]

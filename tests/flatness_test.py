@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
+from models.network import Network
 
 import datasets
 from flatness import curvature, interpolation, radius, span
 from flatness.span import Examples, FastSpan, PlainSpan
 from models.architectures import VGG16, VGG16_BN
 from models.augmentation import crop_and_flip
-from models.base_model import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
 from models.layers import BatchNorm
-from models.simple_sequential import SimpleSequential
-from results import UserError
+from errors import UserError
 
 TORCH = {"weight": "torch_default", "bias": "torch_default"}
 LAST = ["F", 10, {"act": False}]
@@ -43,7 +43,7 @@ def digits(n=500):
 
 
 def untrained(name, seed):
-    return SimpleSequential(
+    return Network(
         NETWORKS[name],
         (8, 8, 1),
         "ALL",
@@ -133,13 +133,13 @@ def test_training_moves_the_running_statistics_and_restoring_brings_them_back():
 
 def test_vgg_with_batch_norm_is_vgg_with_one_after_each_convolution():
     assert [layer[:-1] if layer[0] == "C" else layer for layer in VGG16_BN] == VGG16
-    model = SimpleSequential(VGG16_BN, (32, 32, 3), "ALL", init=TORCH)
+    model = Network(VGG16_BN, (32, 32, 3), "ALL", init=TORCH)
     assert sum(name.endswith("bn/scale") for name in names(model)) == 13
     assert not any(v.trainable for v in model.tensors if v.name.startswith(("mean", "variance")))
 
 
 def test_torch_default_is_uniform_within_one_over_the_root_of_the_weights_fan_in():
-    model = SimpleSequential([["C", 64, [3, 3]], ["F", 50], LAST], (8, 8, 1), "ALL", init=TORCH)
+    model = Network([["C", 64, [3, 3]], ["F", 50], LAST], (8, 8, 1), "ALL", init=TORCH)
     for layer, fan_in in zip(model.layers, (9, 64 * 64, 50), strict=True):
         for tensor in (layer.weight.numpy(), layer.bias.numpy()):
             bound = 1 / np.sqrt(fan_in)
@@ -466,7 +466,7 @@ def dense_hessian(weights, x, y):
 @pytest.fixture(scope="module")
 def small_hessian():
     rng = np.random.default_rng(0)
-    model = SimpleSequential([["F", 5], ["F", 4, {"act": False}]], (2, 2, 1), "ALL", init=TORCH)
+    model = Network([["F", 5], ["F", 4, {"act": False}]], (2, 2, 1), "ALL", init=TORCH)
     x, y = rng.integers(0, 256, (30, 2, 2, 1)).astype(np.uint8), rng.integers(0, 4, 30).astype(np.int32)
     hessian = curvature.Hessian(Examples(model, x, y))
     dense = dense_hessian([w.numpy() for w in model.weights], x.reshape(30, 4) / 255, y)
@@ -492,7 +492,7 @@ def test_eigenvalues_and_trace_are_the_dense_hessians(small_hessian):
 def test_a_hessian_far_below_floats_range_is_found_in_its_frame():
     # Two classes, one linear layer, one pixel of value 1: the loss is softplus(s), s = w0 - w1 for label
     # 1, and its second derivative by (w0, w1) exp(s) * [[1, -1], [-1, 1]] for very negative s.
-    model = SimpleSequential([["F", 2, {"act": False}]], (1, 1, 1), "NONE")
+    model = Network([["F", 2, {"act": False}]], (1, 1, 1), "NONE")
     model.set_weights([np.array([[-500.0, 500.0]], np.float32)])
     x, y = np.full((3, 1, 1, 1), 255, np.uint8), np.ones(3, np.int32)
     hessian = curvature.Hessian(Examples(model, x, y))

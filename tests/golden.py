@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import Core, Progress
 from flags import from_text
-from results import UserError
+from errors import UserError
 
 MODEL_FLAGS = ("description", "bias_mode", "act_type", "init")
 COMPARED = ("loss", "rho", "q_min")

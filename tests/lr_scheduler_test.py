@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from errors import TrainingDiverged
 from models import lr_scheduler
 from models.lr_scheduler import NORMAL, AggressiveLR, AggressiveLRv2, AggressiveLRv3, ConstLR, LossBasedLRv1
 
@@ -35,7 +36,7 @@ def test_constant_lr_tries_a_failed_epoch_again_and_gives_up_in_the_end():
     scheduler.get()
     for _ in range(ConstLR.MAX_FAILURES - 1):
         assert scheduler.get(FAILED) == ("back", 0.01)
-    with pytest.raises(lr_scheduler.TrainingDiverged, match="lower --lr"):
+    with pytest.raises(TrainingDiverged, match="lower --lr"):
         scheduler.get(FAILED)
 
 

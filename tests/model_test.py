@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY
+from models.network import Network
 
 from models import base_model
 from models.architectures import CNN, VGG16, parse
-from models.simple_sequential import SimpleSequential
 
 LOG10 = float(np.log(np.log(10)))
 
@@ -60,7 +60,7 @@ DESCRIPTIONS = {
 @pytest.mark.parametrize("bias_mode", ["NONE", "FIRST_LAYER", "ALL"])
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_logits_and_gradients_are_those_of_the_description(name, bias_mode, act_type):
-    model = SimpleSequential(
+    model = Network(
         DESCRIPTIONS[name], (8, 8, 1), bias_mode, act_type, scale=1 / 16, init={"bias": "random_normal"}
     )
     x, y = data(20)
@@ -86,7 +86,7 @@ def test_bias_modes_place_biases_and_overrides_have_the_last_word():
 
 
 def test_norms_count_the_first_layers_bias_and_no_other():
-    model = SimpleSequential(TINY, (8, 8, 1), "ALL", init={"bias": "random_normal"})
+    model = Network(TINY, (8, 8, 1), "ALL", init={"bias": "random_normal"})
     counted = model.counted_weights()
     assert [len(tensors) for tensors in counted] == [2, 1, 1]
     assert counted[0][1] is not None and counted[0][1].shape == (4,)
@@ -127,7 +127,7 @@ def test_a_description_that_makes_no_sense_is_refused_by_layer(description, says
 
 
 def test_same_seed_same_weights_and_another_seed_others():
-    a, b, c = (SimpleSequential(TINY, (8, 8, 1), seed=seed).get_weights() for seed in (1, 1, 2))
+    a, b, c = (Network(TINY, (8, 8, 1), seed=seed).get_weights() for seed in (1, 1, 2))
     assert [name for name, _ in a] == ["layer0/weight", "layer0/bias", "layer1/weight", "layer2/weight"]
     for (_, u), (_, v) in zip(a, b, strict=True):
         np.testing.assert_array_equal(u, v)
@@ -137,7 +137,7 @@ def test_same_seed_same_weights_and_another_seed_others():
 @pytest.mark.parametrize("parts", [1, 3])
 def test_an_epoch_is_plain_gradient_steps_in_the_frame(parts):
     """v <- v - grad(lr * loss * exp(-log_frame)), batch by batch, against TensorFlow's own cross-entropy."""
-    model, reference = (SimpleSequential(TINY, (8, 8, 1), scale=1 / 16, seed=3) for _ in range(2))
+    model, reference = (Network(TINY, (8, 8, 1), scale=1 / 16, seed=3) for _ in range(2))
     model.parts = parts
     x, y = data()
     batches = np.random.default_rng(0).permutation(120).reshape(6, 20).astype(np.int32)
@@ -155,7 +155,7 @@ def test_an_epoch_is_plain_gradient_steps_in_the_frame(parts):
 
 
 def test_an_epoch_stops_at_the_first_batch_loss_above_the_bound():
-    model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
     x, y = data()
     batches = np.arange(120).reshape(6, 20).astype(np.int32)
     bound = 0.5 * float(model.train_epoch(x, y, batches[:1], 0.0, 0.0, 1e9)[1][0])
@@ -164,7 +164,7 @@ def test_an_epoch_stops_at_the_first_batch_loss_above_the_bound():
 
 
 def test_an_epoch_stops_at_a_loss_that_is_not_finite():
-    model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
     x, y = data()
     batches = np.arange(120).reshape(6, 20).astype(np.int32)
     ok, losses = model.train_epoch(x, y, batches, 1e30, 0.0, np.inf)
@@ -179,7 +179,7 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
     results, seen = [], {"train": [], "evaluate": []}
     for turn_flops in (2e11, 1):
         monkeypatch.setattr(base_model, "TURN_FLOPS", turn_flops)
-        model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+        model = Network(TINY, (8, 8, 1), scale=1 / 16)
         ok, losses = model.train_epoch(x, y, batches, 0.1, 0.0, 600.0, seed, seen["train"].append)
         complete, loss, logits = model.evaluate(x, y, between=seen["evaluate"].append)
         stopped = model.evaluate(x, y, loss_limit=loss / 3)[:2]
@@ -194,7 +194,7 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
 )
 def test_evaluation_in_blocks_is_evaluation_at_once(n, parts):
     """Also where the last block has fewer examples than parts."""
-    model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
     model.parts = parts
     x, y = data(n)
     complete, loss, logits = model.evaluate(x, y, -1.0)
@@ -206,7 +206,7 @@ def test_evaluation_in_blocks_is_evaluation_at_once(n, parts):
 
 
 def test_evaluation_stops_once_the_limit_is_passed_and_only_then():
-    model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
     x, y = data(2000)
     _, loss, _ = model.evaluate(x, y)
     complete, bound, _ = model.evaluate(x, y, loss_limit=loss / 3)
@@ -216,7 +216,7 @@ def test_evaluation_stops_once_the_limit_is_passed_and_only_then():
 
 
 def test_kept_weights_come_back_and_other_shapes_are_refused():
-    model = SimpleSequential(TINY, (8, 8, 1), scale=1 / 16)
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
     before = model.get_weights()
     model.keep()
     x, y = data()

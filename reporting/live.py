@@ -1,30 +1,30 @@
-"""A run as TensorBoard shows it while it trains. No TensorFlow here: the event files are written with
-TensorBoard's own package, which is optional (requirements-tensorboard.txt).
+"""A run as TensorBoard shows it while it trains.
 
+The event files are written with TensorBoard's own package, which is optional (requirements-tensorboard.txt).
 Each accepted epoch becomes one event with all its numbers, in float64: rhoL of a VGG is beyond float32.
-The journal stays the truth. A resumed run writes the epochs of its journal anew, into a new event file
-that begins by telling a TensorBoard that is watching to forget the run's earlier events; then the
-older files go. So no epoch is there twice, or missing, however the run ended and whenever the flag
-was given. (Of the figures only those from then on are left: the last one shows all epochs anyhow.)
+
+The journal stays the truth. A resumed run writes the epochs of its journal anew, into a new event file. That file
+begins by telling a TensorBoard that is watching to forget the run's earlier events; then the older files go. So no
+epoch is there twice or missing, however the run ended and whenever the flag was given. Of the figures, only those
+drawn from then on are left: each one shows all epochs.
 """
 
 import importlib.util
 import io
-import logging
 import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from results import UserError
+from errors import UserError
+from screen import log
+from training.measures import INFO, describe
 
-# When figures are drawn: after so many seconds, so that they take at most so large a part of the time,
-# and when the run is longer by a factor: 10000 epochs have less than 200 drawings.
+# Figures are drawn after so many seconds at least, and as often as they take at most this part of the time, and
+# when the run is longer by this factor: 10000 epochs have less than 200 drawings.
 FIGURES_EVERY, FIGURES_SHARE, FIGURES_GROWTH = 60.0, 0.02, 1.05
 FIGURES_DPI = 100
-
-log = logging.getLogger("margin")
 
 
 def require_tensorboard() -> None:
@@ -78,18 +78,17 @@ class Live:
             self.draw(info["eid"])
 
     def draw(self, eid: int) -> None:
-        """Add the run's figures as they are at epoch eid. What cannot be drawn is only said: no figure is
-        worth a run."""
+        """Add the run's figures as they are at epoch eid. A figure that fails is a line in the log, no more."""
         import matplotlib
 
-        import figures
+        from reporting import drawing, style
 
         began = time.process_time()  # not the wall's: a process may be put to sleep
         self.write_res()
         pictures = []
         try:
-            with matplotlib.rc_context(figures.STYLE):
-                for name, figure in figures.build([self.run]).items():
+            with matplotlib.rc_context(style.STYLE):
+                for name, figure in drawing.build([self.run]).items():
                     png = io.BytesIO()
                     figure.savefig(png, format="png", dpi=FIGURES_DPI)
                     pictures.append(image(f"figures/{name}", png.getvalue()))
@@ -111,19 +110,21 @@ class Live:
 
 
 def scalars(info: dict) -> list[dict]:
-    """An epoch's numbers as values of a Summary.
+    """An epoch's numbers as values of a Summary, each with its meaning (`training.measures`).
 
-    epoch/log10_loss (log10 of the true training loss), epoch/lr, epoch/rt_loss, epoch/time; stats/<key> as
-    the journal has them.
+    epoch/log10_loss (log10 of the true training loss), epoch/lr, epoch/rt_loss, epoch/time; stats/<key>.
     """
     values = {f"epoch/{name}": info[name] for name in ("lr", "rt_loss", "time")}
     values["epoch/log10_loss"] = info["stats"]["log_loss"] / math.log(10)
     values |= {f"stats/{name}": value for name, value in info["stats"].items()}
+    meanings = {f"epoch/{name}": meaning for name, (meaning, _) in INFO.items()}
+    meanings["epoch/log10_loss"] = "log10 of the true training loss"
+    meanings |= {f"stats/{name}": describe(name)[0] for name in info["stats"]}
     return [
         {
             "tag": tag,
             "tensor": {"dtype": "DT_DOUBLE", "tensor_shape": {}, "double_val": [value]},
-            "metadata": {"plugin_data": {"plugin_name": "scalars"}},
+            "metadata": {"plugin_data": {"plugin_name": "scalars"}, "summary_description": meanings[tag]},
         }
         for tag, value in values.items()
     ]

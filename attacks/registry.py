@@ -1,0 +1,101 @@
+"""The attacks, one row each: where its class is, its norm, its settings. No TensorFlow here.
+
+A new attack is a file with its class, a row here, and a script `eval-*.py`.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+NORMALIZATIONS = ("none", "sum", "max")
+ABORT_RULES = ("image", "batch", "none")
+L2, LINF = "L2", "Linf"
+
+
+@dataclass(frozen=True)
+class Method:
+    """An attack.
+
+    Attributes:
+      path: its class, 'module:class'.
+      options: {what its class calls a setting: the flag}.
+      norm: of its distances, L2 or LINF.
+      targeted: whether it can be aimed at a class.
+      eps_grid: whether it looks for examples at the radii of `attack_eps_list`, and not for the nearest one.
+        The error of an image is then the smallest of these radii that holds its example.
+    """
+
+    path: str
+    options: dict[str, str]
+    norm: str = L2
+    targeted: bool = False
+    eps_grid: bool = False
+
+    @property
+    def distance(self) -> str:
+        """What its distances are called in a table: 'L2', or 'eps' of a grid."""
+        return "eps" if self.eps_grid else self.norm
+
+
+METHODS = {
+    "cw": Method(
+        "attacks.l2_attack:CarliniWagnerL2",
+        {
+            "iterations": "attack_K",
+            "learning_rate": "attack_lr",
+            "binary_search_steps": "attack_search_steps",
+            "initial_const": "attack_initial_const",
+            "confidence": "attack_confidence",
+            "abort_early": "attack_abort",
+        },
+        targeted=True,
+    ),
+    "pgd": Method(
+        "attacks.linf_attack:ProjectedGradientDescent",
+        {
+            "steps": "attack_K",
+            "stepsize": "attack_lr",
+            "restarts": "attack_E",
+            "eps_list": "attack_eps_list",
+            "seed": "seed",
+        },
+        norm=LINF,
+        eps_grid=True,
+    ),
+    "bim": Method(
+        "attacks.bim:BasicIterativeMethod",
+        {"steps": "attack_K", "stepsize": "attack_lr", "init_epsilon": "attack_init_eps"},
+    ),
+    "deepfool": Method("attacks.deepfool:DeepFool", {"steps": "attack_K"}),
+    "ddn": Method("attacks.ddn:DDN", {"steps": "attack_K", "init_epsilon": "attack_init_eps"}, targeted=True),
+    "fmn": Method("attacks.fmn:FMN", {"steps": "attack_K", "alpha_init": "attack_lr"}, targeted=True),
+}
+
+
+def refuses(method: str, flag: str) -> bool:
+    """Whether only other methods take this flag."""
+    if flag in ("seed", "attack_eps_list"):  # every run has a seed, every summary a list of eps
+        return False
+    takers = [name for name, row in METHODS.items() if flag in row.options.values()]
+    return bool(takers) and method not in takers
+
+
+def build(f: SimpleNamespace, logits: Callable[[Any], Any], shape: tuple[int, int, int]) -> Any:
+    """The attack that the flags name, an `attacks.base.Attack`.
+
+    Args:
+      f: the flags; where a setting's flag is None, the default of the attack's class stands.
+      logits: the network. shape: (h, w, c) of an image.
+    """
+    from attacks.base import normalized
+
+    method = METHODS[f.attack_method]
+    module, name = method.path.split(":")
+    options = {option: getattr(f, flag) for option, flag in method.options.items()}
+    options = {option: value for option, value in options.items() if value is not None}
+    if f.attack_target is not None:
+        options["targeted"] = True
+    attack_class = getattr(importlib.import_module(module), name)
+    return attack_class(normalized(logits, f.attack_normalize_output), shape, **options)

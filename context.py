@@ -1,0 +1,278 @@
+"""Context: what every task is given. It knows no task.
+
+Data, device and network are made when they are first asked for. So a mistake in the flags is said before
+TensorFlow is loaded, and a task pays for what it uses.
+"""
+
+import contextlib
+import copy
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+import datasets
+import flags as flag_table
+import results
+from device import choose_parts, import_tensorflow, set_up_device, share_cores
+from errors import UserError
+from flags.table import TRAINING
+from results import ROOT
+from screen import log, logging_to, shown_path
+
+
+class _Values(SimpleNamespace):
+    """Flags as attributes, to be read only."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"flags are read-only; Context.changed({name}=...) gives a Context with another {name}"
+        )
+
+
+class Context:
+    """The flags of one task, and what follows from them.
+
+    Args:
+      flags: nested; what is left out has its default.
+      name: the experiment's; its working directories are below logs/<name>.
+      stop_if_asked: called about once a second; raises Stopped to end the task.
+
+    Attributes:
+      f: the flags as attributes.
+      published: {name: weights} that units of work refer to (`execution`).
+
+    Raises: UserError for flags, here and when data or network are asked for.
+    """
+
+    def __init__(self, flags: dict, name: str = "unnamed", stop_if_asked: Callable[[], None] = lambda: None):
+        self._flags = flag_table.complete(flags)
+        self.f = _Values(**self._flags)
+        self.name, self.stop_if_asked = name, stop_if_asked
+        self.published: dict[str, Any] = {}
+        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def flags(self) -> dict:
+        """A copy of all flags, nested, as flags.json and `res` hold them."""
+        return copy.deepcopy(self._flags)
+
+    def changed(self, **changes: Any) -> "Context":
+        """Other flags, and the data, device and network of this Context, which must not depend on them."""
+        other = Context(self._flags | changes, self.name, self.stop_if_asked)
+        shared = ("dataset", "fingerprint", "device", "parts", "model", "train_set", "test_set")
+        vars(other).update({name: vars(self)[name] for name in shared if name in vars(self)})
+        return other
+
+    def kept(self, slot: str, key: Any, make: Callable[[], Any]) -> Any:
+        """What make() gives; made once, and kept in a slot until another key comes. Safe in threads."""
+        with self._lock:
+            if slot not in self._kept or self._kept[slot][0] != key:
+                self._kept[slot] = key, make()
+            return self._kept[slot][1]
+
+    # Data
+
+    @cached_property
+    def natural_dataset(self) -> datasets.Dataset:
+        """The data set with its own labels."""
+        return datasets.load(
+            self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
+        )
+
+    @cached_property
+    def dataset(self) -> datasets.Dataset:
+        """The data set with the labels that are learned."""
+        if self.f.random_labels is None:
+            return self.natural_dataset
+        return datasets.with_labels_of(self.natural_dataset, self.random_labels_path)
+
+    @property
+    def random_labels_path(self) -> Path:
+        """The file that the flag random_labels means."""
+        if self.f.random_labels not in (None, "default"):
+            return Path(self.f.random_labels)
+        part = "" if self.f.train_N == "all" else f"-first-{self.f.train_N}"
+        return ROOT / "random_labels" / f"{Path(self.f.dataset).stem}{part}.npz"
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """CRC-32 of all images and labels."""
+        crc = 0
+        for x, y in self.dataset:
+            crc = zlib.crc32(y, zlib.crc32(x, crc))
+        return crc
+
+    @cached_property
+    def train_set(self) -> tuple:
+        """(images, labels) of the training set on the device."""
+        return tuple(map(import_tensorflow().constant, self.dataset[0]))
+
+    @cached_property
+    def test_set(self) -> tuple:
+        """(images, labels) of the test set on the device."""
+        return tuple(map(import_tensorflow().constant, self.dataset[1]))
+
+    # Device and network
+
+    @cached_property
+    def device(self) -> str:
+        """The device that everything is computed on, chosen now."""
+        return set_up_device(self.f.gpu, self.f.tf32, self.f.deterministic)
+
+    @cached_property
+    def parts(self) -> int:
+        """Into how many slices batches are cut (`models.network.Network`).
+
+        Attacks and measurements have large batches: all cores share each op.
+        """
+        if self.f.task not in TRAINING:
+            return 1
+        shape = self.dataset[0][0].shape[1:]
+        return choose_parts(self.f.parts, self.f.model["description"], shape, self.f.B, self.device)
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, with the initial weights of the flag seed. Raises: UserError where it does not fit."""
+        (x_train, _), _ = self.dataset
+        if len(x_train) < self.f.B:
+            raise UserError(
+                f"--B {self.f.B}: larger than the training set of {len(x_train)} examples; give at most that"
+            )
+        if self.parts > 1:  # before TensorFlow starts its threads; `parts` has chosen the device
+            share_cores(self.parts)
+        self.device  # noqa: B018 (chosen before the first variable is made)
+        return build_network(self.f.model, self.dataset, self.f.seed, self.parts)
+
+    def check_weights(self, weights: list[tuple[str, np.ndarray]], where: str) -> list[np.ndarray]:
+        """The arrays of stored weights. Raises: UserError when they are another network's."""
+        arrays = [array for _, array in weights]
+        try:
+            self.model.check_weights(arrays)
+        except ValueError as error:
+            raise UserError(f"{where}: holds another network ({error})") from None
+        return arrays
+
+    def stored_weights(self, directory: Path, eid: int) -> list[np.ndarray]:
+        """The weights of a stored epoch. Raises: UserError where they are missing or another network's."""
+        return self.check_weights(results.load_weights(directory, eid), f"epoch {eid} of {directory}")
+
+    # Going on with a run, or looking at one
+
+    def check_resumed(self, command: str = "./run.sh") -> Path:
+        """The directory to resume. Raises: UserError when it is no run, or one of another experiment."""
+        path = results.check_run(self.f.resume)
+        name = results.read_about(path).get("experiment")
+        if name != self.name:
+            raise UserError(
+                f"--resume {path}: a run of {name}, not of {self.name}; use {command} {name} --resume {path}"
+            )
+        return path
+
+    def check_data(self, path: Path) -> None:
+        """Raises: UserError when a run was on other data or labels than those loaded now."""
+        if results.read_about(path).get("data", {}).get("crc32") != self.fingerprint:
+            raise UserError(
+                f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
+            )
+
+    # What a run says of itself
+
+    @property
+    def logs_dir(self) -> Path:
+        """The folder of all experiments' working directories."""
+        return Path(self.f.logs_dir) if self.f.logs_dir else ROOT / "logs"
+
+    def first_files(self, **more: Any) -> dict[str, dict]:
+        """The files that a working directory begins with; `more` goes into about.json."""
+        return {"about.json": self.about() | more, "flags.json": self.flags}
+
+    def about(self) -> dict:
+        """Where, when and with what a run was begun: goes into about.json."""
+        (x, _), (x_test, _) = self.dataset
+        return {
+            "experiment": self.name,
+            "command": shlex.join(map(_lasting, sys.argv)),
+            "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            "git": git_revision(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("tensorflow", "numpy")},
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "device": self.device,
+            "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
+        }
+
+    @contextlib.contextmanager
+    def logging_into(self, path: Path) -> Iterator[None]:
+        """While this lasts, log lines also go into the directory's file stdout, the flags and data first."""
+        (x, _), (x_test, _) = self.dataset
+        with logging_to(path / "stdout"):
+            log.info("experiment: %s", self.name)
+            for name, value in flag_table.flatten(self._flags).items():
+                log.info("  --%s %s", name, value)
+            log.info(
+                "device: %s%s", self.device, f", batches in {self.parts} parts" if self.parts > 1 else ""
+            )
+            shape = list(x.shape[1:])
+            log.info("data: %s, %d train, %d test, images %s", self.f.dataset, len(x), len(x_test), shape)
+            log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in self.model.weights))
+            log.info("working directory: %s", shown_path(path))
+            yield
+
+
+def build_network(model: dict, dataset: datasets.Dataset, seed: int, parts: int = 1) -> Any:
+    """The network of the `model` flags for a data set's images: a `models.network.Network`.
+
+    Raises: UserError when they do not fit.
+    """
+    if model["description"] is None:
+        raise UserError("--model.description: this experiment has none; give a list of layers, CNN or VGG16")
+    import_tensorflow()
+    from models.network import Network
+
+    (x, _), _ = dataset
+    if "auto" in (model["input_mean"], model["input_std"]):
+        mean, std = datasets.input_statistics(dataset)
+        auto = {"input_mean": mean, "input_std": std}
+        model = model | {name: auto[name] for name in auto if model[name] == "auto"}
+    try:
+        network = Network(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed, parts=parts)
+    except ValueError as error:
+        raise UserError(f"--model.description: {error}") from None
+    if network.n_classes < max(dataset.n_classes, 2):
+        raise UserError(
+            f"--model.description: the last layer has {network.n_classes} units, "
+            f"but {dataset.name} has {dataset.n_classes} classes"
+        )
+    return network
+
+
+def _lasting(word: str) -> str:
+    """A word of the command line. A path through the symlink `latest` becomes the path where it leads now."""
+    if "latest" in Path(word).parts and Path(word).exists():
+        return os.path.relpath(Path(word).resolve())
+    return word
+
+
+def git_revision() -> str | None:
+    """The program's revision, with a + when files are changed; None outside git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.stdout.strip() + ("+" if changed.returncode else "")

@@ -1,0 +1,34 @@
+"""The ways in which a run can end early, and the word a user may have meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    Its text is one line: what is wrong, where, what was expected, what to do. Exit status 2.
+    """
+
+
+class TrainingDiverged(Exception):
+    """No learning rate that the scheduler may use gives an acceptable epoch. Exit status 1."""
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM was answered: everything is saved.
+
+    Args:
+      number: the signal's. Exit status 128 + number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def nearest(word: object, words: Iterable[object]) -> str:
+    """'; did you mean X?' with the word that is most like it; '' where there are no words."""
+    by_lower = {str(w).lower().strip("-"): w for w in words}
+    close = difflib.get_close_matches(str(word).lower().strip("-"), by_lower, n=1, cutoff=0.0)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -1,0 +1,257 @@
+"""Kinds of values that a flag may take. Each kind is a function: it returns the value's one form, or raises
+`Bad`."""
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from attacks.registry import NORMALIZATIONS
+from errors import nearest
+from models import archivers, lr_scheduler
+from models.architectures import ARCHITECTURES, parse
+
+
+class Bad(ValueError):
+    """A value that a flag does not take. The text says what was expected."""
+
+
+# From a word on the command line to a value
+
+
+def _power(base: float, exponent: float) -> float:
+    """base**exponent, computed in floats so that it is quick for any number; an int where it is exact."""
+    power = float(base) ** float(exponent)
+    exact = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and abs(power) < 2**53
+    return base**exponent if exact else power
+
+
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: _power,
+    ast.USub: operator.neg,
+}
+
+
+def _literal(node: ast.AST) -> Any:
+    """Value of a Python literal. Numbers may be written as 2**(1/5) or log(10)."""
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Tuple():
+            return tuple(map(_literal, node.elts))
+        case ast.List():
+            return list(map(_literal, node.elts))
+        case ast.Dict() if None not in node.keys:
+            return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values, strict=True)}
+        case ast.UnaryOp() | ast.BinOp():
+            operands = [node.operand] if isinstance(node, ast.UnaryOp) else [node.left, node.right]
+            values = list(map(_literal, operands))
+            if type(node.op) in _OPERATORS and all(type(v) in (int, float) for v in values):
+                return _OPERATORS[type(node.op)](*values)
+        case ast.Call(func=ast.Name("log"), args=[argument], keywords=[]):
+            return math.log(_literal(argument))
+    raise ValueError
+
+
+def from_text(text: str) -> Any:
+    """The value that a word stands for: a Python literal; a,b,c for a tuple; else the text itself."""
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
+        pass
+    if "," in text and not set(text) & set("[](){}"):
+        return tuple(from_text(part) for part in text.split(",") if part.strip())
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+# General kinds
+
+
+def choice(*words: str) -> Callable:
+    """One of these words."""
+
+    def check(value):
+        if value not in words:
+            raise Bad(f"one of {', '.join(words)}{nearest(value, words)}")
+        return value
+
+    return check
+
+
+def whole(least: int, *words: str) -> Callable:
+    """A whole number from `least` on, or one of these words."""
+
+    def check(value):
+        if value in words and isinstance(value, str):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise Bad(", or ".join([f"a whole number, at least {least}", *words]))
+        return value
+
+    return check
+
+
+def number(above: float = -math.inf) -> Callable:
+    """A finite number above a bound."""
+
+    def check(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+            raise Bad("a number" + (f" above {above:g}" if above > -math.inf else ""))
+        return float(value)
+
+    return check
+
+
+def boolean(value):
+    if not isinstance(value, bool):
+        raise Bad("true or false")
+    return value
+
+
+def text(value):
+    if not isinstance(value, str) or not value:
+        raise Bad("a name or path")
+    return value
+
+
+def optional(kind: Callable) -> Callable:
+    """None, or a value of a kind."""
+    return lambda value: None if value is None else kind(value)
+
+
+def several(kind: Callable) -> Callable:
+    """Values of a kind, at least one, as a tuple. A value alone stands for a list of one."""
+
+    def check(value):
+        values = value if isinstance(value, list | tuple) else [value]
+        if not values:
+            raise Bad("at least one value")
+        return tuple(map(kind, values))
+
+    return check
+
+
+def either(word: str, kind: Callable) -> Callable:
+    """A word, or a value of a kind."""
+    return lambda value: value if isinstance(value, str) and value == word else kind(value)
+
+
+def expecting(what: str, kind: Callable) -> Callable:
+    """The same kind of values, with its own words for what was expected."""
+
+    def check(value):
+        try:
+            return kind(value)
+        except Bad:
+            raise Bad(what) from None
+
+    return check
+
+
+def ascending(kind: Callable) -> Callable:
+    """Several values of a kind, sorted, each once."""
+    return lambda value: tuple(sorted(set(several(kind)(value))))
+
+
+def different(kind: Callable) -> Callable:
+    """Several values of a kind, none of them twice."""
+
+    def check(value):
+        values = several(kind)(value)
+        if len(set(values)) < len(values):
+            raise Bad("no value twice")
+        return values
+
+    return check
+
+
+# Kinds of single flags
+
+epochs = expecting(
+    "last, all, or epochs such as 100 or 10,20,30",
+    either("last", either("all", lambda value: list(ascending(whole(1))(value)))),
+)
+indices = expecting("indices into the set, such as 0 or 3,14,15", ascending(whole(0)))
+radii = expecting("positive numbers, such as 0.5,1,2", ascending(number(0)))
+target = expecting("next, or a class", whole(0, "next"))
+confidence = expecting("a number, at least 0", number(-1e-300))
+seeds = expecting("different whole numbers such as 0,1,2", different(whole(0)))
+input_statistic = either("auto", expecting("a number, or one for each channel", several(number())))
+
+
+def input_std(value):
+    value = input_statistic(value)
+    if value != "auto" and min(value) <= 0:
+        raise Bad("auto, or numbers above 0")
+    return value
+
+
+def normalization(value):
+    return choice(*NORMALIZATIONS)({True: "sum", False: "none"}[value] if isinstance(value, bool) else value)
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def learning_rate(value):
+    """A number, a scheduler's name, or (name, arguments ...)."""
+    value = _tuples(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    try:
+        lr_scheduler.build(value)
+    except (ValueError, TypeError) as error:
+        names = ", ".join(lr_scheduler.SCHEDULERS)
+        name = value[0] if isinstance(value, tuple) and value else value
+        hint = nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
+        hint = "" if name in lr_scheduler.SCHEDULERS else hint
+        reason = " ".join(str(error).replace("__init__() ", "").split())
+        raise Bad(
+            f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}"
+        ) from None
+    return value
+
+
+def archive(value):
+    """What `models.archivers.build` takes."""
+    value = _tuples(value)
+    try:
+        archivers.build(value)
+    except ValueError as error:
+        raise Bad(str(error).split("none of ")[-1]) from None
+    return value
+
+
+def description(value):
+    """A list of layers, or the name of an architecture."""
+    if isinstance(value, str):
+        if value not in ARCHITECTURES:
+            raise Bad(
+                f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}"
+            )
+        value = ARCHITECTURES[value]
+    try:
+        parse(value, "NONE", (1 << 16, 1 << 16, 1))  # whether it fits the images is checked with the data
+    except ValueError as error:
+        raise Bad(f"a list of layers ({error})") from None
+
+    def plain(item):
+        return [plain(i) for i in item] if isinstance(item, list | tuple) else item
+
+    return plain(value)
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed, cut where it is very long."""
+    if isinstance(value, tuple) and all(isinstance(v, str | int | float) for v in value):
+        value = ",".join(map(str, value))
+    said = value if isinstance(value, str) else repr(value)
+    return said if len(said) < 200 else said[:200] + "..."

@@ -1,0 +1,108 @@
+"""Figures and tables of attacks."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import results
+from reporting import style
+from reporting.runs import Run, title
+from reporting.tables import Entry, Table, number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _curves(runs: list[Run]) -> list[tuple[Run, dict, dict]]:
+    """(run, the results of an epoch, line style) of every epoch of every attack."""
+    found = [(run, eid) for run in runs for eid in sorted(run.raw)]
+    labels = [", ".join(filter(None, [run.label, f"epoch {eid}"])) for run, eid in found]
+    looks = style.series(labels, in_order=len(runs) == 1)
+    return [(run, run.raw[eid], look) for (run, eid), look in zip(found, looks, strict=True)]
+
+
+def l2(runs: list[Run]) -> "Figure":
+    """L2 distances of adversarial examples, and robust accuracy at every eps, a curve an epoch."""
+    figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
+    curves = _curves(runs)
+    distances = [np.sqrt(res["errors"][res["success"] & res["clean_correct"]]) for _, res, _ in curves]
+    everything = np.concatenate(distances)
+    far = 1.05 * np.quantile(everything, 0.999) if len(everything) else 1.0
+    bins = np.linspace(0, far, int(np.clip(np.sqrt(min(map(len, distances))), 10, 60)) + 1)
+    for (_, res, look), found in zip(curves, distances, strict=True):
+        shares = np.histogram(found, bins)[0] / max(len(found), 1) / np.diff(bins)
+        left.stairs(shares, bins, **look)
+        eps, robust = robust_accuracy(res)
+        # No image falls after the last, so the curve goes on to the panel's edge.
+        right.plot([*eps, max(1.02 * far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **look)
+    left.set(xlabel="L₂ distance of an adversarial example", ylabel="density", ylim=(0, None))
+    right.set(xlabel="ε (L₂)", ylabel="robust accuracy, %", ylim=(0, 102))
+    for axes in (left, right):
+        axes.set_xlim(0, 1.02 * far)  # with room for the last bin's edge
+    return style.with_legend(figure, right)
+
+
+def robust_accuracy(res: dict) -> tuple[np.ndarray, np.ndarray]:
+    """(eps [n + 1], percent of all images that are classified right and have no example within eps).
+
+    The steps of a curve that is constant between two eps. An image without an example never falls.
+    """
+    right = res["clean_correct"]
+    fallen = np.sort(np.sqrt(res["errors"][right & res["success"]]))
+    eps = np.concatenate([[0.0], fallen])
+    return eps, 100 * (right.sum() - np.arange(len(eps))) / len(right)
+
+
+def linf_grid(runs: list[Run]) -> "Figure":
+    """At which eps (L-infinity) images fall, and robust accuracy at each eps, a curve an epoch."""
+    figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
+    eps_list = sorted({eps for run in runs for eps in run.flags["attack_eps_list"]})
+    for run, res, look in _curves(runs):
+        eps = np.sort(np.asarray(run.flags["attack_eps_list"], np.float64))
+        right_before, n = res["clean_correct"], len(res["success"])
+        fell = right_before & res["success"]
+        first = [100 * (fell & np.isclose(res["errors"], e)).sum() / n for e in eps]
+        stood = [100 * (right_before & ~(fell & (res["errors"] <= e + 1e-9))).sum() / n for e in eps]
+        left.plot(eps, first, marker="o", **look)
+        right.plot([0, *eps], [100 * right_before.mean(), *stood], marker="o", **look)
+    left.set(xlabel="smallest ε with an example", ylabel="images, %", ylim=(0, None))
+    right.set(xlabel="ε (L∞)", ylabel="robust accuracy, %", ylim=(0, 102))
+    left.set_xlim(0, 1.05 * eps_list[-1])
+    right.set_xlim(0, 1.05 * eps_list[-1])
+    return style.with_legend(figure, right)
+
+
+def table(entries: list[Entry]) -> list[Table]:
+    """What summary.json says of each attacked epoch, of attacks in one norm."""
+    lines = [
+        (entry, eid, found)
+        for entry in entries
+        for eid, found in results.read_summary(entry.run.path).items()
+    ]
+    eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
+    method = entries[0].run.method
+    distances = {"median": "distance, median", "mean": "distance, mean of those found"}
+    if method.norm == "L2":
+        distances = {"certified_median": "certified distance, median"} | distances
+    rows = [
+        [
+            entry,
+            eid,
+            entry.run.flags["attack_set"],
+            number(found["n"]),
+            number(None if found["log_loss"] is None else found["log_loss"] / style.LN10),
+            number(found["q_bar_min"]),
+            percent(found["clean_acc"]),
+            percent(found["success"]),
+            *(number(found[key], ".4f") for key in distances),
+            *(percent(found["robust_acc"].get(e)) for e in eps),
+        ]
+        for entry, eid, found in lines
+    ]
+    head = [
+        *("attack", "epoch", "images of", "images", "log10 loss", "q_bar_min", "clean accuracy", "success"),
+        *distances.values(),
+        *(f"robust accuracy at eps {e}" for e in eps),
+    ]
+    norm = {"L2": "L2", "Linf": "L-infinity"}[method.norm]
+    return [Table(f"Attacks: {norm} distances to the nearest adversarial example found", head, rows, entries)]

@@ -1,0 +1,105 @@
+"""Drawing working directories into figures and files."""
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+import results
+from errors import UserError
+from reporting import style
+from reporting.kinds import KINDS, read
+from reporting.runs import Run, groups, label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def drawn(runs: list[Run]) -> dict[str, "Figure"]:
+    """The figures of runs, those of one kind in the same figures.
+
+    Args:
+      runs: as `kinds.read` gives them, in the order of their curves; they get their labels here.
+
+    Returns: {name: matplotlib Figure}, each with an Agg canvas and outside pyplot.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(style.STYLE):
+        made = {}
+        for kind, own in groups(runs, lambda run: run.kind).items():
+            label(own)
+            made |= {name: function(own) for name, function in KINDS[kind].figures.items()}
+        made = {name: figure for name, figure in made.items() if figure is not None}
+        for figure in made.values():
+            style.finish(figure)
+    return made
+
+
+def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
+    """The figures of working directories: `drawn` of what `kinds.read` finds there. Raises as `kinds.read`."""
+    return drawn(read(directories))
+
+
+def draw(
+    directories: Iterable[Path | str],
+    out: Path | str | None = None,
+    formats: tuple[str, ...] = ("png", "pdf"),
+) -> dict[str, list[Path]]:
+    """Draw working directories into files.
+
+    Args:
+      directories: as in `kinds.read`.
+      out: a directory, made if it is not there; None: `figures` in the directory, and of several
+        directories `figures` in the current one.
+      formats: suffixes that matplotlib knows.
+
+    Returns: {name of a figure: its files}. All are rendered before the first is written, and each
+      replaces an older one at once: nobody finds half a picture.
+
+    Raises: UserError as `kinds.read`, and when the files cannot be written.
+    """
+    import matplotlib
+
+    paths = list(dict.fromkeys(Path(d).resolve() for d in directories))
+    runs = read(paths)
+    out = Path(out) if out is not None else paths[0] / "figures" if len(paths) == 1 else Path("figures")
+    with _writing_into(out):  # what cannot be written is said now, not after seconds of drawing
+        there = next(place for place in (out, *out.resolve().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    contents = {}
+    with matplotlib.rc_context(style.STYLE):
+        for name, figure in tqdm(drawn(runs).items(), desc="figures", leave=False, disable=None):
+            for suffix in formats:
+                contents[name, suffix] = _rendered(figure, suffix)
+    files = {}
+    with _writing_into(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for (name, suffix), content in contents.items():
+            files.setdefault(name, []).append(out / f"{name}.{suffix}")
+            results.replace_atomically(files[name][-1], lambda file, content=content: file.write(content))
+    return files
+
+
+@contextlib.contextmanager
+def _writing_into(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write figures into {out}: {error.strerror}; "
+            "make the place writable or choose another with --out"
+        ) from None
+
+
+def _rendered(figure: "Figure", suffix: str) -> bytes:
+    """The figure as a file; the same figure gives the same bytes."""
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    file = io.BytesIO()
+    dpi = style.DPI if suffix == "png" else style.RASTER_DPI
+    figure.savefig(file, format=suffix, dpi=dpi, metadata=undated.get(suffix))
+    return file.getvalue()

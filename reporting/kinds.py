@@ -1,0 +1,137 @@
+"""The kinds of working directories that can be shown: one registry for figures, report and launch."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import results
+from errors import UserError
+from flags.table import DEFAULTS, flatten, renamed
+from reporting import attacks, flatness, training
+from reporting.runs import Run
+from reporting.tables import Entry, Table
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of working directory.
+
+    Attributes:
+      task: what left it.
+      heading: its section's in a report.
+      needed: keys that each part of its results has.
+      parts: `raw` of `res` -> these parts.
+      figures: {name: its function of runs}. A function's docstring begins with the caption; it returns None
+        where there is nothing to draw.
+      tables: a function of the report's entries.
+    """
+
+    task: str
+    heading: str
+    needed: set[str]
+    figures: dict[str, Callable[[list[Run]], Any]]
+    tables: Callable[[list[Entry]], list[Table]]
+    parts: Callable[[dict], Iterable[dict]] = lambda raw: raw.values()
+
+
+def _whole(raw: dict) -> list[dict]:
+    return [raw]
+
+
+ATTACKED = {"errors", "success", "clean_correct"}
+KINDS = {
+    "train": Kind(
+        "train",
+        "Training",
+        {"eid", "lr", "log_frame", "time", "stats", "log_loss"},
+        {
+            "loss_margin": training.loss_margin,
+            "margins": training.margins,
+            "accuracy": training.accuracy,
+            "norms": training.norms,
+            "steps": training.steps,
+            "measures": training.asked_for,
+        },
+        training.table,
+    ),
+    "attack_l2": Kind("attack", "Attacks, L2", ATTACKED, {"attack_l2": attacks.l2}, attacks.table),
+    "attack_linf": Kind(
+        "attack", "Attacks, L-infinity", ATTACKED, {"attack_linf": attacks.linf_grid}, attacks.table
+    ),
+    "measure_radius": Kind(
+        "measure_radius",
+        "Flatness radius",
+        {"networks", "row"},
+        {"profiles": flatness.profiles, "radii": flatness.radii},
+        flatness.radius_tables,
+        _whole,
+    ),
+    "make_points": Kind(
+        "make_points",
+        "Loss surfaces",
+        {"X", "Y", "Z", "networks"},
+        {"surface": flatness.surfaces},
+        flatness.surface_table,
+        _whole,
+    ),
+    "measure_curvature": Kind(
+        "measure_curvature",
+        "Curvature",
+        {"eigenvalues", "trace", "trace_error", "log_frame", "log_loss"},
+        {"curvature": flatness.curvature},
+        flatness.curvature_table,
+    ),
+}
+TASKS_WITH_FIGURES = {"train_seeds", *(kind.task for kind in KINDS.values())}
+
+
+def read(directories: Iterable[Path | str]) -> list[Run]:
+    """What working directories have to show, each run once; of a run of several seeds, a run a seed.
+
+    Raises: UserError when one is no run, damaged, of a kind without figures, or has no results yet.
+    """
+    runs = {}
+    for path in dict.fromkeys(results.check_run(d).resolve() for d in directories):
+        task = _flags(path)["task"]
+        if task not in TASKS_WITH_FIGURES:
+            raise UserError(f"{path}: a {task}; of that there are no figures")
+        own = [path]
+        if task == "train_seeds":
+            own = [p.resolve() for p in sorted(path.glob("seed-*")) if (p / "flags.json").is_file()]
+        for part in own:
+            if part not in runs:
+                runs[part] = _run(part)
+        if not any(runs[part].raw for part in own):
+            why = "no epoch was accepted"
+            if not task.startswith("train"):
+                why = "it is not finished (resume it with --resume)"
+            raise UserError(f"{path}: has nothing to draw yet: {why}")
+    return [run for run in runs.values() if run.raw]
+
+
+def _flags(path: Path) -> dict:
+    """A run's flags, flat, under their present names; a flag that the run did not know yet has its default."""
+    return DEFAULTS | renamed(flatten(results.read_flags(path)))
+
+
+def _run(path: Path) -> Run:
+    """A working directory's run. Its raw is {} when there are no results yet. Raises: UserError when damaged."""
+    about = results.read_about(path) if (path / "about.json").exists() else {}
+    run = Run(path, _flags(path), {}, about)
+    task = run.flags["task"]
+    if task != "train" and not (path / "res").exists():
+        return run
+    res = results.load(path)
+    raw = res if task == "attack" else res.get("raw") if isinstance(res, dict) else None
+    kind = KINDS[run.kind]
+    for part in kind.parts(raw) if isinstance(raw, dict) else [None]:
+        stats = part.get("stats") if isinstance(part, dict) else None
+        have = set().union(*(known for known in (part, stats) if isinstance(known, dict)))
+        if missing := kind.needed - have:
+            raise UserError(
+                f"{path / 'res'}: damaged, or not a result of the task {task} "
+                f"(it has no {', '.join(sorted(missing))}); run it again"
+            )
+    run.raw = raw
+    return run

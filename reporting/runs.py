@@ -1,0 +1,198 @@
+"""What working directories have to draw: runs, and what tells one from another. No TensorFlow here."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attacks import registry
+from flags.table import FLAGS
+from models.architectures import ARCHITECTURES
+from reporting import style
+
+MOST_SAID = 3  # flags in a label, where runs can be told apart by their experiments' names
+
+
+@dataclass
+class Run:
+    """One curve's worth of results.
+
+    Attributes:
+      path: the working directory.
+      flags: of the run, flat ({'model.bias_mode': ...}).
+      raw: of `res`; of a training run {eid: info}.
+      about: of about.json; empty where that is missing.
+      label: what tells it from the others of its kind.
+    """
+
+    path: Path
+    flags: dict
+    raw: dict
+    about: dict = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Runs of one kind stand in the same figures: the task, and of an attack its norm."""
+        if self.flags["task"] == "attack":
+            return f"attack_{self.method.norm.lower()}"
+        return self.flags["task"]
+
+    @property
+    def method(self) -> registry.Method:
+        """Of an attack."""
+        return registry.METHODS[self.flags["attack_method"]]
+
+    @property
+    def experiment(self) -> str:
+        """The name of the script that made it; '' where that is not recorded."""
+        return str(self.about.get("experiment", ""))
+
+    @property
+    def measured(self) -> dict[str, int]:
+        """Of a measurement: {network: its epoch}; empty where that is not recorded."""
+        return self.about.get("measured", {})
+
+
+# How runs are told apart
+
+NOT_SAID = {  # where and how a run ran, but not what it computed
+    *(
+        "task",
+        "data_dir",
+        "load_dir",
+        "logs_dir",
+        "resume",
+        "measured_experiment",
+        "gpu",
+        "checkpoint_every",
+        "archive",
+    ),
+    *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
+    *("on_random_labels", "figures", "tensorboard", "stats_every", "E", "attack_certificate", "parts"),
+}
+BIASES = {"NONE": "no bias", "FIRST_LAYER": "bias in first layer", "ALL": "bias in all layers"}
+SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "lr constant, then loss-based"}
+
+
+def say(name: str, value: Any) -> str:
+    """A flag's value as a legend has it: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
+    short = name.removeprefix("model.").removeprefix("attack_")
+    match name, value:
+        case "lr", [scheduler, *_]:
+            return SCHEDULERS.get(scheduler, f"{scheduler} lr")
+        case "lr", _:
+            return f"lr {value:g}"
+        case "model.bias_mode", _:
+            return BIASES.get(value, str(value))
+        case "model.description", _:
+            return network(value)
+        case "random_labels", _:
+            return "natural labels" if value is None else "random labels"
+        case "dataset", _:
+            return Path(str(value)).stem
+        case "params", _:
+            return {"all": "all parameters", "top": "top layer"}.get(value, f"{value} parameters")
+        case "attack_method", _:
+            return str(value)
+        case "attack_set", _:
+            return "training images" if value == "train" else f"{value} images"
+        case _, None:
+            return f"default {short}"
+    return f"{short} {plain(value, '.4g')}"
+
+
+def network(description: list | None) -> str:
+    """A layer description's name, 'CNN', or else its layers: 'C32 P F10'."""
+    for name, known in ARCHITECTURES.items():
+        if description == known:
+            return name
+    return " ".join("".join(map(str, layer[:2])) for layer in description or []) or "no network"
+
+
+def label(runs: list[Run]) -> list[Run]:
+    """Give each run its label: the flags in which they differ; where these are many, the experiments'
+    names and the flags in which runs of one experiment differ; where that is not enough, these flags in
+    full; where that is not either, the parts of their paths that differ. A single run has none."""
+    flats = [{k: json.dumps(v) for k, v in run.flags.items()} for run in runs]
+    names = ["dataset", "lr", "model.bias_mode"]
+    names += [flag.name for flag in FLAGS if flag.name not in names]
+    differing = [n for n in names if len({flat[n] for flat in flats}) > 1]
+    said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
+    if len(said) > MOST_SAID:
+        by_experiment = groups(runs, lambda run: run.experiment)
+        if len(by_experiment) > 1:
+            for name, own in by_experiment.items():
+                for run in label(own):
+                    run.label = ", ".join(filter(None, [name, run.label]))
+            return runs
+    for run in runs:
+        given = [n for n in said if run.flags[n] is not None or n == "random_labels"]
+        run.label = ", ".join(say(n, run.flags[n]) for n in given or said)
+
+    def in_full(same):
+        own = [n for n in said if len({json.dumps(run.flags[n]) for run in same}) > 1]
+        return [[f"{n} {plain(run.flags[n], '.4g')}" for n in own] for run in same]
+
+    for more in (in_full, _differing_parts):
+        for same in groups(runs, lambda run: run.label).values():
+            for run, words in zip(same, more(same), strict=True) if len(same) > 1 else ():
+                run.label = ", ".join(filter(None, [run.label, *words]))
+    return runs
+
+
+def _differing_parts(runs: list[Run]) -> list[list[str]]:
+    """Of each run's path what is left without the parts that all begin with, or all end with."""
+    paths = [list(run.path.resolve().parts) for run in runs]
+    for end in (0, -1):
+        while all(len(parts) > 1 for parts in paths) and len({parts[end] for parts in paths}) == 1:
+            for parts in paths:
+                parts.pop(end)
+    return [["/".join(parts)] for parts in paths]
+
+
+def plain(value: Any, shown: str = "") -> str:
+    """A flag's value as it is typed; its floats in the format `shown`, '' for all digits."""
+    if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value):
+        return ",".join(plain(v, shown) for v in value)
+    return format(value, shown) if isinstance(value, float) else str(value)
+
+
+def groups(things: Iterable, key: Callable) -> dict:
+    groups = {}
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
+    return groups
+
+
+def title(runs: list[Run], *names: str) -> str:
+    """What the runs have in common, of the flags with these names."""
+    common = [
+        say(name, runs[0].flags[name])
+        for name in names or ("dataset", "lr", "model.bias_mode")
+        if len({json.dumps(run.flags[name]) for run in runs}) == 1
+    ]
+    return ", ".join(common)
+
+
+def columns(run: Run, *names: str) -> np.ndarray:
+    """Numbers of the epochs that have all of them, by ascending epoch: float64 [len(names), epochs].
+
+    Args:
+      names: 'eid', 'lr', 'log_frame', 'time' of the info, or a key of its stats. (With the flag
+        stats_every only some epochs have all stats.)
+    """
+    rows = []
+    for eid in sorted(run.raw):
+        known = run.raw[eid]["stats"] | run.raw[eid]
+        if all(name in known for name in names):
+            rows.append([known[name] for name in names])
+    return np.array(rows, np.float64).reshape(-1, len(names)).T
+
+
+def styles(runs: list[Run]) -> list[dict]:
+    """A line style for each run, with its label."""
+    return [look | {"label": run.label} for run, look in zip(runs, style.cycle(len(runs)), strict=True)]

@@ -1,0 +1,221 @@
+"""The look of all figures: sizes, colours, legends, axes, and how a figure is finished.
+
+A panel is about as wide as a column of a two-column paper (3.3 inches), its smallest letters have 7 points.
+Curves differ in colour and in line style, so that they can be told apart without colours as well. matplotlib is
+imported when something is drawn.
+"""
+
+import itertools
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LN10 = math.log(10)
+PANEL = (3.3, 2.3)  # inches
+# Okabe and Ito's palette, distinct to the colour-blind; without its yellow, too pale for a line.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "figure.titlesize": 8.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.title_fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "0.88",
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-3, 5),
+    "pdf.fonttype": 42,  # TrueType, embedded: many publishers refuse Type 3
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a $ in a data set's name is a $
+}
+DPI = 200  # of a PNG; in a PDF, of the parts that have too many points for vectors: RASTER_DPI
+RASTER_DPI = 400
+COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows
+LETTERS_PER_INCH = 16  # of a legend, about
+MOST_NAMED = 8  # curves in a legend, where there are more that stand in an order
+
+
+def blank(width: float, height: float, heading: str) -> "Figure":
+    """An empty figure of so many inches, with a canvas, known to no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    figure.suptitle(wrapped(heading, width))
+    return figure
+
+
+def panels(n_rows: int, n_columns: int, heading: str, width: float = 1, **options) -> tuple["Figure", Any]:
+    figure = blank(width * n_columns * PANEL[0], n_rows * PANEL[1] + 0.25, heading)
+    return figure, figure.subplots(n_rows, n_columns, **options)
+
+
+def cycle(n: int) -> list[dict]:
+    """n line styles, no two the same (up to 35)."""
+    pairs = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)
+    return [{"color": colour, "linestyle": dash} for colour, dash in itertools.islice(pairs, n)]
+
+
+def series(labels: list[str], in_order: bool = True) -> list[dict]:
+    """A style for each; many that stand in an order go from dark to light. At most eight are named."""
+    styles = cycle(len(labels))
+    if in_order and len(labels) > len(COLOURS):
+        from matplotlib import colormaps
+
+        shades = colormaps["cividis"](np.linspace(0, 0.95, len(labels)))
+        styles = [{"color": shade, "linestyle": "-"} for shade in shades]
+    named = set(np.linspace(0, len(labels) - 1, min(len(labels), MOST_NAMED)).round().astype(int))
+    return [style | {"label": labels[k] if k in named else None} for k, style in enumerate(styles)]
+
+
+def wrapped(text: str, inches: float, beside: int = 6) -> str:
+    """In lines that fit into so many inches, with a legend's handle, or so many letters, beside them."""
+    return textwrap.fill(text, int(LETTERS_PER_INCH * inches) - beside)
+
+
+def with_legend(figure: "Figure", axes: "Axes") -> "Figure":
+    """A legend of what `axes` shows, above all panels, where it covers no data; none for a single curve."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    if unique:
+        names = [wrapped(label, figure.get_figwidth()) for label in unique]
+        heading = figure.get_suptitle()
+        figure.suptitle("")  # else the legend would lie on it
+        for rows in range(1, len(names) + 1):
+            legend = figure.legend(
+                unique.values(), names, loc="outside upper center", title=heading,
+                ncols=math.ceil(len(names) / rows),
+            )  # fmt: skip
+            box = legend.get_window_extent()
+            if box.width <= 0.97 * figure.bbox.width or rows == len(names):
+                break
+            legend.remove()
+        # The panels keep their height; figures have room for a heading and one row.
+        figure.set_figheight(figure.get_figheight() + max(0, box.height / figure.dpi - 0.4))
+    return figure
+
+
+def finish(figure: "Figure") -> None:
+    """Thin the curves, mark those of a single point, write ticks as plain text (formulas are not parsed),
+    lay the panels out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+
+    class Scalar(ScalarFormatter):
+        def get_offset(self):
+            power = super().get_offset().replace("\N{MINUS SIGN}", "-").removeprefix("1e")
+            return f"×{power_of_ten(int(power))}" if power.lstrip("-").isdigit() else power
+
+    for axes in figure.axes:
+        for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
+            low, high = sorted(axis.get_view_interval())
+            if scale == "log":
+                axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(math.log10(value))))
+                axis.set_minor_formatter(NullFormatter())
+                if high < 100 * low:
+                    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            elif type(axis.get_major_formatter()) is ScalarFormatter:
+                axis.set_major_formatter(Scalar())
+        for line in axes.lines:
+            if line.get_marker() in (None, "None", "") and np.isfinite(line.get_xydata()).all(1).sum() == 1:
+                line.set_marker("o")  # else it would not be seen
+    thin(figure)
+    figure.draw_without_rendering()  # once; every format would do it again
+    figure.set_layout_engine("none")
+
+
+def power_of_ten(exponent: float) -> str:
+    """'0.01', '2', '1000', '10⁻⁶': a number as an axis has it, given its log10."""
+    if -3 < exponent < 3.5 or exponent != round(exponent):
+        return f"{10**exponent:.4g}"
+    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def thin(figure: "Figure") -> None:
+    """Leave out of every long curve what cannot be seen: in each column of 1/300 inch that a curve
+    passes it keeps the points where it enters, leaves, is highest and is lowest."""
+    for axes in figure.axes:
+        axes.autoscale_view()
+        width = axes.get_window_extent().width / figure.dpi * COLUMNS_PER_INCH
+        for line in axes.lines:
+            xy = np.asarray(line.get_xydata())
+            if len(xy) > 4 * width:
+                place = axes.transAxes.inverted().transform(axes.transData.transform(xy))
+                keep = visible(np.floor(width * place[:, 0]), place[:, 1])
+                line.set_data(*xy[keep].T)
+
+
+def visible(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices, ascending, of the first, last, highest and lowest point of each stretch in one column.
+
+    Args:
+      columns: of each point, [n]; y: its height, [n].
+    """
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(columns)) + 1])
+    stretch = np.repeat(np.arange(len(starts)), np.diff([*starts, len(y)]))
+    by_height = np.lexsort((np.where(np.isfinite(y), y, 0), stretch))
+    ends = np.concatenate([starts[1:], [len(y)]]) - 1
+    return np.unique(np.concatenate([starts, ends, by_height[starts], by_height[ends]]))
+
+
+# Axes
+
+
+def epochs_by_decade(axes: "Axes") -> None:
+    axes.set_xscale("log")
+    axes.margins(x=0.01)
+    axes.set_xlabel("epoch")
+
+
+def show_the_rise(axes: "Axes") -> None:
+    """Let the margin's axis begin at 0, of what lies below only the end: until all examples are
+    classified right the margin is negative, and by its size it would hide the rise."""
+    bottom, top = axes.dataLim.intervaly
+    axes.axhline(0, color="0.4", linewidth=0.6, zorder=1)
+    if not 0 < top < math.inf:
+        return
+    lowest = max(1.05 * bottom, -0.08 * top) if bottom < 0 else 0
+    axes.set_ylim(lowest, 1.05 * top)
+    curves = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    hidden = [line.get_label() for line in curves if np.nanmax(line.get_ydata(), initial=-np.inf) < lowest]
+    if hidden:
+        which = "; ".join(hidden) if len(hidden) <= 2 else f"{len(hidden)} other curves"
+        said = wrapped(f"below what is shown: {which}", 0.9 * PANEL[0])
+        axes.text(0.02, 0.97, said, transform=axes.transAxes, va="top", fontsize=7)  # where no curve rises
+
+
+def loss_axis(axes: "Axes") -> None:
+    """x: log10 of the training loss, falling to the right; from -1 on itself on a logarithmic scale."""
+    low, high = axes.dataLim.intervalx
+    if low < -3:
+        axes.set_xscale("symlog", linthresh=1, linscale=0.4)
+        steps = (1, 2, 3, 4, 5) if low > -6 else (1, 2, 5) if low > -50 else (1, 3)
+        ticks = [k * 10**n for n in range(4) for k in steps]
+        ticks = [tick for tick in (*ticks, 0, *(-tick for tick in ticks)) if low <= tick <= high]
+        axes.set_xticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
+        minor = [-k * 10**n for n in range(4) for k in range(2, 10) if -k * 10**n >= low]
+        axes.set_xticks([tick for tick in minor if tick not in ticks], minor=True)
+    elif high - low < 0.1:  # a single epoch, or one that hardly moved: nothing a tick could tell apart
+        axes.set_xlim(low - 0.5, high + 0.5)
+    axes.margins(x=0.01)
+    axes.xaxis.set_inverted(True)
+    axes.set_xlabel("log₁₀ training loss")

@@ -1,0 +1,190 @@
+"""Figures and table of training runs."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reporting import style
+from reporting.runs import Run, columns, styles, title
+from reporting.tables import Code, Entry, Soft, Table, number, percent
+from training.measures import ASKED_FOR, cadence, describe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _plot(axes: "Axes", runs: list[Run], *names: str, to: Callable = lambda *values: values) -> None:
+    """A curve a run: what `to` makes of the numbers with these names."""
+    for run, look in zip(runs, styles(runs), strict=True):
+        axes.plot(*to(*columns(run, *names)), **look)
+
+
+MARGINS = {
+    "q_bar_min": "normalized margin\nq_bar_min = q_min/ρᴸ",
+    "q_bar2_min": "normalized margin\nq_bar2_min = q_min/(ρ₁⋯ρ_L)",
+}
+
+
+def loss_margin(runs: list[Run]) -> "Figure":
+    """Training loss and normalized margin against epoch.
+
+    As figure 1 of arXiv 1906.05890.
+    """
+    figure, (left, right) = style.panels(1, 2, title(runs))
+    _plot(left, runs, "eid", "log_loss", to=lambda eid, log_loss: (eid, log_loss / style.LN10))
+    _plot(right, runs, "eid", "q_bar_min")
+    left.set(xlabel="epoch", ylabel="log₁₀ training loss")
+    right.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
+    for axes in (left, right):
+        axes.set_xlim(0, None)
+    style.show_the_rise(right)
+    return style.with_legend(figure, left)
+
+
+def margins(runs: list[Run]) -> "Figure":
+    """Both normalized margins against epoch and against the loss, on axes that show every decade."""
+    figure, axes = style.panels(2, 2, title(runs), sharex="col", sharey="row")
+    for (name, shown), row in zip(MARGINS.items(), axes, strict=True):
+        _plot(row[0], runs, "eid", name)
+        _plot(row[1], runs, "log_loss", name, to=lambda log_loss, margin: (log_loss / style.LN10, margin))
+        row[0].set_ylabel(shown)
+    style.epochs_by_decade(axes[1, 0])
+    style.loss_axis(axes[1, 1])
+    for panel in axes.flat:
+        style.show_the_rise(panel)
+    return style.with_legend(figure, axes[0, 0])
+
+
+ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 100)
+
+
+def accuracy(runs: list[Run]) -> "Figure":
+    """Training and test accuracy, on an axis that is stretched towards 100 %."""
+    figure, (left, right) = style.panels(1, 2, title(runs), sharey=True)
+    for axes, name in ((left, "acc"), (right, "test_acc")):
+        _plot(axes, runs, "eid", name, to=lambda eid, accuracy: (eid, 100 * accuracy))
+        style.epochs_by_decade(axes)
+    lowest = min(left.dataLim.y0, right.dataLim.y0)
+    nearest = 0.2  # percent: how much of the last stretch before 100 % is shown
+    left.set_yscale(
+        "function",
+        functions=(
+            lambda a: -np.log10(np.maximum(100 + nearest - a, 1e-3)),
+            lambda t: 100 + nearest - 10.0**-t,
+        ),
+    )
+    left.set_yticks(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
+    left.set_ylim(max(0, min(lowest - 2, 98)), 100 + nearest / 3)
+    left.set_ylabel("training accuracy, %")
+    right.set_ylabel("test accuracy, %")
+    right.tick_params(labelleft=True)
+    return style.with_legend(figure, left)
+
+
+def norms(runs: list[Run]) -> "Figure":
+    """Each layer's norm, and how much its square has grown, a row a run.
+
+    Under gradient flow it grows as much in every layer of a homogeneous network (Du, Hu and Lee,
+    arXiv 1806.00900).
+    """
+    keys = [set().union(*(info["stats"] for info in run.raw.values())) for run in runs]
+    names = [sorted((k for k in own if k[:4] == "rho_"), key=lambda k: int(k[4:])) for own in keys]
+    longest = max(names, key=len)
+    styles = dict(zip(longest, style.cycle(len(longest)), strict=True))
+    figure, axes = style.panels(len(runs), 2, title(runs), sharex=True)
+    for run, own, (left, right) in zip(runs, names, axes.reshape(-1, 2), strict=True):
+        for name in own:
+            eid, rho = columns(run, "eid", name)
+            look = styles[name] | {"label": f"layer {int(name[4:]) + 1}"}
+            left.plot(eid, rho, **look)
+            right.plot(eid, rho**2 - rho[:1] ** 2, **look)
+        left.set_yscale("log")
+        left.set_ylabel("norm of a layer ρₖ")
+        right.set_ylabel("growth of ρₖ²")
+        for panel in (left, right):
+            panel.set_title(style.wrapped(run.label, style.PANEL[0]))
+    for panel in axes.reshape(-1, 2)[-1]:
+        style.epochs_by_decade(panel)
+    return style.with_legend(figure, axes.reshape(-1, 2)[names.index(longest), 0])
+
+
+def steps(runs: list[Run]) -> "Figure":
+    """Learning rates in the frame and as they are, attempts and time of each epoch."""
+    figure, axes = style.panels(2, 2, title(runs), sharex=True)
+    (relative, true), (attempts, seconds) = axes
+    _plot(relative, runs, "eid", "lr")
+    _plot(
+        true,
+        runs,
+        "eid",
+        "lr",
+        "log_frame",
+        to=lambda eid, lr, frame: (eid, np.log10(lr) - frame / style.LN10),
+    )
+    for panel, name in ((attempts, "attempts"), (seconds, "time")):
+        _plot(panel, runs, "eid", name, to=lambda eid, value: (eid, smoothed(value)))
+    relative.set(ylabel="lr in the frame", yscale="log")
+    true.set(ylabel="log₁₀ lr")
+    mean = ", running mean" if max(len(run.raw) for run in runs) >= 100 else ""
+    attempts.set(ylabel=f"attempts an epoch{mean}", xlabel="epoch", ylim=(0, None))
+    seconds.set(ylabel=f"seconds an epoch{mean}", xlabel="epoch", ylim=(0, None))
+    attempts.set_xlim(0, None)
+    return style.with_legend(figure, relative)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean of the fiftieth part of all values that lies around each; near the ends, of those there are."""
+    ones = np.ones(max(1, len(values) // 50))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def asked_for(runs: list[Run]) -> "Figure | None":
+    """What was recorded along the runs because `--measure` asked for it, a panel a quantity."""
+    recorded = {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
+    keys = [key for key in recorded if cadence(key) == ASKED_FOR]
+    if not keys:
+        return None
+    figure, axes = style.panels(math.ceil(len(keys) / 2), min(len(keys), 2), title(runs))
+    panels = np.atleast_1d(axes).ravel()
+    for key, panel in zip(keys, panels, strict=False):
+        _plot(panel, runs, "eid", key)
+        meaning, unit = describe(key)
+        panel.set(xlabel="epoch", ylabel=f"{key}, {unit}" if unit else key)
+        panel.set_title(style.wrapped(meaning, style.PANEL[0]))
+        values = [line.get_ydata() for line in panel.lines]
+        if values and min(np.nanmin(v, initial=np.inf) for v in values) > 0:
+            panel.set_yscale("log")
+    for panel in panels[len(keys) :]:
+        panel.set_axis_off()
+    return style.with_legend(figure, panels[0])
+
+
+def table(entries: list[Entry]) -> list[Table]:
+    """The stats of each run's last epoch that has all of them."""
+    raws = [entry.run.raw for entry in entries]
+    last = [max((eid for eid in raw if "acc" in raw[eid]["stats"]), default=max(raw)) for raw in raws]
+    infos = [raw[eid] for raw, eid in zip(raws, last, strict=True)]
+    keys = list(dict.fromkeys(key for info in infos for key in info["stats"]))
+
+    def row(name, about, values):
+        return [[Code(name), " ", Soft(about)], *values]
+
+    def shown(key, value):
+        return percent(value) if describe(key)[1] == "fraction" else number(value)
+
+    epochs = [f"{eid} of {entry.run.flags['E']}" for eid, entry in zip(last, entries, strict=True)]
+    log10 = [number(info["stats"]["log_loss"] / style.LN10, ".6g") for info in infos]
+    attempts = [number(sum(info["stats"].get("attempts", 0) for info in raw.values())) for raw in raws]
+    seconds = [number(sum(info["time"] for info in raw.values()), ".1f") for raw in raws]
+    rows = [
+        row("eid", "epoch, of so many", epochs),
+        row("log10_loss", "log10 of the training loss", log10),
+        *(row(key, describe(key)[0], [shown(key, i["stats"].get(key)) for i in infos]) for key in keys),
+        row("lr", "learning rate, in the frame", [number(info["lr"]) for info in infos]),
+        row("", "attempts of all epochs", attempts),
+        row("", "seconds of all epochs", seconds),
+    ]
+    return [Table("Training: the stats of the last epoch", ["stat", *entries], rows, entries)]

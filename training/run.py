@@ -1,0 +1,261 @@
+"""A training run: attempts until the scheduler accepts, and what each accepted epoch leaves on the disk."""
+
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import results
+from context import Context
+from errors import Stopped, TrainingDiverged
+from models import archivers, lr_scheduler
+from models.lr_scheduler import USE_FRAME
+from screen import log, shown_path
+from training import measures
+from training.attempt import Say, attempt
+
+RES_EVERY = 10.0  # seconds between two writes of `res`, at least
+
+
+def train(context: Context) -> Path:
+    """Train for E accepted epochs (the experiments of arXiv 1906.05890). Returns the working directory.
+
+    Leaves `res` = {'flags': flags, 'raw': {eid: info}}; see `training.measures` for what info and its stats
+    hold. Losses are in the frame exp(log_frame), except test_loss. Times include rejected attempts.
+
+    Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
+    """
+    _check(context)
+    if context.f.resume is not None:
+        path = context.check_resumed()
+    else:
+        path = results.create(context.logs_dir, context.name, context.first_files())
+    return train_in(context, path, path)
+
+
+def _check(context: Context) -> None:
+    """Raises: UserError for flags, data or a network that do not fit, before anything is made."""
+    if context.f.tensorboard:
+        from reporting.live import require_tensorboard
+
+        require_tensorboard()
+    context.model  # noqa: B018 (made now)
+
+
+def train_in(context: Context, path: Path, whole: Path) -> Path:
+    """As `train`, in a working directory that has its first files, from its last checkpoint on if it has one.
+
+    Args:
+      whole: the directory to resume: path, or the run that it is a part of.
+    """
+    run = Run(context, path)
+    with context.logging_into(path):
+        if run.live:
+            log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
+        if run.eid or context.f.resume:
+            log.info("resuming after epoch #%d", run.eid)
+        if run.eid >= context.f.E:
+            log.info("nothing to do: the run has its %d epochs already", run.eid)
+        try:
+            run.train()
+        except OSError:
+            raise  # the disk is full: what is there is consistent, and saving more would fail again
+        except BaseException as error:
+            run.save()
+            if isinstance(error, Stopped):
+                log.info("stopped after epoch #%d; go on with:", run.eid)
+                log.info("  ./run.sh %s --resume %s", context.name, shown_path(whole))
+            raise
+        run.save()
+        log.info("done: %d epochs, results in %s", run.eid, shown_path(path))
+    return path
+
+
+class Progress:
+    """Where training stands after its last accepted epoch.
+
+    Attributes:
+      eid: that epoch, 0 at the start. weights: after it, on the device.
+      lr, log_frame: for the next attempt.
+    """
+
+    def __init__(self, context: Context):
+        f = context.f
+        self.context = context
+        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
+        self.eid, self.weights = 0, context.model.initial_weights(f.seed)
+        self.log_frame: float = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
+        _, self.lr = self.scheduler.get()
+
+    def epoch(self, say: Say = lambda text: None) -> dict[str, Any]:
+        """Attempts at the next epoch until the scheduler accepts one; returns its info, and goes there.
+
+        Raises: TrainingDiverged when no lr makes an acceptable epoch; Stopped.
+        """
+        f, eid, number = self.context.f, self.eid + 1, 0
+        began, train_time, eval_time = time.perf_counter(), 0.0, 0.0
+        while True:
+            number += 1
+            self._check_lr(eid, number)
+            limit = self.scheduler.loss_limit() if f.early_reject else math.inf
+            outcome = attempt(self.context, self.weights, eid, number, self.lr, self.log_frame, limit, say)
+            train_time, eval_time = train_time + outcome.train_time, eval_time + outcome.eval_time
+            command, self.lr = self.scheduler.get(outcome.info)
+            if command == "go":
+                info = outcome.info
+                info["stats"] |= {"train_time": train_time, "eval_time": eval_time, "attempts": number}
+                info["time"] = time.perf_counter() - began
+                self._go_to(info, outcome.weights)
+                return info
+            self.context.stop_if_asked()
+
+    def _check_lr(self, eid: int, number: int) -> None:
+        if self.lr < self.context.f.lr_lb:
+            first = " (below exp(log_frame0): raise --log_frame0, or try another seed)" if eid == 1 else ""
+            raise TrainingDiverged(
+                f"epoch {eid}, attempt {number}: the next lr {self.lr:.3g} is below "
+                f"lr_lb={self.context.f.lr_lb:g}: no learning rate makes the loss fall any more{first}"
+            )
+
+    def _go_to(self, info: dict[str, Any], weights: Any) -> None:
+        """Make an epoch the last accepted one, its loss the new frame."""
+        self.eid, self.weights = info["eid"], weights
+        if self.context.f.train_mode == USE_FRAME:
+            loss = info["stats"]["loss"]
+            # One epoch can take the loss out of float64's range even in its frame.
+            self.log_frame = self.log_frame + math.log(loss) if loss else info["stats"]["log_loss"]
+
+
+class Run(Progress):
+    """Progress with its traces on the disk: journal, checkpoints, archive, res.
+
+    Args:
+      path: a working directory that has its first files. Goes on from its checkpoint, if it has one.
+
+    Attributes:
+      raw: {eid: info}.
+    """
+
+    def __init__(self, context: Context, path: Path):
+        super().__init__(context)
+        self.archiver = archivers.build(context.f.archive)
+        self.raw: dict[int, dict[str, Any]] = {}
+        self.work_dir = results.WorkDir(path)
+        self._resume()
+        self.saved_eid = self.eid if self.eid else None
+        self.last_save = self.last_res = time.monotonic()
+        self.live = None
+        if context.f.tensorboard:
+            from reporting.live import Live
+
+            self.live = Live(path, self.raw, context.f.E, self._write_res)
+
+    def _resume(self) -> None:
+        path = self.work_dir.path
+        self.context.check_data(path)
+        try:
+            weights, state = results.load_checkpoint(path)
+        except FileNotFoundError:  # new, or killed before its first checkpoint
+            self.raw = self.work_dir.rewind(0)
+            self._note_state(journal_bytes=0)
+            return
+        self.weights = self.context.check_weights(weights, str(path))
+        self.raw = self.work_dir.rewind(state["journal_bytes"])
+        self.eid, self.lr, self.log_frame = state["eid"], state["lr"], state["log_frame"]
+        self.scheduler.set_state(state["scheduler"])
+        self.archiver.set_state(state["archiver"])
+        self._state = state
+        self.work_dir.write_json("flags.json", self.context.flags | {"resume": None})  # E may be another
+
+    def _note_state(self, journal_bytes: int) -> None:
+        """Note what a checkpoint of this moment needs besides the weights."""
+        self._state = copy.deepcopy(
+            {
+                "eid": self.eid,
+                "lr": self.lr,
+                "log_frame": self.log_frame,
+                "scheduler": self.scheduler.state(),
+                "archiver": self.archiver.state(),
+                "journal_bytes": journal_bytes,
+            }
+        )
+
+    def train(self) -> None:
+        """Accept epochs until there are E."""
+        E = self.context.f.E
+        with tqdm(total=E, initial=self.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
+            while self.eid < E:
+                info = self.epoch(bar.set_postfix_str)
+                self._record(info)
+                log.info("%s", epoch_line(info))
+                bar.update()
+                self.context.stop_if_asked()
+
+    def _record(self, info: dict[str, Any]) -> None:
+        """Journal, archive, checkpoint and res, each when it is due."""
+        f = self.context.f
+        wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
+        if f.measure and (wanted if f.measure_every == "archived" else self._measure_now(f.measure_every)):
+            began = time.perf_counter()
+            epoch = measures.Epoch(self.context, info["log_frame"], tick=lambda done: None)
+            info["stats"] |= measures.record(epoch, f.measure)
+            info["time"] += time.perf_counter() - began
+        self.raw[self.eid] = info
+        self._note_state(self.work_dir.append(info))
+        now = time.monotonic()
+        if wanted or now - self.last_save >= f.checkpoint_every:
+            self._checkpoint(archive=wanted)
+        if now - self.last_res >= RES_EVERY:
+            self._write_res()
+        if self.live:
+            self.live.accept(info)
+
+    def _measure_now(self, every: int) -> bool:
+        return self.eid % every == 0 or self.eid == self.context.f.E
+
+    def save(self) -> None:
+        """Make the disk hold all of the run up to its last accepted epoch."""
+        if self.saved_eid != self.eid:
+            self._checkpoint()
+        self._write_res()
+        if self.live:
+            self.live.close()
+
+    def _checkpoint(self, archive: bool = False) -> None:
+        named = [
+            (n, w.numpy() if hasattr(w, "numpy") else w)
+            for n, w in zip(self._names, self.weights, strict=True)
+        ]
+        self.work_dir.save(named, self._state, archive)
+        self.saved_eid, self.last_save = self.eid, time.monotonic()
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self.context.model.names)
+
+    def _write_res(self) -> None:
+        self.work_dir.write_res({"flags": self.context.flags, "raw": self.raw})
+        self.last_res = time.monotonic()
+
+
+def stats_line(stats: dict[str, Any]) -> str:
+    """An epoch's most telling stats on one line."""
+    if "acc" not in stats:  # an epoch between two evaluations (stats_every)
+        return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
+    return (
+        f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
+        f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
+        f"q_bar_min={stats['q_bar_min']:.4e} q_bar2_min={stats['q_bar2_min']:.4e}"
+    )
+
+
+def epoch_line(info: dict[str, Any]) -> str:
+    """One accepted epoch on one line."""
+    return (
+        f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
+        f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "
+        f"[time={info['time']:.2f}s, attempts={info['stats']['attempts']}]"
+    )
