@@ -166,7 +166,7 @@ class Context:
             raise UserError(f"{where}: holds another network ({error})") from None
         return arrays
 
-    def stored_weights(self, directory: Path, eid: int) -> list[np.ndarray]:
+    def stored_weights(self, directory: Path | str, eid: int) -> list[np.ndarray]:
         """The weights of a stored epoch. Raises: UserError where they are missing or another network's."""
         return self.check_weights(results.load_weights(directory, eid), f"epoch {eid} of {directory}")
 

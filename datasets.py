@@ -11,8 +11,9 @@ import struct
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -108,6 +109,7 @@ def _roots(data_dir: str | Path | None) -> list[Path]:
 def _find(name: str, data_dir: str | Path | None) -> Dataset:
     """Try every place in turn, then a download. When all fail the error says where it looked."""
     looked, reader = [], DATASETS[name]
+    assert reader is not None  # the bundled digits need no search
     for root in _roots(data_dir):
         dataset = reader(root)
         if dataset is not None:
@@ -147,7 +149,7 @@ def _download(name: str) -> Dataset:
         progress = sys.stderr if sys.stderr.isatty() else nowhere
         with contextlib.redirect_stdout(progress):
             train, test = getattr(keras.datasets, name).load_data()
-    return _checked(*train, *test, name=name, where="keras.datasets")
+    return _checked((*train, *test), name=name, where="keras.datasets")
 
 
 # What the flatness experiments need (arXiv 1801.02254, section IV)
@@ -184,9 +186,9 @@ def save_random_labels(path: Path, labels: np.ndarray, seed: int, natural: np.nd
     Raises: OSError when the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"labels": labels, "seed": seed}
+    arrays: dict[str, Any] = {"labels": labels, "seed": seed}
     if natural is not None:
-        arrays["natural_crc32"] = zlib.crc32(natural)
+        arrays["natural_crc32"] = zlib.crc32(natural.data)
     replace_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -224,9 +226,13 @@ def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
 # Checks that every source goes through
 
 
-def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: int = 255) -> Dataset:
-    """A Dataset from raw arrays. Raises: UserError, naming the source, for arrays that do not fit."""
-    parts = []
+def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Dataset:
+    """A Dataset from raw arrays x_train, y_train, x_test, y_test.
+
+    Raises: UserError, naming the source, for arrays that do not fit.
+    """
+    x_train, y_train, x_test, y_test = arrays
+    parts: list[Any] = []
     for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         x, y = np.asarray(x), np.asarray(y)
         if not np.issubdtype(x.dtype, np.integer) or x.ndim not in (3, 4) or 0 in x.shape:
@@ -261,7 +267,8 @@ def _checked(x_train, y_train, x_test, y_test, name: str, where: str, levels: in
     shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.get(name)
     if shape and a.shape[1:] != shape:
         raise UserError(f"{where}: images are {list(a.shape[1:])}; {name} has {list(shape)}")
-    return Dataset(*parts, name, 1 / levels)
+    train, test = parts
+    return Dataset(train, test, name, 1 / levels)
 
 
 # .npz
@@ -278,7 +285,7 @@ def _load_npz(path: Path, name: str) -> Dataset:
     parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
     if not 1 <= levels <= 255:
         raise UserError(f"{path}: levels is {levels}; expected 1 to 255")
-    return _checked(*parts, name=name, where=str(path), levels=levels)
+    return _checked(parts, name=name, where=str(path), levels=levels)
 
 
 # IDX (MNIST and Fashion-MNIST)
@@ -316,7 +323,7 @@ def _idx_folder(folder: Path, name: str) -> Dataset | None:
     x_train, y_train, x_test, y_test = (
         _read_idx(path, d) for path, d in zip(paths, (3, 1, 3, 1), strict=True)
     )
-    return _checked(x_train, y_train, x_test, y_test, name=name, where=str(folder))
+    return _checked((x_train, y_train, x_test, y_test), name=name, where=str(folder))
 
 
 def _mnist_like(name: str, folders: tuple, npz: str) -> Callable[[Path], Dataset | None]:
@@ -326,7 +333,7 @@ def _mnist_like(name: str, folders: tuple, npz: str) -> Callable[[Path], Dataset
                 return dataset
             if (path := root / folder / npz).is_file():
                 dataset = _load_npz(path, str(path))
-                return _checked(*dataset[0], *dataset[1], name=name, where=str(path))
+                return _checked((*dataset[0], *dataset[1]), name=name, where=str(path))
         return None
 
     return read
@@ -391,7 +398,7 @@ def _read_cifar_tar(path: Path, names: list[str]) -> Dataset:
 def _join_cifar(batches: list, where: str) -> Dataset:
     *train, test = batches
     x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
-    return _checked(x_train, y_train, *test, name="cifar10", where=where)
+    return _checked((x_train, y_train, *test), name="cifar10", where=where)
 
 
 DATASETS: dict[str, Callable[[Path], Dataset | None] | None] = {

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
+from typing import Any
 
 from errors import UserError
 from models.architectures import parse
@@ -53,7 +54,7 @@ def parts_that_pay(step_flops: float, batch: int) -> int:
     return max(1, min(cores(), batch // LEAST_PART))
 
 
-def choose_parts(wanted: int | str, description: list, shape: tuple, batch: int, device: str) -> int:
+def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, device: str) -> int:
     """The number of slices that the flag `parts` means.
 
     Args:

@@ -60,13 +60,13 @@ class Serial:
             returns True, the rest is left.
           ticker: shows progress; what it raises ends the work.
         """
+        finished: Iterator[tuple[Unit, Any]]
         if self.at_once == 1:
             finished = ((unit, self._work(unit, ticker)) for unit in units)
         else:
             finished = self._in_threads(units, ticker)
         for unit, result in finished:
             if done(unit, result):
-                finished.close()
                 break
             ticker.stop_if_asked()
 

@@ -73,7 +73,7 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
 # Writing so that nothing is ever half there
 
 
-def replace_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def replace_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under another name, make sure it is on the disk, and move it to its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -144,7 +144,7 @@ class WorkDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._journal = None
+        self._journal: BinaryIO | None = None
 
     def write_json(self, name: str, content: dict) -> None:
         text = json.dumps(content, indent=1) + "\n"
@@ -225,7 +225,7 @@ def _link(source: Path, target: Path) -> bool:
 # Reading a working directory
 
 
-def archive_path(directory: Path, eid: int) -> Path:
+def archive_path(directory: Path | str, eid: int) -> Path:
     return Path(directory) / "archive" / f"eid-{eid:06d}.npz"
 
 
@@ -329,7 +329,7 @@ def stored_eids(directory: Path | str) -> list[int]:
     return sorted(eids)
 
 
-def choose_eids(directory: Path | str, wanted: str | list[int]) -> list[int]:
+def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
     """The stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
     stored = stored_eids(directory)
     if not stored and (seeds := sorted(path.name for path in Path(directory).glob("seed-*"))):
@@ -368,7 +368,7 @@ def load_checkpoint(
     return parsed(read_bytes(path), weights_and_state, str(path), otherwise)
 
 
-def load_weights(directory: Path | str, eid: int | str = "last") -> list[tuple[str, np.ndarray]]:
+def load_weights(directory: Path | str, eid: Any = "last") -> list[tuple[str, np.ndarray]]:
     """The weights of a stored epoch, [(name, float32 array), ...] in layer order.
 
     Args:

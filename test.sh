@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# ./test.sh [pytest arguments]     formatting, lint and the whole test suite
+# ./test.sh [pytest arguments]     formatting, lint, types and the whole test suite
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up requirements-test.txt
 cd "$ROOT" || exit 2
 "$PYTHON" -m ruff format --check . || exit 1
 "$PYTHON" -m ruff check . || exit 1
+"$PYTHON" -m mypy || exit 1
 exec "$PYTHON" -m pytest "$@"

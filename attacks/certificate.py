@@ -21,7 +21,7 @@ def fc_norm(weight: np.ndarray) -> float:
     return math.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0))
 
 
-def conv_matrix(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> np.ndarray:
+def conv_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> np.ndarray:
     """A SAME convolution of inputs of this size written out as a matrix, [h w cin, h w cout].
 
     Args: as for `conv_norm`.
@@ -35,7 +35,7 @@ def conv_matrix(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> np.ndarra
     return matrix.reshape(h * w * cin, h * w * cout)
 
 
-def conv_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
+def conv_norm(kernel: np.ndarray, in_shape: tuple[int, ...]) -> float:
     """The 2-norm of a SAME convolution as an operator on inputs of this very size, or an upper bound.
 
     Exact, by its matrix, where that is small. Else by FFT: with zero padding the operator is a piece of
@@ -51,7 +51,7 @@ def conv_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
     return fft_norm(kernel, in_shape)
 
 
-def fft_norm(kernel: np.ndarray, in_shape: tuple[int, int, int]) -> float:
+def fft_norm(kernel: np.ndarray, in_shape: tuple[int, ...]) -> float:
     """The upper bound of `conv_norm`."""
     kh, kw = kernel.shape[:2]
     size = (in_shape[0] + kh - 1, in_shape[1] + kw - 1)

@@ -25,8 +25,9 @@ import numpy as np
 BEGAN = time.perf_counter()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import core
 import datasets
+import results
+from core import Core
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -60,6 +61,19 @@ class Stopwatch:
         setattr(owner, method, timed)
 
 
+def watch_run(watch: Stopwatch, run: Core) -> None:
+    """Time the parts of a training run."""
+    from training import attempt
+
+    model, (train_images, _) = run.context.model, run.context.train_set
+    watch.wrap(model, "train_epoch", "training")
+    watch.wrap(model, "evaluate", lambda x, *_: "train loss" if x is train_images else "test set")
+    watch.wrap(attempt, "stats", "stats")
+    watch.wrap(results.WorkDir, "save", "checkpoint")
+    watch.wrap(results.WorkDir, "append", "journal")
+    watch.wrap(results.WorkDir, "write_res", "res")
+
+
 def process_seconds() -> float:
     """Since this process was started, the interpreter's own start included (where /proc tells)."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -77,7 +91,7 @@ def main() -> None:
     parser.add_argument("--flags", default="{}", help="more flags, as JSON")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
-    path = core.ROOT / f"{args.experiment}.py"
+    path = results.ROOT / f"{args.experiment}.py"
     if not path.is_file() or args.epochs < 1:
         parser.error(f"no experiment {args.experiment}, or fewer than 1 epoch")
     flags = runpy.run_path(str(path), run_name="bench")["flags"]
@@ -92,19 +106,13 @@ def main() -> None:
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as logs:
         change = {"E": args.epochs, "logs_dir": logs, "data_dir": args.data_dir} | json.loads(args.flags)
-        run = core.Core(flags | change, args.experiment)
-        train_images = run._train[0]
-        watch.wrap(run.model, "train_epoch", "training")
-        watch.wrap(run.model, "evaluate", lambda x, *_: "train loss" if x is train_images else "test set")
-        watch.wrap(run, "stats", "stats")
-        watch.wrap(core.results.WorkDir, "save", "checkpoint")
-        watch.wrap(core.results.WorkDir, "append", "journal")
-        watch.wrap(core.results.WorkDir, "write_res", "res")
+        run = Core(flags | change, args.experiment)
+        watch_run(watch, run)
         start_up = process_seconds()
         began = time.perf_counter()
         work_dir = run.run()
         seconds = time.perf_counter() - began
-        raw = core.results.load(work_dir)["raw"]
+        raw = results.load(work_dir)["raw"]
     start_up += watch.first_call - began
     attempts = sum(info["stats"]["attempts"] for info in raw.values())
     result = {

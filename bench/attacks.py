@@ -11,7 +11,6 @@ with requirements-test.txt.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,17 +18,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import core
 import datasets
 import flags
 import results
+from context import Context, build_network
+from device import import_tensorflow, set_up_device
+from errors import UserError
+from execution import Serial, Unit
+from screen import Ticker
 
-tf = core.import_tensorflow()
+tf = import_tensorflow()
 
 from attacks import measurement
 from attacks.ddn import DDN
 from attacks.deepfool import DeepFool
 from attacks.l2_attack import CarliniWagnerL2
+from attacks.run import AT_ONCE
 
 # {name: (images, iterations)}
 FULL = {"cw": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
@@ -55,13 +59,18 @@ def sides(name, model, shape, iterations):
 
 def run_ours(attack, model, images, labels, batch, warm_up):
     """(seconds, distances); the first warm_up images are attacked once before the clock starts."""
-    with tempfile.TemporaryDirectory() as directory:
-        records = measurement.open_records(Path(directory) / "records.npy", len(images), images.shape[1:])
-        attack(model.pixels(images[:warm_up]).numpy(), labels[:warm_up])
-        began = time.perf_counter()
-        indices = np.arange(len(images))
-        measurement.attack_set(attack, model, images, labels, indices, records, batch, certify=False)
-        return time.perf_counter() - began, np.sqrt(np.array(records["error"]))
+    attack(model.pixels(images[:warm_up]).numpy(), labels[:warm_up])
+    found = []
+
+    def block(context, args, tick):
+        where = np.arange(args["first"], min(args["first"] + batch, len(images)))
+        return measurement.attack_block(attack, model, images[where], labels[where], where, tick=tick)
+
+    units = [Unit(block, (first,), {"first": first}) for first in range(0, len(images), batch)]
+    began = time.perf_counter()
+    with Ticker(len(units), "block", lambda: None) as ticker:
+        Serial(Context({}), AT_ONCE).run(units, lambda unit, result: found.append(result["error"]), ticker)
+    return time.perf_counter() - began, np.sqrt(np.concatenate(found))
 
 
 def plain_logits(model):
@@ -108,15 +117,20 @@ def main():
     parser.add_argument("--attack_B", type=int, default=256, help="our batch size")
     parser.add_argument("--same_ops", action="store_true", help="Foolbox, too, gets our layers")
     options = parser.parse_args()
-    core.set_up_device(-1)
+    set_up_device(-1)
     try:
         stored = flags.complete(results.read_flags(options.run))
         dataset = datasets.load(stored["dataset"], options.data_dir or stored["data_dir"])
-        model = core.build_model(stored["model"], dataset, 0)
+        model = build_network(stored["model"], dataset, 0)
         model.set_weights([array for _, array in results.load_weights(options.run)])
-    except results.UserError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    compare(options, model, dataset)
+
+
+def compare(options, model, dataset):
+    """Attack the images that the network classifies right, here and in Foolbox; print a line an attack."""
     (images, labels), _ = dataset
     images, labels = images[:4000], labels[:4000]
     _, _, logits = model.evaluate(tf.constant(images), tf.constant(labels))
@@ -129,7 +143,7 @@ def main():
         n, iterations = (QUICK if options.quick else FULL)[name]
         x, y = images[right[:n]], labels[right[:n]]
         ours, theirs = sides(name, model, x.shape[1:], iterations)
-        batch = min(options.attack_B, -(-n // measurement.WORKERS))
+        batch = min(options.attack_B, -(-n // AT_ONCE))
         seconds, distance = run_ours(ours, model, x, y, batch, 2 if name == "cw" else batch)
         their_seconds, their_distance = run_foolbox(theirs, model, their_logits, x, y)
         median, their_median = float(np.median(distance)), float(np.median(their_distance))

@@ -51,37 +51,8 @@ def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **f
     acc = np.where(q_min > 0, 1.0, 1 - rng.uniform(0, 0.3, epochs))
     test_acc = np.round(297 * np.minimum(acc, rng.uniform(0.985, 0.995, epochs))) / 297
     attempts = rng.poisson(2.2, epochs) + 1
-    raw = {}
-    for k, e in enumerate(eid.tolist()):
-        norms = {f"rho_{layer}": float(norm[k]) for layer, norm in enumerate(rho_k)}
-        stats = {
-            "loss": math.exp(log_loss[k] - log_frame[k]),
-            "log_loss": float(log_loss[k]),
-            "log_frame": float(log_frame[k]),
-            "acc": float(acc[k]),
-            "test_loss": 0.03,
-            "test_acc": float(test_acc[k]),
-            "rho": float(rho[k]),
-            **norms,
-            "norm_prod": float(rho_k[:, k].prod()),
-            "rhoL": float(rho[k] ** 4),
-            "q_min": float(q_min[k]),
-            "q_max": float(2 * q_min[k]),
-            "q_bar_min": float(q_min[k] / rho[k] ** 4),
-            "q_bar2_min": float(q_min[k] / rho_k[:, k].prod()),
-            **{f"n_supp_{power}": 2**power for power in range(1, 8)},
-            "train_time": 0.2,
-            "eval_time": 0.05,
-            "attempts": int(attempts[k]),
-        }
-        raw[e] = {
-            "eid": e,
-            "lr": float(0.1 / (1 + k) ** 0.9 * rng.uniform(0.7, 1.4)),
-            "log_frame": float(log_frame[k]),
-            "rt_loss": 0.9,
-            "stats": stats,
-            "time": 0.25 * int(attempts[k]),
-        }
+    numbers = (log_loss, log_frame, acc, test_acc, rho, rho_k, q_min, attempts)
+    raw = {e: _info(e, *(column[..., k] for column in numbers), rng) for k, e in enumerate(eid.tolist())}
     full = flag_table.complete({"dataset": "digits", "E": epochs} | flags)
     directory.mkdir(parents=True)
     work_dir = results.WorkDir(directory)
@@ -89,6 +60,38 @@ def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **f
     work_dir.write_json("about.json", {"experiment": "made-up"})
     work_dir.write_res({"flags": full, "raw": raw})
     return directory
+
+
+def _info(e, log_loss, log_frame, acc, test_acc, rho, rho_k, q_min, attempts, rng) -> dict:
+    """The info of an epoch."""
+    stats = {
+        "loss": math.exp(log_loss - log_frame),
+        "log_loss": float(log_loss),
+        "log_frame": float(log_frame),
+        "acc": float(acc),
+        "test_loss": 0.03,
+        "test_acc": float(test_acc),
+        "rho": float(rho),
+        **{f"rho_{layer}": float(norm) for layer, norm in enumerate(rho_k)},
+        "norm_prod": float(rho_k.prod()),
+        "rhoL": float(rho**4),
+        "q_min": float(q_min),
+        "q_max": float(2 * q_min),
+        "q_bar_min": float(q_min / rho**4),
+        "q_bar2_min": float(q_min / rho_k.prod()),
+        **{f"n_supp_{power}": 2**power for power in range(1, 8)},
+        "train_time": 0.2,
+        "eval_time": 0.05,
+        "attempts": int(attempts),
+    }
+    return {
+        "eid": e,
+        "lr": float(0.1 / e**0.9 * rng.uniform(0.7, 1.4)),
+        "log_frame": float(log_frame),
+        "rt_loss": 0.9,
+        "stats": stats,
+        "time": 0.25 * int(attempts),
+    }
 
 
 def main() -> None:

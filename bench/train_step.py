@@ -23,11 +23,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import core
 import flags as flag_table
+from context import build_network
+from datasets import Dataset
+from device import choose_parts, import_tensorflow, set_up_device, share_cores
 from models.architectures import LayerSpec
+from results import ROOT
 
-tf = core.import_tensorflow()
+tf = import_tensorflow()
 ROOF_SIZE = 4096
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -173,27 +176,43 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    path = core.ROOT / f"{args.experiment}.py"
+    path = ROOT / f"{args.experiment}.py"
     if not path.is_file() or args.batches < 1 or args.repeats < 1:
         parser.error(f"no experiment {args.experiment}, or a count below 1")
     flags = flag_table.complete(runpy.run_path(str(path), run_name="bench")["flags"])
-    wanted_parts = args.parts if args.parts == "auto" else int(args.parts)
-    device = core.set_up_device(flags["gpu"])
+    result, model = compare(flags, args)
+    result = {"experiment": args.experiment} | result
+    report(result)
+    if args.ops:
+        rows = op_table(model, result["batch"], args.repeats)
+        total = sum(ms for _, ms, _ in rows)
+        step = result["train"]["us_per_image"] * result["batch"] / 1e3
+        print(
+            f"each op alone, batch {result['batch']} (sum {total:.2f} ms; the whole step takes {step:.2f} ms)"
+        )
+        for name, ms, gflops in sorted(rows, key=lambda row: -row[1]):
+            print(f"  {name:24} {ms:8.3f} ms {ms / total:6.1%} {gflops:8.0f} GFLOP/s")
+        result["ops"] = [{"op": name, "ms": ms, "gflops": gflops} for name, ms, gflops in rows]
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
+
+def compare(flags: dict, args: argparse.Namespace) -> tuple[dict, object]:
+    """Times of this program's epoch and evaluation, of the plain ones and of the roof; and the network."""
     # Random pixels of the data set's shape: speed does not depend on what they show.
     shape, batch, rng = SHAPES[flags["dataset"]], flags["B"], np.random.default_rng(0)
+    device = set_up_device(flags["gpu"])
     n = args.batches * batch
     n_images = max(n, args.images)
     images = rng.integers(0, 256, (n_images, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, n_images).astype(np.int32)
-    dataset = core.datasets.Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
-    specs = core.parse(flags["model"]["description"], "NONE", shape)
-    parts = core.choose_parts(wanted_parts, specs, batch, device)
+    dataset = Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
+    wanted_parts = args.parts if args.parts == "auto" else int(args.parts)
+    parts = choose_parts(wanted_parts, flags["model"]["description"], shape, batch, device)
     if parts > 1:
-        core.share_cores(parts)
-    model = core.build_model(flags["model"], dataset, 0, parts)
-    reference = core.build_model(flags["model"], dataset, 0)
-    plain = Plain(reference)
+        share_cores(parts)
+    model = build_network(flags["model"], dataset, 0, parts)
+    plain = Plain(build_network(flags["model"], dataset, 0))
     x, y = tf.constant(images), tf.constant(labels)
     batches = rng.permutation(n_images)[:n].reshape(args.batches, batch).astype(np.int32)
     x_eval, y_eval = x[:n], y[:n]
@@ -213,10 +232,8 @@ def main() -> None:
         args.repeats,
     )
     roof = 2 * ROOF_SIZE**3 / times["roof"] / 1e9
-    forward = sum(spec.flops for spec in model.specs)
-    result = {"experiment": args.experiment, "device": device, "batch": batch, "parts": parts}
-    result["roof_gflops"] = roof
-    for name, flops in (("train", step_flops(model.specs)), ("eval", forward)):
+    result = {"device": device, "batch": batch, "parts": parts, "roof_gflops": roof, "images": n_images}
+    for name, flops in (("train", step_flops(model.specs)), ("eval", model.flops)):
         for prefix in ("", "plain_"):
             gflops = flops * n / times[prefix + name] / 1e9
             result[prefix + name] = {
@@ -226,8 +243,13 @@ def main() -> None:
             }
         result[f"speedup_{name}"] = times["plain_" + name] / times[name]
     result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return result, model
 
-    print(f"{args.experiment}, batch {batch}, parts {parts}, {device}; roof {roof:.0f} GFLOP/s")
+
+def report(result: dict) -> None:
+    """Print what `compare` measured."""
+    experiment, batch, parts, device = (result[k] for k in ("experiment", "batch", "parts", "device"))
+    print(f"{experiment}, batch {batch}, parts {parts}, {device}; roof {result['roof_gflops']:.0f} GFLOP/s")
     print(f"{'':12} {'µs an image':>12} {'GFLOP/s':>9} {'of the roof':>12}")
     for name in ("train", "plain_train", "eval", "plain_eval"):
         row = result[name]
@@ -236,17 +258,7 @@ def main() -> None:
         f"faster than plain: training {result['speedup_train']:.2f}x, "
         f"evaluation {result['speedup_eval']:.2f}x"
     )
-    print(f"peak memory {result['peak_memory_mib']:.0f} MiB, {n_images} images held")
-    if args.ops:
-        rows = op_table(model, batch, args.repeats)
-        total = sum(ms for _, ms, _ in rows)
-        step = 1e3 * times["train"] / args.batches
-        print(f"each op alone, batch {batch} (sum {total:.2f} ms; the whole step takes {step:.2f} ms)")
-        for name, ms, gflops in sorted(rows, key=lambda row: -row[1]):
-            print(f"  {name:24} {ms:8.3f} ms {ms / total:6.1%} {gflops:8.0f} GFLOP/s")
-        result["ops"] = [{"op": name, "ms": ms, "gflops": gflops} for name, ms, gflops in rows]
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    print(f"peak memory {result['peak_memory_mib']:.0f} MiB, {result['images']} images held")
 
 
 if __name__ == "__main__":

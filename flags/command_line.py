@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from attacks import registry
 from errors import UserError, nearest
@@ -55,7 +56,7 @@ def _parser(script: dict, about: str, prog: str) -> Parser:
         group = parser.add_argument_group(section.title)
         for flag in section.flags:
             help_text = f"{flag.help} [{shown(values[flag.name])}]".replace("%", "%%")
-            bare = {"nargs": "?", "const": "true"} if flag.check is boolean else {}
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if flag.check is boolean else {}
             names = [flag.name, *(old for old, new in ALIASES.items() if new == flag.name)]
             group.add_argument(
                 *(f"--{name}" for name in names), dest=flag.name, metavar="VALUE", help=help_text, **bare

@@ -318,7 +318,7 @@ OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")
 
 def flatten(flags: dict, prefix: str = "") -> dict:
     """{'model': {'init': {'weight': w}}} -> {'model.init.weight': w}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in flags.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and name in ("model", "model.init"):
@@ -330,7 +330,7 @@ def flatten(flags: dict, prefix: str = "") -> dict:
 
 def nest(flat: dict) -> dict:
     """The inverse of `flatten`."""
-    nested = {}
+    nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, key = name.split(".")
         place = nested
@@ -342,7 +342,7 @@ def nest(flat: dict) -> dict:
 
 def renamed(flat: dict) -> dict:
     """The same flags under their present names. Raises: UserError for a flag given under two names."""
-    found = {}
+    found: dict[str, Any] = {}
     for given, value in flat.items():
         name = ALIASES.get(given, given)
         if name in found and found[name] != value:

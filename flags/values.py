@@ -27,7 +27,7 @@ def _power(base: float, exponent: float) -> float:
     return base**exponent if exact else power
 
 
-_OPERATORS = {
+_OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -37,7 +37,7 @@ _OPERATORS = {
 }
 
 
-def _literal(node: ast.AST) -> Any:
+def _literal(node: ast.AST | None) -> Any:
     """Value of a Python literal. Numbers may be written as 2**(1/5) or log(10)."""
     match node:
         case ast.Constant():

@@ -82,5 +82,5 @@ def checked_networks(context: Context) -> dict[str, Place]:
     found = networks(context.flags)
     for path, eid in found.values():
         context.check_data(Path(path))
-        context.stored_weights(Path(path), eid)
+        context.stored_weights(path, eid)
     return found

@@ -1,6 +1,7 @@
 """Table 1 of arXiv 1801.02254, and which of our measurements repeat it."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,13 @@ def table_row(
     means = [network["mean"] for network in networks.values()]
     by_norm = [network["mean_by_norm"] for network in networks.values()]
     (mean, sd), (norm_mean, norm_sd) = mean_and_sd(means), mean_and_sd(by_norm)
-    row = {"mean": mean, "sd": sd, "by_norm_mean": norm_mean, "by_norm_sd": norm_sd, "published": published}
+    row: dict[str, Any] = {
+        "mean": mean,
+        "sd": sd,
+        "by_norm_mean": norm_mean,
+        "by_norm_sd": norm_sd,
+        "published": published,
+    }
     what = {"all": "all params", "trainable": "trainable params", "top": "top layer"}[params]
     row["text"] = f"{dataset}, {what}{', random labels' if random else ''}: "
     names = list(networks)

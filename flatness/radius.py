@@ -54,7 +54,9 @@ def direction(
     Returns: float64 arrays, None for tensors that stay.
     """
     moved = perturbed(names, params)
-    delta = [rng.standard_normal(w.shape) if m else None for w, m in zip(weights, moved, strict=True)]
+    delta: Tensors = [
+        rng.standard_normal(w.shape) if m else None for w, m in zip(weights, moved, strict=True)
+    ]
     if normalize == "layer":
         layers = [name.split("/")[0] for name in names]
         for layer in set(layers):
@@ -128,8 +130,8 @@ class FastWalks(PlainWalks):
 
     def __init__(self, examples: Examples, weights: Tensors):
         super().__init__(examples, weights)
-        self._kept = {}
-        self._origin = None  # sums of the losses at w, block by block
+        self._kept: dict = {}
+        self._origin: Any = None  # sums of the losses at w, block by block
 
     def walk(self, delta, step, threshold, max_steps, tick=lambda fraction: None):
         """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""

@@ -5,8 +5,9 @@ network) is in the journal as soon as it is done.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -107,8 +108,12 @@ def make_points(context: Context) -> Path:
     path = measure(context, networks, units, say, finish)
     raw = results.load(path)["raw"]
     for name in "XYZ":
-        results.replace_atomically(path / f"{name}.npy", lambda file, name=name: np.save(file, raw[name]))
+        results.replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
     return path
+
+
+def _save(array: np.ndarray, file: BinaryIO) -> None:
+    np.save(file, array)
 
 
 def measure_curvature(context: Context) -> Path:
@@ -126,7 +131,10 @@ def measure_curvature(context: Context) -> Path:
         log.info("%s: %s", unit.args["label"], curvature.line(found))
         return {"network": unit.args["label"]} | found
 
-    return measure(context, networks, units, say, lambda found: {part["network"]: part for part in found})
+    def finish(found: list[dict]) -> dict:
+        return {part["network"]: part for part in found}
+
+    return measure(context, networks, units, say, finish)
 
 
 def measure(

@@ -5,8 +5,9 @@ sum_j c_j * basis_j. `PlainSpan` evaluates each point afresh; `FastSpan` gives t
 short cuts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -79,7 +80,7 @@ class Examples:
     def __init__(self, model, images, labels, stop_if_asked: Callable[[], None] = lambda: None):
         self.model, self.stop_if_asked = model, stop_if_asked
         self.pixels, self.labels = tf.constant(images), tf.constant(labels)
-        self.functions = {}  # graphs that serve every span
+        self.functions: dict = {}  # graphs that serve every span
         self.normalized = None
         if 4 * images.size <= KEPT_BYTES // 4:
             self.normalized = tf.concat([self.inputs(block) for block in self.blocks(4096)], 0)
@@ -129,18 +130,17 @@ class PlainSpan:
 
         self._sum = examples.graph("plain", sum_of)
 
-    def at(self, coefficients: np.ndarray) -> Tensors:
+    def at(self, coefficients: Sequence[float]) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
-        return [
-            sum(
-                c * np.asarray(part, np.float64)
-                for c, part in zip(coefficients, parts, strict=True)
-                if part is not None
-            ).astype(np.float32)
-            for parts in zip(*self.basis, strict=True)
-        ]
 
-    def loss(self, coefficients: np.ndarray) -> float:
+        def combine(parts: tuple) -> np.ndarray:
+            pairs = zip(coefficients, parts, strict=True)
+            total: Any = sum(c * np.asarray(part, np.float64) for c, part in pairs if part is not None)
+            return total.astype(np.float32)
+
+        return [combine(parts) for parts in zip(*self.basis, strict=True)]
+
+    def loss(self, coefficients: Sequence[float]) -> float:
         """The mean loss at a point [d]."""
         self.model.set_weights(self.at(coefficients))
         total = 0.0
@@ -256,7 +256,7 @@ class FastSpan:
 
     # Losses
 
-    def partial_sums(self, coefficients: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def partial_sums(self, coefficients: np.ndarray) -> Generator[tuple[int, np.ndarray], int | None, None]:
         """For one block of examples after another: (its size, sums of its losses, float64 [m]).
 
         Send the generator the number of points, counted from the first, that are still wanted.

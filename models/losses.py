@@ -110,8 +110,9 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.nn.softplus(log_odds(labels, logits))
 
 
-def cross_entropy_in_frame(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
+def cross_entropy_in_frame(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor | float) -> tf.Tensor:
     """softplus(log_odds) * exp(-log_frame), float64 [B]. Arguments as for the `hp_` losses."""
+    log_frame = tf.convert_to_tensor(log_frame, tf.float64)
     s = log_odds(labels, logits)
     small = tf.exp(tf.minimum(s, CUTOFF) - log_frame)
     large = tf.nn.softplus(tf.maximum(s, CUTOFF)) * tf.exp(-log_frame)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import results
+from errors import UserError
 from reporting import style
 from reporting.runs import Run, title
 from reporting.tables import Entry, Table, number, percent
@@ -72,13 +73,36 @@ def linf_grid(runs: list[Run]) -> "Figure":
     return style.with_legend(figure, right)
 
 
+SUMMARY = {  # what `attacks.run` writes of an epoch
+    *(
+        "n",
+        "log_loss",
+        "q_bar_min",
+        "clean_acc",
+        "success",
+        "median",
+        "mean",
+        "certified_median",
+        "robust_acc",
+    ),
+}
+
+
+def _summary(run: Run) -> dict[str, dict]:
+    """summary.json: {epoch, as text: its numbers}. Raises: UserError when something is missing in it."""
+    found = results.read_summary(run.path)
+    for eid, numbers in found.items():
+        if missing := SUMMARY - set(numbers if isinstance(numbers, dict) else ()):
+            raise UserError(
+                f"{run.path / 'summary.json'}: epoch {eid} has no {', '.join(sorted(missing))}; "
+                "it is damaged or of another program: attack the run again"
+            )
+    return found
+
+
 def table(entries: list[Entry]) -> list[Table]:
     """What summary.json says of each attacked epoch, of attacks in one norm."""
-    lines = [
-        (entry, eid, found)
-        for entry in entries
-        for eid, found in results.read_summary(entry.run.path).items()
-    ]
+    lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method
     distances = {"median": "distance, median", "mean": "distance, mean of those found"}

@@ -30,7 +30,7 @@ def drawn(runs: list[Run]) -> dict[str, "Figure"]:
     import matplotlib
 
     with matplotlib.rc_context(style.STYLE):
-        made = {}
+        made: dict = {}
         for kind, own in groups(runs, lambda run: run.kind).items():
             label(own)
             made |= {name: function(own) for name, function in KINDS[kind].figures.items()}
@@ -76,7 +76,7 @@ def draw(
         for name, figure in tqdm(drawn(runs).items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
-    files = {}
+    files: dict[str, list[Path]] = {}
     with _writing_into(out):
         out.mkdir(parents=True, exist_ok=True)
         for (name, suffix), content in contents.items():

@@ -62,7 +62,7 @@ def profiles(runs: list[Run]) -> "Figure":
         for name, found in run.raw["networks"].items():
             look = looks[name] | {"label": None}
             for profile in found["profiles"]:
-                walked = run.flags["step"] * np.arange(len(profile))
+                walked = run.flags["radius_step"] * np.arange(len(profile))
                 change = np.asarray(profile) - found["I"]
                 panel.plot(walked, change, **look | {"linewidth": 0.5, "alpha": 0.45})
                 panel.plot(walked[-1], change[-1], ".", color=look["color"], markersize=2.5)

@@ -123,7 +123,7 @@ def _run(path: Path) -> Run:
     if task != "train" and not (path / "res").exists():
         return run
     res = results.load(path)
-    raw = res if task == "attack" else res.get("raw") if isinstance(res, dict) else None
+    raw: Any = res if task == "attack" else res.get("raw") if isinstance(res, dict) else None
     kind = KINDS[run.kind]
     for part in kind.parts(raw) if isinstance(raw, dict) else [None]:
         stats = part.get("stats") if isinstance(part, dict) else None

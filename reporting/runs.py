@@ -162,7 +162,7 @@ def plain(value: Any, shown: str = "") -> str:
 
 
 def groups(things: Iterable, key: Callable) -> dict:
-    groups = {}
+    groups: dict = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return groups

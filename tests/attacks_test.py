@@ -6,10 +6,7 @@ import logging
 import numpy as np
 import pytest
 import tensorflow as tf
-from models.network import Network
 
-import core
-import flags
 from attacks import certificate
 from attacks.base import normalized
 from attacks.bim import BasicIterativeMethod
@@ -18,8 +15,11 @@ from attacks.deepfool import DeepFool
 from attacks.fmn import FMN
 from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent, cw_loss
-from models import margins
+from context import Context
+from models import losses, margins
 from models.architectures import parse
+from models.network import Network
+from training.run import Progress
 
 N = 24
 SHAPE = (8, 8, 1)
@@ -44,25 +44,22 @@ SCALE_FREE = L2_ATTACKS | {
 @pytest.fixture(scope="module")
 def trained():
     """A small CNN after 15 epochs of digits, and N images that it classifies right: (model, x, y)."""
-    run = core.Core(
-        flags.complete(
-            {
-                "dataset": "digits",
-                "train_N": 500,
-                "B": 50,
-                "gpu": -1,
-                "lr": 0.1,
-                "model": {"description": SMALL, "init": {"weight": "he_normal"}},
-            }
-        )
-    )
-    progress = core.Progress(run)
+    script = {
+        "dataset": "digits",
+        "train_N": 500,
+        "B": 50,
+        "gpu": -1,
+        "lr": 0.1,
+        "model": {"description": SMALL, "init": {"weight": "he_normal"}},
+    }
+    context = Context(script)
+    progress, model = Progress(context), context.model
     for _ in range(15):
-        progress.accept(run.epoch(progress))
-    (x, y), _ = run.dataset
-    x = run.model.pixels(x).numpy()
-    right = np.flatnonzero(run.model.logits(x).numpy().argmax(1) == y)[:N]
-    return run.model, x[right], y[right]
+        progress.epoch()
+    (x, y), _ = context.dataset
+    x = model.pixels(x).numpy()
+    right = np.flatnonzero(model.logits(x).numpy().argmax(1) == y)[:N]
+    return model, x[right], y[right]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +162,7 @@ def weights_times(trained):
 
 def factor_for_gaps(model, x, y, gap):
     """The power of two times which the weights make every gap at least so large, in a homogeneous network."""
-    margin = margins.margins(margins.gaps(model.logits(x).numpy(), y)).min()
+    margin = margins.margins(losses.gaps(model.logits(x).numpy(), y)).min()
     return 2.0 ** np.ceil(np.log2(gap / margin) / len(model.layers))
 
 
@@ -177,8 +174,8 @@ def test_a_loss_of_1e_minus_800_and_halved_weights_change_no_distance(trained, w
     distance = l2(attack(x, y), x)
     assert np.median(distance) > 0.05
     weights_times(factor)
-    gaps = margins.gaps(model.logits(x).numpy(), y)
-    assert margins.log_mean_exp(margins.log_losses(gaps)) < -799 * np.log(10)
+    gaps = losses.gaps(model.logits(x).numpy(), y)
+    assert losses.log_mean_exp(losses.log_losses(losses.log_odds_of_gaps(gaps))) < -799 * np.log(10)
     assert np.abs(model.logits(x).numpy()).max() > 1e4
     np.testing.assert_allclose(l2(attack(x, y), x), distance, rtol=1e-4)
     weights_times(factor / 2)

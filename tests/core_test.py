@@ -13,12 +13,14 @@ import pytest
 from conftest import ROOT, TINY
 
 import results
+from context import Context
 from core import Core
 from device import choose_parts, cores
 from errors import Stopped, TrainingDiverged, UserError
 from models import losses, lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
 from training import attempt as attempts
+from training import run
 from training.run import Progress
 
 TIMES = ("time", "train_time", "eval_time")
@@ -39,32 +41,32 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-def plain_training(core):
+def plain_training(context):
     """The loop, no short cuts: all stats of every attempt, no early rejection, weights kept as copies."""
-    f = core.f
+    f, model = context.f, context.model
     scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
     log_frame = f.log_frame0 if f.train_mode == "USE_FRAME" else 0.0
     _, lr = scheduler.get()
     decisions = []
     for eid in range(1, f.E + 1):
-        saved = core.model.get_weights()
+        saved = model.get_weights()
         attempt = 0
         while True:
             attempt += 1
-            order = core.permutation(eid, attempt)[: len(core.dataset[0][0]) // f.B * f.B]
+            order = attempts.permutation(context, eid, attempt)[: len(context.dataset[0][0]) // f.B * f.B]
             batches = order.reshape(-1, f.B).astype(np.int32)
-            ok, losses = core.model.train_epoch(*core._train, batches, lr, log_frame, f.loss_ub)
-            stats = core.stats(log_frame) if ok else None
+            ok, losses = model.train_epoch(*context.train_set, batches, lr, log_frame, f.loss_ub)
+            stats = attempts.stats(context, log_frame) if ok else None
             info = {"eid": eid, "lr": lr, "log_frame": log_frame, "stats": stats}
             command, next_lr = scheduler.get(info)
             decisions.append((eid, attempt, lr, command, float(losses.mean())))
             lr = next_lr
             if command == "go":
                 break
-            core.model.set_weights([array for _, array in saved])
+            model.set_weights([array for _, array in saved])
         if f.train_mode == "USE_FRAME":
             log_frame += math.log(stats["loss"])
-    return decisions, stats, core.model.get_weights()
+    return decisions, stats, model.get_weights()
 
 
 @pytest.mark.parametrize(
@@ -79,20 +81,19 @@ def plain_training(core):
     ],
     ids=str,
 )
-def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, changes):
+def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, changes, monkeypatch):
     flags = tiny_flags | {"E": 12} | changes
-    decisions, stats, weights = plain_training(Core(flags))
+    decisions, stats, weights = plain_training(Context(flags))
 
-    core, seen = Core(flags), []
-    attempt = core.attempt
+    seen, attempt = [], attempts.attempt
 
-    def noting(eid, number, lr, *rest):
-        info = attempt(eid, number, lr, *rest)
-        seen.append((eid, number, lr, info["rt_loss"]))
-        return info
+    def noting(context, weights, eid, number, lr, *rest):
+        outcome = attempt(context, weights, eid, number, lr, *rest)
+        seen.append((eid, number, lr, outcome.info["rt_loss"]))
+        return outcome
 
-    core.attempt = noting
-    path = core.run()
+    monkeypatch.setattr(run, "attempt", noting)
+    path = Core(flags).run()
     raw = results.load(path)["raw"]
     assert seen == [(eid, number, lr, rt) for eid, number, lr, _, rt in decisions]
     assert {k: raw[flags["E"]]["stats"][k] for k in stats} == stats
@@ -105,14 +106,15 @@ def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, 
 def test_without_drop_last_an_epoch_ends_with_a_step_on_the_examples_left_over(tiny_flags, left_over):
     flags = tiny_flags | {"B": 70, "train_N": 280 + left_over, "lr": 0.05, "train_mode": "NORMAL", "E": 1}
     flags["include_all_rt_loss_in_res"] = True
-    core, dropping = Core(flags | {"drop_last": False}), Core(flags)
-    losses = results.load(core.run())["raw"][1]["all_rt_loss"]
+    keeping, dropping = Core(flags | {"drop_last": False}), Core(flags)
+    losses = results.load(keeping.run())["raw"][1]["all_rt_loss"]
     assert len(losses) == 5
     assert losses[:4] == results.load(dropping.run())["raw"][1]["all_rt_loss"]
-    (x, y), _ = core.dataset
-    batch = core.permutation(1, 1)[-left_over:]
-    assert losses[4] == pytest.approx(float(dropping.model.step(x[batch], y[batch], 0.05, 0.0)), rel=1e-6)
-    for one, other in zip(core.model.weights, dropping.model.weights, strict=True):
+    (x, y), _ = keeping.context.dataset
+    batch = attempts.permutation(keeping.context, 1, 1)[-left_over:]
+    model = dropping.context.model
+    assert losses[4] == pytest.approx(float(model.step(x[batch], y[batch], 0.05, 0.0)), rel=1e-6)
+    for one, other in zip(keeping.context.model.weights, model.weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
@@ -141,9 +143,10 @@ def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
     assert set(stats) == set(names)
     assert all(type(value) in (int, float) for value in stats.values())
 
-    (x, y), (x_test, y_test) = core.dataset
+    context = core.context
+    (x, y), (x_test, y_test) = context.dataset
     for part, labels, prefix in ((x, y, ""), (x_test, y_test, "test_")):
-        z = core.model.logits(core.model.pixels(part)).numpy().astype(np.float64)
+        z = context.model.logits(context.model.pixels(part)).numpy().astype(np.float64)
         d = np.array(
             [[v - row[k] for j, v in enumerate(row) if j != k] for row, k in zip(z, labels, strict=True)]
         )
@@ -156,7 +159,7 @@ def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
             assert stats["q_min"] == pytest.approx((-d.max(axis=1)).min(), rel=1e-4)
     norms = [
         math.sqrt(sum(float((a.astype(np.float64) ** 2).sum()) for a in tensors))
-        for tensors in core.model.counted_weights()
+        for tensors in context.model.counted_weights()
     ]
     assert [stats[f"rho_{k}"] for k in range(3)] == pytest.approx(norms, rel=1e-12)
     assert stats["q_bar2_min"] == pytest.approx(stats["q_min"] / math.prod(norms), rel=1e-12)
@@ -176,26 +179,25 @@ def test_a_loss_below_what_float64_holds_still_falls(tiny_flags):
     core = Core(tiny_flags | {"E": 25, "lr": ("loss-based-v1", 0.1)})
     path = core.run()
     assert results.load(path)["raw"][25]["stats"]["acc"] == 1.0
-    for v in core.model.weights[2:]:
+    model = core.context.model
+    for v in model.weights[2:]:
         v.assign(v * 100.0)
-    start = core.stats(0.0)
+    start = attempts.stats(core.context, 0.0)
     assert start["log_loss"] < -400 * math.log(10) and start["loss"] == 0.0
-    core.f.log_frame0, core.f.lr = start["log_loss"], ("loss-based-v1", 1e-6)
-    progress = Progress(core)
+    progress = Progress(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-6)))
+    progress.weights = model.snapshot()
     for _ in range(3):
-        info = core.epoch(progress)
+        info = progress.epoch()
         assert info["stats"]["loss"] <= 1.0
-        progress.accept(info)
     assert info["stats"]["log_loss"] < start["log_loss"] and math.isfinite(info["stats"]["log_loss"])
 
 
 def test_batches_cover_whole_batches_of_the_set_once(tiny_flags):
     core = Core(tiny_flags | {"train_N": 299})
     seen = []
-    train_epoch = core.model.train_epoch
-    core.model.train_epoch = lambda x, y, batches, *rest: (
-        seen.append(batches) or train_epoch(x, y, batches, *rest)
-    )
+    model = core.context.model
+    train_epoch = model.train_epoch
+    model.train_epoch = lambda x, y, batches, *rest: seen.append(batches) or train_epoch(x, y, batches, *rest)
     core.run()
     assert seen[0].shape == (5, 50) and len(set(seen[0].ravel())) == 250
     assert not np.array_equal(seen[0], seen[1])
@@ -260,25 +262,25 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tiny_flags, changes, stop
 def test_a_run_stopped_within_an_epoch_goes_on_to_be_the_unbroken_run(tiny_flags, monkeypatch):
     """As a signal does it, between two batches: the weights of the half epoch must not stay."""
     whole = Core(tiny_flags).run()
-    monkeypatch.setattr(base_model, "TURN_FLOPS", 1)
-    core = Core(tiny_flags)
-    train_epoch, looked_up = core.model.train_epoch, []
+    monkeypatch.setattr(network, "TURN_FLOPS", 1)
+    ticks = []
 
-    def with_a_signal(*args):
-        *others, look_up = args
+    def stop_if_asked():
+        if len(ticks) == 16:
+            raise Stopped(signal.SIGINT)
 
-        def between(done):
-            looked_up.append(done)
-            core.signal = signal.SIGINT if len(looked_up) == 16 else None
-            look_up(done)
+    core = Core(tiny_flags, stop_if_asked=stop_if_asked)
+    train_epoch = core.context.model.train_epoch
 
-        return train_epoch(*others, between)
+    def counting(*args):
+        *others, tick = args
+        return train_epoch(*others, lambda done: (ticks.append(done), tick(done)))
 
-    core.model.train_epoch = with_a_signal
+    core.context.model.train_epoch = counting
     with pytest.raises(Stopped):
         core.run()
-    assert looked_up[-1] > 0, "the signal was to come within an epoch"
-    path = (core.logs_dir() / core.name / "latest").resolve()
+    assert ticks[-1] > 0, "the signal was to come within an epoch"
+    path = (core.context.logs_dir / core.context.name / "latest").resolve()
     Core(tiny_flags | {"resume": str(path)}).run()
     assert without_times(results.read_journal(path)) == without_times(results.read_journal(whole))
     assert_same_weights(results.load_weights(path), results.load_weights(whole))
@@ -348,11 +350,13 @@ def test_peeking_restores_each_epoch_and_trains_on_at_fixed_lr_and_frame(tiny_fl
             assert (info["lr"], info["log_frame"]) == (0.02, -1.5)
             assert info["q"].min() == info["stats"]["q_min"]
     # By hand: three epochs from the stored weights.
-    core.load_weights(results.load_weights(path, 2), "test")
+    context = core.context
+    context.model.set_weights(context.stored_weights(path, 2))
     for eid in (3, 4, 5):
-        batches = core.permutation(eid, 1).reshape(6, 50)
-        core.model.train_epoch(*core._train, batches, 0.02, -1.5, 600.0)
-    q = margins.margins(margins.gaps(core.model.evaluate(*core._train)[2], core.dataset[0][1]))
+        batches = attempts.permutation(context, eid, 1).reshape(6, 50)
+        context.model.train_epoch(*context.train_set, batches, 0.02, -1.5, 600.0)
+    logits = context.model.evaluate(*context.train_set)[2]
+    q = margins.margins(losses.gaps(logits, context.dataset[0][1]))
     np.testing.assert_array_equal(q, peeked[2]["epochs"][-1]["q"])
 
 
@@ -415,7 +419,7 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
 )
 def test_small_networks_without_batch_norm_have_a_part_a_core_on_the_cpu(description, device, parts):
     shape = (32, 32, 3) if description is VGG16 else (8, 8, 1)
-    assert choose_parts("auto", parse(description, "NONE", shape), 100, device) == parts
+    assert choose_parts("auto", description, shape, 100, device) == parts
 
 
 def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):

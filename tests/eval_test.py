@@ -10,22 +10,26 @@ import time
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
-import core
 import datasets
 import flags
+import launch
 import results
 from attacks import certificate, measurement
-from errors import UserError
+from attacks import run as attack_run
+from context import build_network
+from core import Core
+from errors import Stopped, UserError
+from screen import log
 
-DDN = {"attack_method": "ddn", "attack_K": 30}
+DDN = {"task": "attack", "attack_method": "ddn", "attack_K": 30}
 N = 40
 
 
 @pytest.fixture(autouse=True)
 def logged(caplog):
-    caplog.set_level(logging.INFO, core.log.name)
+    caplog.set_level(logging.INFO, log.name)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def run(tmp_path_factory):
         "model": {"description": TINY, "init": {"weight": "he_normal"}},
         "logs_dir": str(tmp_path_factory.mktemp("logs")),
     }
-    return core.Core(script, "exper-tiny").run()
+    return Core(script, "exper-tiny").run()
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def coloured(tmp_path_factory):
         },
         "logs_dir": str(path / "logs"),
     }
-    return core.Core(script, "exper-colours").run()
+    return Core(script, "exper-colours").run()
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def own(run, tmp_path):
 def prepare(directory, *words, name="eval-tiny", **script):
     words = ["--gpu", "-1", "--eid", "last", "--attack_N", str(N), *words]
     script = DDN | {"attack_B": 16} | script
-    return core.Core(flags.attack_command_line([str(directory), *words], script), name)
+    return Core(flags.command_line([str(directory), *words], script), name)
 
 
 def attack(directory, *words, **script):
@@ -96,7 +100,7 @@ def attack(directory, *words, **script):
 def network(run, eid):
     stored = flags.complete(results.read_flags(run))
     dataset = datasets.load("digits", None, 300)
-    model = core.build_model(stored["model"], dataset, 0)
+    model = build_network(stored["model"], dataset, 0)
     model.set_weights([array for _, array in results.load_weights(run, eid)])
     return model, dataset
 
@@ -175,17 +179,19 @@ def test_every_method_runs_through_core(run, script):
 
 def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monkeypatch):
     whole, _ = attack(run, "--eid", "3,8")
-    stopped = prepare(run, "--eid", "3,8")
     before, calls = measurement.certificate.certified, []
 
     def certified(*args):
         calls.append(1)
-        if len(calls) == 4:  # of 3 batches in each of 2 epochs
-            stopped.signal = 15
         return before(*args)
 
+    def stop_if_asked():
+        if len(calls) >= 4:  # of 3 blocks in each of 2 epochs
+            raise Stopped(15)
+
+    stopped = Core(prepare(run, "--eid", "3,8").context.flags, "eval-tiny", stop_if_asked)
     monkeypatch.setattr(certificate, "certified", certified)
-    with pytest.raises(core.Stopped):
+    with pytest.raises(Stopped):
         stopped.run()
     path = max((run / "eval-tiny").glob("2*"), key=lambda p: (p.stat().st_ctime_ns, p.name))
     assert not (path / "res").exists() and (path / "eid-000003.npy").exists()
@@ -194,7 +200,7 @@ def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monk
     assert done.any()
     calls.clear()
     monkeypatch.setattr(certificate, "certified", lambda *args: (calls.append(1), before(*args))[1])
-    core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
     assert len(calls) < 6  # what was done was not done again
     resumed = results.load(path)
     for eid in (3, 8):
@@ -209,10 +215,10 @@ def refused(capsys, monkeypatch):
     def command(directory, *words, **script):
         words = [str(directory), "--gpu", "-1", "--eid", "last", "--attack_N", str(N), *words]
         monkeypatch.setattr(sys, "argv", ["eval-tiny.py", *words])
-        monkeypatch.setattr(core.log, "handlers", [logging.NullHandler()])
+        monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            core.main_eval("eval-tiny.py", DDN | script, "An attack.")
+            launch.main("eval-tiny.py", DDN | script, "An attack.")
         assert end.value.code == 2
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: ")
@@ -226,7 +232,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     assert "flags.json" in refused(tmp_path)
     assert "--attack_N 0" in refused(own, "--attack_N", "0")
     assert "--attack_B 0" in refused(own, "--attack_B", "0")
-    assert "--attack -1" in refused(own, "--attack=-1")
+    assert "--attack_indices -1" in refused(own, "--attack=-1")
     assert "deepfool" in refused(own, "--attack_method", "deepfol")
     assert "297" in refused(own, "--attack_set", "test", "--attack", "297", "--attack_N", "all")
     assert "300" in refused(own, "--attack_N", "301")
@@ -237,7 +243,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
     assert "10 classes" in refused(own, "--attack_target", "10")
     with pytest.raises(UserError, match="which run"):
-        flags.attack_command_line([], DDN)
+        flags.command_line([], DDN)
     assert not (own / "eval-tiny").exists()  # and nothing was left behind
 
 
@@ -286,7 +292,7 @@ def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
 
 def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
     name = "eval-final-mnist-l2-ddn"
-    script = [sys.executable, core.ROOT / f"{name}.py"]
+    script = [sys.executable, ROOT / f"{name}.py"]
     words = ["--attack_N", "120", "--attack_B", "8", "--attack_K", "300", "--eid", "8", "--gpu", "-1"]
     process = subprocess.Popen([*script, own, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -311,27 +317,27 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
 def test_a_resumed_attack_keeps_to_its_run_and_epochs(own, monkeypatch):
     """Whatever the flag that named the run, `latest` or seen from another folder, names by now."""
     stopping = prepare(own, "--eid", "last")
-    monkeypatch.setattr(stopping, "stop_if_asked", lambda: (_ for _ in ()).throw(core.Stopped(2)))
-    with pytest.raises(core.Stopped):
+    stopping = Core(stopping.context.flags, "eval-tiny", lambda: (_ for _ in ()).throw(Stopped(2)))
+    with pytest.raises(Stopped):
         stopping.run()
     path = (own / "eval-tiny" / "latest").resolve()
     stored = json.loads((path / "flags.json").read_text())
     assert stored["eid"] == [8]
     (path / "flags.json").write_text(json.dumps(stored | {"load_dir": "/nowhere"}))
-    core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
     np.testing.assert_array_equal(results.load(path)[8]["images"], attack(own)[0][8]["images"])
 
 
 def test_the_last_epoch_is_attacked_even_if_the_run_has_left_it_behind(own, monkeypatch):
     (own / "archive" / "eid-000008.npz").unlink(missing_ok=True)
     prepared = prepare(own, "--eid", "3,8")
-    real = measurement.attack_set
+    real = attack_run.AttackRun.attack_all
 
-    def attack_set(*args, **options):
+    def attack_all(self):
         (own / "checkpoint.npz").unlink(missing_ok=True)  # as if the run had saved another epoch there
-        return real(*args, **options)
+        return real(self)
 
-    monkeypatch.setattr(measurement, "attack_set", attack_set)
+    monkeypatch.setattr(attack_run.AttackRun, "attack_all", attack_all)
     assert set(results.load(prepared.run())) == {3, 8}
 
 
@@ -349,7 +355,7 @@ def test_every_attack_works_on_every_kind_of_network(coloured, method):
     (found,) = res.values()
     stored = flags.complete(results.read_flags(coloured))
     dataset = datasets.load(stored["dataset"])
-    model = core.build_model(stored["model"], dataset, 0)
+    model = build_network(stored["model"], dataset, 0)
     model.set_weights([array for _, array in results.load_weights(coloured)])
     (x, y), _ = dataset
     x = x[:N].astype(np.float32) / 255
@@ -392,20 +398,20 @@ def test_settings_of_another_method_are_refused(run):
 def test_resume_wants_the_same_attack_and_undamaged_records(own):
     _, path = attack(own)
     with pytest.raises(UserError, match="eval-tiny"):
-        core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-other").run()
+        Core(flags.command_line(["--resume", str(path)], DDN), "eval-other").run()
     (path / "res").unlink()
     (path / "eid-000008.npy").write_bytes(b"\x93NUMPY\x01\x00")
     with pytest.raises(UserError, match="damaged"):
-        core.Core(flags.attack_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+        Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
 
 
 def test_every_eval_script_is_a_whole_set_of_flags(run):
     import runpy
 
-    scripts = sorted(core.ROOT.glob("eval-final-*.py"))
+    scripts = sorted(ROOT.glob("eval-final-*.py"))
     assert len(scripts) == 13
     for script in scripts:
         chosen = runpy.run_path(str(script))["flags"]
-        full = flags.attack_command_line([str(run)], chosen)
+        full = flags.command_line([str(run)], chosen)
         assert full["task"] == "attack" and full["dataset"] == "digits" and full["eid"] == [10000]
         assert full["attack_set"] == ("test" if "-test-" in script.stem else "train")

@@ -8,9 +8,9 @@ import pytest
 from commands_test import command
 from conftest import ROOT
 
-import core
 import flags
 import results
+from core import Core
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("exper-quick-*.py")))
@@ -25,5 +25,5 @@ def test_final_experiments_run_on_their_own_data(tmp_path, name, real_data):
     script = runpy.run_path(str(ROOT / f"{name}.py"))
     words = ["--data_dir", real_data, "--train_N", "100", "--E", "1", "--gpu", "-1", "--log_frame0", "3"]
     given = flags.command_line([*words, "--logs_dir", str(tmp_path / "logs")], script["flags"])
-    raw = results.load(core.Core(given, name).run())["raw"]
+    raw = results.load(Core(given, name).run())["raw"]
     assert list(raw) == [1] and np.isfinite(raw[1]["stats"]["q_bar_min"])

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-import core
 import figures
 import flags
+import launch
 import results
 from bench import figures as bench
 from bench.figures import made_up
-from core_flatness import FlatnessCore
+from core import Core
 from errors import UserError
+from reporting import attacks, drawing, flatness, kinds, runs, style, training
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,10 @@ def files(run, tmp_path_factory):
 
 def loss_margin(directories):
     """That figure of training runs, without the time that the others take."""
-    runs = figures.label(figures.read(directories))
-    with matplotlib.rc_context(figures.STYLE):
-        figure = figures.FIGURES["train"]["loss_margin"](runs)
-        figures._finish(figure)
+    labelled = runs.label(figures.read(directories))
+    with matplotlib.rc_context(style.STYLE):
+        figure = training.loss_margin(labelled)
+        style.finish(figure)
     return figure
 
 
@@ -190,7 +191,7 @@ def test_axes_of_many_decades_have_plain_ticks(long_drawn):
     against_epoch, against_loss = (
         [text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:]
     )
-    assert [figures.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
+    assert [style.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
     assert {"1", "10", "100", "1000"} < set(against_epoch)
     assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
 
@@ -211,12 +212,12 @@ def test_what_reads_like_a_formula_in_a_name_is_only_a_name(run, tmp_path):
 
 
 def test_runs_are_overlaid_and_the_legend_says_in_which_flags_they_differ(tmp_path):
-    runs = [
+    paths = [
         made_up(tmp_path / "a", 20),
         made_up(tmp_path / "b", 20, lr=0.01, gpu=-1),
         made_up(tmp_path / "c", 20, lr=0.01, model={"bias_mode": "ALL"}, checkpoint_every=3.0),
     ]
-    figure = loss_margin(runs)
+    figure = loss_margin(paths)
     assert len(curves(figure.axes[0])) == 3
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -232,7 +233,7 @@ def lr(first):
 
 
 @pytest.mark.parametrize(
-    "runs, says",
+    "made, says",
     [
         ({"run-0": {"seed": 0}, "run-1": {"seed": 1}}, ["seed 0", "seed 1"]),
         ({"run-0": {"E": 20}, "run-1": {"E": 30}}, ["E 20", "E 30"]),
@@ -261,9 +262,9 @@ def lr(first):
         ({"only": {}}, [""]),
     ],
 )  # fmt: skip
-def test_labels_are_short_and_never_the_same(tmp_path, runs, says):
-    paths = [work_dir(tmp_path / name, own, None) for name, own in runs.items()]
-    labelled = figures.label([figures.Run(path, figures._flags(path), {}) for path in paths])
+def test_labels_are_short_and_never_the_same(tmp_path, made, says):
+    paths = [work_dir(tmp_path / name, own, None) for name, own in made.items()]
+    labelled = runs.label([kinds._run(path) for path in paths])
     assert [run.label for run in labelled] == says
 
 
@@ -273,16 +274,16 @@ def test_runs_that_differ_in_many_flags_are_named_after_their_experiments(tmp_pa
     paths = [work_dir(tmp_path / name, own, None) for name, own in made.items()]
     for path, name in zip(paths, ("exper-cnn", "train_mlp", "train_mlp"), strict=True):
         results.WorkDir(path).write_json("about.json", {"experiment": name})
-    labelled = figures.label([figures.Run(path, figures._flags(path), {}) for path in paths])
+    labelled = runs.label([kinds._run(path) for path in paths])
     assert [run.label for run in labelled] == ["exper-cnn", "train_mlp, seed 3", "train_mlp, seed 4"]
-    of_one = figures.label([run for run in labelled if run.experiment == "train_mlp"])
+    of_one = runs.label([run for run in labelled if run.experiment == "train_mlp"])
     assert [run.label for run in of_one] == ["seed 3", "seed 4"]
 
 
 def test_an_architecture_has_its_name_and_another_its_layers():
     description = flags.complete({"model": {"description": "VGG16_BN"}})["model"]["description"]
-    assert figures.network(json.loads(json.dumps(description))) == "VGG16_BN"
-    assert figures.network([["C", 8, [3, 3]], ["P"], ["F", 10, {"act": False}]]) == "C8 P F10"
+    assert runs.network(json.loads(json.dumps(description))) == "VGG16_BN"
+    assert runs.network([["C", 8, [3, 3]], ["P"], ["F", 10, {"act": False}]]) == "C8 P F10"
 
 
 def test_a_run_of_several_seeds_is_a_curve_a_seed(run, tmp_path):
@@ -346,8 +347,8 @@ def test_robust_accuracy_agrees_with_the_attacks_own_summary(tmp_path):
             return n
 
     eps_list = (0.5, 1.0, 1.5, 2.0)
-    said = measurement.summary(Records(records), eps_list, linf=False)["robust_acc"]
-    eps, robust = figures.robust_accuracy(
+    said = measurement.summary(Records(records), eps_list, eps_grid=False)["robust_acc"]
+    eps, robust = attacks.robust_accuracy(
         {"errors": records["error"], "clean_correct": right, "success": found}
     )
     for e in eps_list:
@@ -388,21 +389,30 @@ def test_many_epochs_have_curves_from_dark_to_light_and_a_short_legend(tmp_path)
 # Flatness
 
 
-def a_radius(path, names, published=None, **flat):
+def a_radius(path, names, published=None, eids=None, **flat):
     """A radius's directory, of networks with these names: the k-th one's mean is k + 3."""
     networks = {
         name: {"I": 0.01, "radii": [k + 2, k + 4], "profiles": [[0.01, 0.02], [0.01, 0.06]], "mean": k + 3}
         for k, name in enumerate(names)
     }
     raw = {"networks": networks, "row": {"published": published}}
-    return work_dir(path, {"task": "measure_radius"} | flat, {"flags": {}, "raw": raw})
+    return measured_as(
+        work_dir(path, {"task": "measure_radius"} | flat, {"flags": {}, "raw": raw}), names, eids
+    )
 
 
-def a_curvature(path, names):
+def measured_as(path, names, eids=None):
+    """The same directory, which says that its networks were measured at these epochs (else all at one)."""
+    measured = dict(zip(names, eids or [9] * len(names), strict=True))
+    results.WorkDir(path).write_json("about.json", {"measured": measured})
+    return path
+
+
+def a_curvature(path, names, eids=None):
     found = {"eigenvalues": [3.0, 2.0], "trace": 9.0, "log_frame": -1.0, "log_loss": -2.0}
     found["trace_error"] = 0.9
     res = {"flags": {}, "raw": dict.fromkeys(names, found)}
-    return work_dir(path, {"task": "measure_curvature"}, res)
+    return measured_as(work_dir(path, {"task": "measure_curvature"}, res), names, eids)
 
 
 @pytest.fixture(scope="module")
@@ -416,13 +426,13 @@ def measured(tmp_path_factory):
         "logs_dir": str(tmp_path),
         "model": {"description": [["F", 16], ["F", 10, {"act": False}]], "bias_mode": "ALL"},
     }
-    run = FlatnessCore(
+    run = Core(
         common | {"task": "train_seeds", "seeds": (0, 1, 2), "E": 3, "lr": 0.05, "train_mode": "NORMAL"},
         "train",
     ).run()
     options = {"load_dir": str(run), "eid": "last", "gpu": -1}
     return {"train_seeds": run} | {
-        task: FlatnessCore(options | {"task": task} | more, task).run()
+        task: Core(options | {"task": task} | more, task).run()
         for task, more in (
             ("measure_radius", {"directions": 3, "step": 0.5}),
             ("make_points", {"grid": 9}),
@@ -463,10 +473,11 @@ def test_the_radii_say_which_colour_is_which_network_and_what_was_published_once
 
 
 def test_networks_that_are_epochs_stand_at_their_numbers(tmp_path):
-    names = [f"epoch {eid}" for eid in (10, 100, 1000)]
-    (radii,) = figures.build([a_radius(tmp_path / "radius", names)])["radii"].axes
+    eids = [10, 100, 1000]
+    names = [f"epoch {eid}" for eid in eids]
+    (radii,) = figures.build([a_radius(tmp_path / "radius", names, eids=eids)])["radii"].axes
     assert [points.tolist() for points in curves(radii)] == [[[10, 3], [100, 4], [1000, 5]]]
-    left, _ = figures.build([a_curvature(tmp_path / "curvature", names)])["curvature"].axes
+    left, _ = figures.build([a_curvature(tmp_path / "curvature", names, eids)])["curvature"].axes
     assert curves(left)[0][:, 0].tolist() == [10, 100, 1000]
     assert radii.get_xlabel() == left.get_xlabel() == "epoch"
 
@@ -474,7 +485,9 @@ def test_networks_that_are_epochs_stand_at_their_numbers(tmp_path):
 @pytest.mark.parametrize("name", ["epoch {}", "seed {}", "seed {} epoch 100"])
 def test_thirty_networks_can_be_read(tmp_path, name):
     names = [name.format(k) for k in range(1, 31)]
-    built = figures.build([a_radius(tmp_path / "radius", names), a_curvature(tmp_path / "curvature", names)])
+    eids = list(range(1, 31)) if name == "epoch {}" else None
+    measured = (make(tmp_path / make.__name__, names, eids=eids) for make in (a_radius, a_curvature))
+    built = figures.build(measured)
     for figure in built.values():
         assert_nothing_overlaps(figure)
     legend = [text.get_text() for text in built["profiles"].legends[0].get_texts()]
@@ -485,8 +498,8 @@ def test_a_surface_is_cut_and_a_loss_that_is_no_number_is_at_the_cut():
     X, Y = np.meshgrid(np.linspace(-0.4, 1.3, 6), np.linspace(-0.4, 1.3, 6))
     Z = X**2 + 9 * Y**2
     Z[0, 0], Z[3, 3] = np.nan, np.inf
-    axes = figures._blank(3, 3, "").add_subplot(projection="3d")
-    figures.plot_surface(axes, X, Y, Z, figures.SURFACE_VIEWS["mnist", True])
+    axes = style.blank(3, 3, "").add_subplot(projection="3d")
+    figures.plot_surface(axes, X, Y, Z, flatness.SURFACE_VIEWS["mnist", True])
     low, high = axes.zz_dataLim.intervalx
     assert high == 3.5 and low == pytest.approx(np.nanmin(Z)) and (axes.elev, axes.azim) == (65, 225)
 
@@ -495,7 +508,7 @@ def test_a_surface_stands_beside_its_map_with_the_three_networks_on_it(measured)
     side, chart, _ = figures.build([measured["make_points"]])["surface"].axes
     ends = side.collections[0].get_clim()
     assert ends == tuple(chart.collections[0].levels[[0, -1]])  # one colour is one loss in both
-    assert (side.elev, side.azim) == figures.SURFACE_VIEWS["mnist", False]
+    assert (side.elev, side.azim) == flatness.SURFACE_VIEWS["mnist", False]
     assert sorted(points[0].tolist() for points in curves(chart)) == [[0, 0], [0, 1], [1, 0]]
     assert [text.get_text() for text in chart.texts] == ["seed 0", "seed 1", "seed 2"]
     assert all(c.get_rasterized() for c in side.collections)
@@ -544,9 +557,9 @@ def test_ten_thousand_epochs_keep_their_extremes_and_ends_when_thinned(long_run,
 def test_a_thinned_curve_looks_as_the_whole_one():
     rng = np.random.default_rng(0)
     pictures = []
-    for treat in (lambda figure: None, figures.thin):
-        figure, axes = figures._panels(1, 1, "")
-        axes.plot(np.arange(20_000), np.cumsum(rng.standard_normal(20_000)), **figures._cycle(1)[0])
+    for treat in (lambda figure: None, style.thin):
+        figure, axes = style.panels(1, 1, "")
+        axes.plot(np.arange(20_000), np.cumsum(rng.standard_normal(20_000)), **style.cycle(1)[0])
         treat(figure)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba(), int))
@@ -566,7 +579,7 @@ def test_thinning_keeps_the_extremes_of_every_column(scale):
     place = (np.log(x) if scale == "log" else x) / 7
     y = rng.standard_normal(len(x))
     y[2000] = math.nan
-    kept = figures.visible(np.floor(place), y)
+    kept = style.visible(np.floor(place), y)
     assert (np.diff(kept) > 0).all() and kept[0] == 0 and kept[-1] == len(x) - 1
     for column in np.unique(np.floor(place)):
         own = np.flatnonzero(np.floor(place) == column)
@@ -592,7 +605,7 @@ def test_letters_are_at_least_7_points_where_a_panel_is_a_column_wide(drawn):
     for name, figure in drawn.items():
         texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
         assert texts and min(t.get_fontsize() for t in texts) >= 7, name
-        assert figure.get_figwidth() <= 2 * figures.PANEL[0]
+        assert figure.get_figwidth() <= 2 * style.PANEL[0]
 
 
 def assert_nothing_overlaps(figure):
@@ -615,8 +628,8 @@ def assert_nothing_overlaps(figure):
 
 
 def test_no_tick_label_lies_on_its_neighbour_and_no_legend_on_a_panel(drawn, tmp_path):
-    runs = [made_up(tmp_path / f"run-{k}", 30, lr=0.01 * (k + 1)) for k in range(6)]
-    for figure in [*drawn.values(), *figures.build(runs).values()]:
+    paths = [made_up(tmp_path / f"run-{k}", 30, lr=0.01 * (k + 1)) for k in range(6)]
+    for figure in [*drawn.values(), *figures.build(paths).values()]:
         assert_nothing_overlaps(figure)
 
 
@@ -628,8 +641,8 @@ def test_a_long_legend_stays_on_the_page_and_leaves_the_panels_their_size(tmp_pa
         attack_N=1000, dataset=f"/data/{'x' * 120}.npz",
     )  # fmt: skip
     heights = []
-    for attacks in ([plain], [plain, other]):
-        figure = figures.build(attacks)["attack_l2"]
+    for directories in ([plain], [plain, other]):
+        figure = figures.build(directories)["attack_l2"]
         assert_nothing_overlaps(figure)
         heights.append(figure.axes[0].get_window_extent().height)
     assert heights[1] > 0.8 * heights[0]
@@ -648,15 +661,15 @@ def test_the_palette_stays_distinct_to_the_colour_blind_and_the_dashes_to_all():
             [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
         ],
     }  # fmt: skip
-    rgb = np.array([to_rgb(colour) for colour in figures.COLOURS])
+    rgb = np.array([to_rgb(colour) for colour in style.COLOURS])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     for kind, matrix in blind.items():
         seen = np.clip(linear @ np.transpose(matrix), 0, 1) ** (1 / 2.4)
         distance = np.linalg.norm(seen[:, None] - seen[None], axis=2) + 10 * np.eye(len(seen))
         assert distance.min() > 0.12, kind
         assert distance[0, 1] > 0.5, kind  # the two of the paper's comparison
-    styles = [(style["color"], str(style["linestyle"])) for style in figures._cycle(35)]
-    assert len(set(styles)) == 35
+    looks = [(look["color"], str(look["linestyle"])) for look in style.cycle(35)]
+    assert len(set(looks)) == 35
 
 
 # The command, and its mistakes
@@ -681,7 +694,7 @@ def test_several_directories_are_drawn_where_the_user_is_and_not_over_the_first_
 ):
     own = shutil.copytree(run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "drawn", lambda runs: {"margins": figures._blank(1, 1, "")})
+    monkeypatch.setattr(drawing, "drawn", lambda given: {"margins": style.blank(1, 1, "")})
     assert figures.main([str(own), str(run)]) == 0
     assert (tmp_path / "figures" / "margins.png").is_file() and not (own / "figures").exists()
     assert figures.main([str(own), str(own / ".")]) == 0
@@ -725,8 +738,8 @@ def spoiled(tmp_path, run, name):
         ("no stats", "res: damaged, or not a result of the task train (it has no log_loss"),
         ("empty stats", "res: damaged, or not a result of the task train (it has no log_loss"),
         ("list", "damaged"),
-        ("flags", "flags.json: missing or damaged"),
-        ("flags list", "flags.json: damaged (it holds no dict)"),
+        ("flags", "flags.json: damaged"),
+        ("flags list", "flags.json: damaged: it holds no dict"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(run, tmp_path, capsys, name, says):
@@ -757,15 +770,15 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_drawn(
 ):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "closed").mkdir()
-    temporary = figures.tempfile.TemporaryFile
+    temporary = drawing.tempfile.TemporaryFile
 
     def refuses(dir):  # for one whom no permission stops, as root
         if dir == tmp_path / "closed":
             raise PermissionError(13, "Permission denied")
         return temporary(dir=dir)
 
-    monkeypatch.setattr(figures.tempfile, "TemporaryFile", refuses)
-    monkeypatch.setattr(figures, "drawn", lambda runs: pytest.fail("drawn"))
+    monkeypatch.setattr(drawing.tempfile, "TemporaryFile", refuses)
+    monkeypatch.setattr(drawing, "drawn", lambda given: pytest.fail("drawn"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"cannot write figures into .*: (Not a dir|Permission)"):
         figures.draw([run], tmp_path / place)
@@ -782,8 +795,8 @@ def test_a_failure_while_rendering_leaves_no_file_and_the_older_ones_alone(run, 
             raise RuntimeError("no ink")
         return b"picture"
 
-    monkeypatch.setattr(figures, "drawn", lambda runs: {"accuracy": None, "margins": None})
-    monkeypatch.setattr(figures, "_rendered", fails)
+    monkeypatch.setattr(drawing, "drawn", lambda given: {"accuracy": None, "margins": None})
+    monkeypatch.setattr(drawing, "_rendered", fails)
     with pytest.raises(RuntimeError):
         figures.draw([run], out)
     assert [path.name for path in out.iterdir()] == ["margins.png"]
@@ -801,13 +814,13 @@ def test_a_run_ends_with_its_figures_and_an_attack_too(tiny_flags, tmp_path, mon
         out, err = capsys.readouterr()
         assert done.value.code == 0 and err == "" and "figures in " in out.splitlines()[-1]
 
-    script(core.main, "exper-tiny", tiny_flags, "--E", "3")
+    script(launch.main, "exper-tiny", tiny_flags, "--E", "3")
     own = (tmp_path / "logs" / "exper-tiny" / "latest").resolve()
     assert len(list((own / "figures").glob("*.png"))) == 5
     assert "figures in " in (own / "stdout").read_text()
     attack = importlib.import_module("eval-final-mnist-l2-ddn").flags
     words = [str(own), "--eid", "last", "--attack_N", "20", "--gpu", "-1", "--attack_K", "10"]
-    script(core.main_eval, "eval-ddn", attack, *words)
+    script(launch.main, "eval-ddn", attack, *words)
     assert (own / "eval-ddn" / "latest" / "figures" / "attack_l2.png").is_file()
 
 
@@ -818,23 +831,23 @@ def test_a_failure_to_draw_is_a_warning_and_loses_nothing(run, tmp_path, monkeyp
     def fails(*arguments):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(figures, "draw", fails)
-    core.draw_figures(own)
+    monkeypatch.setattr(drawing, "draw", fails)
+    launch.draw_figures(own)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("warning: no figures (RuntimeError: no ink)") and "python figures.py" in line
     assert (own / "res").read_bytes() == before
 
 
 def test_what_has_no_figures_is_passed_over_in_silence(tmp_path, capsys):
-    core.draw_figures(work_dir(tmp_path / "peek", {"task": "train_peek"}, None))
+    launch.draw_figures(work_dir(tmp_path / "peek", {"task": "train_peek"}, None))
     (tmp_path / "labels.npz").write_bytes(b"")
-    core.draw_figures(tmp_path / "labels.npz")
+    launch.draw_figures(tmp_path / "labels.npz")
     assert capsys.readouterr().err == ""
 
 
 def test_every_kind_of_measurement_is_drawn_at_the_end(measured):
     for task in set(measured) - {"train_seeds"}:
-        core.draw_figures(measured[task])
+        launch.draw_figures(measured[task])
         assert list((measured[task] / "figures").glob("*.pdf")), task
 
 

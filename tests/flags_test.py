@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 import flags
-from models.architectures import CNN, VGG16
 from errors import UserError
+from models.architectures import CNN, VGG16
 
 SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
 

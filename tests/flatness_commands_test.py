@@ -4,19 +4,17 @@ import importlib
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands_test import assert_one_line, command
 
-import core
-import core_flatness
 import flags as flag_table
+import launch
 import results
-from core_flatness import FlatnessCore
-from flatness import radius
-from errors import UserError
+from core import Core
+from errors import Stopped, UserError
+from flatness import published, radius
 
 LAST = ["F", 10, {"act": False}]
 SMALL_VGG = [["C", 8, [3, 3], {"bn": True}], ["P"], ["C", 8, [3, 3], {"bn": True}], *([["P"]] * 4), LAST]
@@ -28,7 +26,7 @@ def run(script, tmp_path, model=None, **flags):
     flags = script_flags | {"logs_dir": str(tmp_path / "logs"), "gpu": -1} | flags
     if model:
         flags["model"] = flags["model"] | model
-    return FlatnessCore(flags, script).run()
+    return Core(flags, script).run()
 
 
 def load(path):
@@ -99,9 +97,9 @@ def test_random_labels_are_made_once_and_their_runs_are_found_by_random(tmp_path
     measured = run("measure_radius_mnist", tmp_path, random=True, directions=1)
     assert measured.is_relative_to(trained)
     assert load(measured)["row"]["text"].startswith("digits, all params, random labels: ")
-    core_ = FlatnessCore({"task": "measure_radius", "load_dir": str(trained), "eid": "last"}, "m")
+    measuring = Core({"task": "measure_radius", "load_dir": str(trained), "eid": "last"}, "m")
     with np.load(labels) as arrays:
-        assert (core_.dataset[0][1] == arrays["labels"]).all()
+        assert (measuring.context.dataset[0][1] == arrays["labels"]).all()
     np.savez(labels, labels=np.zeros(1500, np.int32))
     with pytest.raises(UserError, match="other data or labels"):
         run("measure_radius_mnist", tmp_path, random=True, directions=1)
@@ -156,7 +154,7 @@ def test_seeds_trained_for_different_numbers_of_epochs_are_not_averaged(tmp_path
     small = {"dataset": "digits", "seeds": (4, 5), "train_N": 300}
     path = run("train_mnist", tmp_path, **small, E=1, archive=1)
     seed = results.read_flags(path / "seed-4") | {"resume": str(path / "seed-4"), "E": 2}
-    core.Core(seed, "train_mnist").run()
+    Core(seed, "train_mnist").run()
     with pytest.raises(UserError, match="seed 4 has 2 epochs, not 1"):
         run("measure_radius_mnist", tmp_path)
     raw = load(run("measure_radius_mnist", tmp_path, eid=[1], directions=1))
@@ -164,9 +162,9 @@ def test_seeds_trained_for_different_numbers_of_epochs_are_not_averaged(tmp_path
 
 
 def test_what_was_trained_on_since_is_not_mixed_into_a_measurement_that_is_resumed(tiny_flags, tmp_path):
-    trained = core.Core(tiny_flags, "exper").run()
+    trained = Core(tiny_flags, "exper").run()
     measured = run("measure_radius", tmp_path, load_dir=str(trained), directions=1, step=0.2)
-    core.Core(tiny_flags | {"resume": str(trained), "E": 5}, "exper").run()
+    Core(tiny_flags | {"resume": str(trained), "E": 5}, "exper").run()
     with pytest.raises(UserError, match="then epoch 4, now epoch 5; measure it anew"):
         run("measure_radius", tmp_path, resume=str(measured), directions=1, step=0.2)
 
@@ -175,30 +173,38 @@ def test_a_resumed_measurement_measures_the_run_it_lies_in(chain, tmp_path):
     """Not what its flag load_dir, typed as .../latest or as seen from another folder, names by now."""
     measured = chain["measure_radius_mnist"]
     stored = results.read_flags(measured) | {"load_dir": str(tmp_path / "nowhere"), "resume": str(measured)}
-    assert FlatnessCore(stored, "measure_radius_mnist").f.load_dir == str(chain["train_mnist"])
+    assert Core(stored, "measure_radius_mnist").context.f.load_dir == str(chain["train_mnist"])
 
 
-def test_the_published_radius_stands_beside_the_papers_own_experiment_only(tmp_path):
-    def comparable(script, trained, measured=None, **flags):
-        """For a run with the flags of a training script and some others; measured: of the measurement."""
-        path = tmp_path / "run"
-        path.mkdir(exist_ok=True)
-        script_flags = importlib.import_module(trained).flags
-        (path / "flags.json").write_text(json.dumps(flag_table.complete(script_flags | flags)))
-        (path / "about.json").write_text(json.dumps({"experiment": trained}))
-        asked = flag_table.complete(
-            importlib.import_module(script).flags | {"load_dir": str(path)} | (measured or {})
-        )
-        measurement = FlatnessCore.__new__(FlatnessCore)
-        measurement.name, measurement.flags, measurement.f = script, asked, SimpleNamespace(**asked)
-        return measurement._as_published()
+def flags_of(script, **flags):
+    return flag_table.complete(importlib.import_module(script).flags | flags)
 
-    assert comparable("measure_radius_mnist", "train_mnist")
-    assert comparable("measure_radius_cifar_top", "train_cifar_random", gpu=-1, seeds=(7, 8, 9))
-    for flags in ({"E": 5}, {"dataset": "digits"}, {"train_N": 200}, {"lr": 0.1}):
-        assert not comparable("measure_radius_mnist", "train_mnist", **flags)
-    for measured in ({"threshold": 0.5}, {"normalize": "layer"}, {"eid": [1]}):
-        assert not comparable("measure_radius_mnist", "train_mnist", measured)
+
+@pytest.mark.parametrize("name", ["train_mnist", "train_mnist_random", "train_cifar", "train_cifar_random"])
+def test_the_training_scripts_are_the_papers(name):
+    assert published.is_papers_training(flags_of(name))
+    for change in (
+        *({"E": 5}, {"dataset": "digits"}, {"train_N": 200}, {"lr": 0.1}, {"drop_last": True}),
+        *(
+            {"seeds": (7, 8, 9)},
+            {"seeds": (0, 1)},
+            {"augment": "none", "B": 65},
+            {"train_mode": "USE_FRAME", "stats_every": 1},
+        ),
+    ):
+        assert not published.is_papers_training(flags_of(name, **change)), change
+
+
+def test_the_published_radius_stands_beside_the_papers_own_experiment_only():
+    trained, top = flags_of("train_mnist"), flags_of("measure_radius_mnist_top")
+    measured = flags_of("measure_radius_mnist")
+    assert published.published_radius(trained, measured) == (13.9833, 0.1670)
+    assert published.published_radius(trained | {"gpu": -1, "seeds": tuple(range(10))}, top) == (2.34, 0.1393)
+    cifar = flags_of("train_cifar_random")
+    assert published.published_radius(cifar, flags_of("measure_radius_cifar_top")) == (4.8333, 0.0471)
+    for change in ({"threshold": 0.5}, {"normalize": "layer"}, {"eid": [1]}, {"radius_step": 0.2}):
+        assert published.published_radius(trained, measured | change) is None
+    assert published.published_radius(trained | {"drop_last": True}, measured) is None
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def test_the_published_radius_stands_beside_the_papers_own_experiment_only(tmp_p
 def test_words_that_would_change_nothing_are_refused(script, words, says, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [script, *words])
     with pytest.raises(SystemExit) as ended:
-        core_flatness.main(f"{script}.py", importlib.import_module(script).flags)
+        launch.main(f"{script}.py", importlib.import_module(script).flags)
     assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
@@ -234,12 +240,12 @@ def test_a_stopped_measurement_goes_on_where_it_was(chain, tmp_path, monkeypatch
 
     def walk(self, *args):
         if len(walked) == 3:
-            raise core.Stopped(2)
+            raise Stopped(2)
         walked.append(1)
         return real(self, *args)
 
     monkeypatch.setattr(radius.FastWalks, "walk", walk)
-    with pytest.raises(core.Stopped):
+    with pytest.raises(Stopped):
         run("measure_radius_mnist", tmp_path, **source)
     path = (chain["train_mnist"] / "measure_radius_mnist" / "latest").resolve()
     with open(path / "journal.jsonl", "a") as file:
@@ -254,7 +260,7 @@ def test_a_stopped_measurement_goes_on_where_it_was(chain, tmp_path, monkeypatch
 
 
 def test_runs_of_the_margin_paper_are_measured_epoch_by_epoch(tiny_flags, tmp_path):
-    path = core.Core(tiny_flags | {"archive": 2}, "exper").run()
+    path = Core(tiny_flags | {"archive": 2}, "exper").run()
     raw = load(run("measure_radius", tmp_path, load_dir=str(path), eid=[2, 4], directions=2, step=0.2))
     assert list(raw["networks"]) == ["epoch 2", "epoch 4"]
     means = [found["mean"] for found in raw["networks"].values()]

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
-from models.network import Network
 
 import datasets
+from errors import UserError
 from flatness import curvature, interpolation, radius, span
+from flatness.published import table_row
 from flatness.span import Examples, FastSpan, PlainSpan
+from models import losses
 from models.architectures import VGG16, VGG16_BN
 from models.augmentation import crop_and_flip
 from models.layers import BatchNorm
-from errors import UserError
+from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
+from models.network import Network
 
 TORCH = {"weight": "torch_default", "bias": "torch_default"}
 LAST = ["F", 10, {"act": False}]
@@ -119,15 +121,15 @@ def test_batch_norm_in_training_is_the_batchs_and_moves_the_running_statistics_a
     np.testing.assert_allclose(bn(tf.constant(x), training=False), running, atol=1e-4)
 
 
-def test_training_moves_the_running_statistics_and_restoring_brings_them_back():
+def test_training_moves_the_running_statistics_and_a_snapshot_brings_them_back():
     model = network("batch norm", steps=1)
-    model.keep()
+    snapshot = model.snapshot()
     before = dict(model.get_weights())
     x, y = digits()
     model.train_epoch(tf.constant(x), tf.constant(y), np.arange(50, dtype=np.int32)[None], 0.1, 0.0, 600.0)
     after = dict(model.get_weights())
     assert all((before[name] != after[name]).any() for name in before if "/bn/" in name)
-    model.restore()
+    model.set_weights(snapshot)
     assert all((before[name] == array).all() for name, array in model.get_weights())
 
 
@@ -209,7 +211,7 @@ def test_random_labels_of_another_length_or_no_labels_at_all_are_refused(tmp_pat
 # Spans
 
 
-def test_the_loss_of_spans_is_the_high_precision_cross_entropy():
+def test_the_plain_losses_are_the_high_precision_cross_entropy():
     logits = (
         np.random.default_rng(0).normal(0, 1, (40, 10)).astype(np.float32)
         * np.geomspace(0.1, 100, 40)[:, None]
@@ -218,8 +220,13 @@ def test_the_loss_of_spans_is_the_high_precision_cross_entropy():
     labels[20:] = logits[20:].argmax(1)  # the losses of these are as small as 1e-40
     expected = hp_loss(tf.constant(labels), tf.constant(logits))
     assert float(tf.reduce_min(expected)) < 1e-30
-    got = tf.nn.softplus(span.log_odds(tf.constant(labels), tf.constant(logits)))
+    got = losses.cross_entropy(tf.constant(labels), tf.constant(logits))
     np.testing.assert_allclose(got, expected, rtol=1e-12)
+    in_frame = losses.cross_entropy_in_frame(tf.constant(labels), tf.constant(logits), -50.0)
+    np.testing.assert_allclose(in_frame, expected * np.exp(50.0), rtol=1e-12)
+    s = losses.log_odds_of_gaps(losses.gaps(logits, labels))
+    np.testing.assert_allclose(s, losses.log_odds(labels, tf.constant(logits)), rtol=1e-12)
+    np.testing.assert_allclose(np.exp(losses.log_losses(s)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -422,8 +429,8 @@ def test_the_row_is_the_mean_and_population_deviation_of_the_networks_means():
         [{"radius": r, "profile": [0.1], "end": 1.0} for r in radii]
         for radii in ([13, 15], [13, 14], [14, 14])
     ]
-    networks = {str(k): radius.summary(own, 2.0) for k, own in enumerate(walks)}
-    row = radius.table_row(networks, "mnist", "all", False)
+    networks = {str(k): {"eid": 30} | radius.summary(own, 2.0) for k, own in enumerate(walks)}
+    row = table_row(networks, "mnist", "all", False, (13.9833, 0.1670))
     assert row["mean"] == pytest.approx(np.mean([14, 13.5, 14])) and row["sd"] == pytest.approx(
         np.std([14, 13.5, 14])
     )
@@ -431,8 +438,7 @@ def test_the_row_is_the_mean_and_population_deviation_of_the_networks_means():
     assert row["published"] == (13.9833, 0.1670) and "published 13.9833 ± 0.1670" in row["text"]
     error = np.sqrt((row["sd"] ** 2 + 0.1670**2) / 2)
     assert row["standard_errors"] == pytest.approx(abs(row["mean"] - 13.9833) / error)
-    assert radius.table_row(networks, "digits", "all", False)["published"] is None
-    other = radius.table_row(networks, "mnist", "all", False, comparable=False)
+    other = table_row(networks, "digits", "all", False)
     assert other["published"] is None and "published" not in other["text"]
 
 

@@ -1,8 +1,8 @@
 """Repeat a training trajectory of the reference system and compare: `python tests/golden.py FILE`.
 
 A file holds the recipe of its data, initial weights and permutations, its flags, and what the
-reference measured in each attempt (in frame units). The same is done here through Core and
-its model; exit status 1 when a deviation is beyond tolerance, or the attempts part.
+reference measured in each attempt (in frame units). The same is done here by the program's own
+training loop. Exit status 1 when a deviation is beyond tolerance, or the attempts part.
 """
 
 import argparse
@@ -11,49 +11,59 @@ import math
 import re
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import Core, Progress
-from flags import from_text
+from context import Context
 from errors import UserError
+from flags import from_text
+from training.attempt import attempt
+from training.run import Progress
 
 MODEL_FLAGS = ("description", "bias_mode", "act_type", "init")
 COMPARED = ("loss", "rho", "q_min")
 
 
-class GoldenCore(Core):
-    """Core on the recipe's data, weights and permutations; remembers every attempt's info."""
+def golden_context(golden_flags: dict) -> Context:
+    """A Context with the recipe's data and flags."""
+    flags = {"dataset": "digits", "early_reject": False, "gpu": -1, "model": {}}
+    for key, value in golden_flags.items():
+        value = from_text(value) if isinstance(value, str) else value
+        if key in MODEL_FLAGS:
+            flags["model"][key] = value
+        else:
+            flags[key] = value
+    return Context(flags, "golden")
 
-    def __init__(self, golden_flags: dict):
-        flags = {"dataset": "digits", "early_reject": False, "gpu": -1, "model": {}}
-        for key, value in golden_flags.items():
-            value = from_text(value) if isinstance(value, str) else value
-            if key in MODEL_FLAGS:
-                flags["model"][key] = value
-            else:
-                flags[key] = value
-        super().__init__(flags, "golden")
-        rng = np.random.RandomState(7)
-        self.model.set_weights([self._initial(rng, v.shape) for v in self.model.weights])
-        self._stream = np.random.RandomState(0)
-        self.attempts = []
 
-    @staticmethod
-    def _initial(rng, shape):
-        if len(shape) == 1:
-            return np.zeros(shape, np.float32)
-        return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))).astype(np.float32)
+def initial(rng: np.random.RandomState, shape: tuple) -> np.ndarray:
+    """The recipe's initial tensor."""
+    if len(shape) == 1:
+        return np.zeros(shape, np.float32)
+    return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))).astype(np.float32)
 
-    def permutation(self, eid, attempt):
-        return self._stream.permutation(len(self.dataset[0][0]))
 
-    def attempt(self, *args):
-        info = super().attempt(*args)
-        self.attempts.append(info)
-        return info
+def attempts_of(golden: dict) -> list[dict]:
+    """The infos of as many attempts as the file has, from the recipe's weights and permutations."""
+    context, infos, stream = golden_context(golden["flags"]), [], np.random.RandomState(0)
+    progress, rng = Progress(context), np.random.RandomState(7)
+    progress.weights = [initial(rng, v.shape) for v in context.model.weights]
+
+    def noting(*args):
+        outcome = attempt(*args)
+        infos.append(outcome.info)
+        return outcome
+
+    def permutation(context, eid, number):
+        return stream.permutation(len(context.dataset[0][0]))
+
+    with mock.patch("training.run.attempt", noting), mock.patch("training.attempt.permutation", permutation):
+        while len(infos) < len(golden["attempts"]):
+            progress.epoch()
+    return infos
 
 
 def tolerances(golden: dict) -> dict[str, float]:
@@ -68,13 +78,8 @@ def deviation(got: float, expected: float) -> float:
 
 def compare(golden: dict, rtol: dict[str, float]) -> bool:
     """Repeat the trajectory, print a line an attempt; whether all stayed within tolerance."""
-    core = GoldenCore(golden["flags"])
-    progress = Progress(core)
-    expected = golden["attempts"]
-    while len(core.attempts) < len(expected):
-        progress.accept(core.epoch(progress))
     good = True
-    for number, (want, got) in enumerate(zip(expected, core.attempts, strict=False), 1):
+    for number, (want, got) in enumerate(zip(golden["attempts"], attempts_of(golden), strict=False), 1):
         line = f"attempt {number}: eid={got['eid']} lr={got['lr']:.6e} "
         failed = got["stats"] is None, want.get("stats") is None
         if got["eid"] != want["eid"] or failed[0] != failed[1]:

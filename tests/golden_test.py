@@ -8,7 +8,15 @@ import golden
 import pytest
 from conftest import ROOT
 
-FILES = ["digits_const_lr.json", "digits_loss_based_lr.json"]
+# The reference updates all weights of a step at once in the first three, as this program does. The last one is of
+# the published code as it is: its in-place update lets a lower layer's gradient read a weight that the same step has
+# changed already. That file's wide tolerance shows how much the difference makes.
+FILES = [
+    "digits_const_lr_simultaneous.json",
+    "digits_loss_based_lr_simultaneous.json",
+    "digits_small_lr_simultaneous.json",
+    "digits_const_lr.json",
+]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -19,13 +27,13 @@ def test_a_reference_trajectory_is_repeated_within_its_tolerance(name):
 
 def test_tolerances_are_read_from_the_file():
     file = json.loads((ROOT / "tests" / "golden" / FILES[0]).read_text())
-    assert golden.tolerances(file) == {"loss": 5e-3, "rho": 5e-5, "q_min": 3e-2}
+    assert golden.tolerances(file) == {"loss": 5e-4, "rho": 1e-6, "q_min": 5e-3}
 
 
 def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2():
     command = [sys.executable, str(ROOT / "tests" / "golden.py")]
     path = str(ROOT / "tests" / "golden" / FILES[1])
-    strict = subprocess.run([*command, path, "--rtol_loss", "1e-9"], capture_output=True, text=True)
+    strict = subprocess.run([*command, path, "--rtol_loss", "1e-12"], capture_output=True, text=True)
     assert strict.returncode == 1 and "BEYOND TOLERANCE: loss" in strict.stdout
     missing = subprocess.run([*command, "nowhere.json"], capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.count("\n") == 1

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from models.losses import (
     hp_sparse_softmax_cross_entropy_with_logits_v1 as loss_v1,
 )

@@ -14,11 +14,12 @@ from conftest import TINY
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-import core
-import figures
-import live
+import launch
 import results
 from core import Core
+from errors import UserError
+from reporting import drawing, live
+from training.run import Run
 
 LN10 = math.log(10)
 
@@ -81,7 +82,7 @@ def test_every_number_of_the_journal_is_there_to_the_last_bit(trained):
 def test_the_figures_of_the_last_epoch_are_there(trained):
     reader = accumulator(trained[0])
     tags = {tag for tag in reader.Tags()["tensors"] if tag.startswith("figures/")}
-    assert tags == {f"figures/{name}" for name in figures.build([trained[0]])}
+    assert tags == {f"figures/{name}" for name in drawing.build([trained[0]])}
     for tag in tags:
         (event,) = reader.Tensors(tag)
         width, height, png = event.tensor_proto.string_val
@@ -107,10 +108,9 @@ def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(traine
     run = tmp_path / "run"
     (older,) = (run / "tensorboard").iterdir()
     watching = accumulator(run)
-    resumed = core.TrainingRun(Core(flags | {"E": 5, "resume": str(run)}, "unnamed"))
+    resumed = Run(Core(flags | {"E": 5, "resume": str(run)}).context, run)
     assert resumed.eid == 3
-    while resumed.eid < 5:
-        resumed.accept(resumed.core.epoch(resumed))
+    resumed.train()
     resumed.save()
     assert not older.exists()
     for reader in (accumulator(run), watching.Reload()):
@@ -129,7 +129,7 @@ def test_without_tensorboard_the_flag_is_one_line_and_status_2(tiny_flags, monke
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setattr(sys, "argv", ["exper-tiny.py", "--tensorboard"])
     with pytest.raises(SystemExit) as stopped:
-        core.main("exper-tiny.py", tiny_flags)
+        launch.main("exper-tiny.py", tiny_flags)
     (line,) = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2
     assert line.startswith("error: --tensorboard: TensorBoard is not installed")
@@ -163,12 +163,12 @@ def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, mon
     assert drawn == [20]
 
 
-@pytest.mark.parametrize("error", [results.UserError("nothing to draw"), ValueError("a bug")])
+@pytest.mark.parametrize("error", [UserError("nothing to draw"), ValueError("a bug")])
 def test_what_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog, error):
     def build(directories):
         raise error
 
-    monkeypatch.setattr(figures, "build", build)
+    monkeypatch.setattr(drawing, "build", build)
     monkeypatch.setattr(live.log, "propagate", True)  # else caplog sees nothing
     caplog.set_level("INFO", "margin")
     writer = live.Live(tmp_path, {}, 1, lambda: None)
@@ -184,7 +184,7 @@ def test_a_full_disk_is_not_taken_for_a_figure_that_cannot_be_drawn(tmp_path, mo
     def full(**fields):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(figures, "build", lambda directories: {})
+    monkeypatch.setattr(drawing, "build", lambda directories: {})
     monkeypatch.setattr(writer, "_write", full)
     with pytest.raises(OSError, match="No space"):
         writer.draw(1)
@@ -202,3 +202,10 @@ def test_the_live_view_changes_nothing_of_the_run(trained, tmp_path):
                 for key in times:
                     place.pop(key, None)
     assert raws[0] == raws[1]
+
+
+def test_every_number_says_what_it_means(trained):
+    reader = accumulator(trained[0])
+    for tag in reader.Tags()["tensors"]:
+        if not tag.startswith("figures/"):
+            assert reader.SummaryMetadata(tag).summary_description, tag

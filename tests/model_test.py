@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY
-from models.network import Network
 
-from models import base_model
+from models import network
 from models.architectures import CNN, VGG16, parse
+from models.network import Network
 
 LOG10 = float(np.log(np.log(10)))
 
@@ -178,10 +178,10 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
     seed = np.array([1, 2], np.int32)
     results, seen = [], {"train": [], "evaluate": []}
     for turn_flops in (2e11, 1):
-        monkeypatch.setattr(base_model, "TURN_FLOPS", turn_flops)
+        monkeypatch.setattr(network, "TURN_FLOPS", turn_flops)
         model = Network(TINY, (8, 8, 1), scale=1 / 16)
         ok, losses = model.train_epoch(x, y, batches, 0.1, 0.0, 600.0, seed, seen["train"].append)
-        complete, loss, logits = model.evaluate(x, y, between=seen["evaluate"].append)
+        complete, loss, logits = model.evaluate(x, y, tick=seen["evaluate"].append)
         stopped = model.evaluate(x, y, loss_limit=loss / 3)[:2]
         results.append((ok, losses, complete, loss, logits, *stopped, *(v.numpy() for v in model.weights)))
     assert seen == {"train": [0, 0, 1, 2, 3, 4, 5], "evaluate": [0, 0, 500, 1000]}
@@ -215,15 +215,41 @@ def test_evaluation_stops_once_the_limit_is_passed_and_only_then():
     assert complete and same == loss
 
 
-def test_kept_weights_come_back_and_other_shapes_are_refused():
+def test_a_snapshot_keeps_the_weights_of_its_moment_and_other_shapes_are_refused():
     model = Network(TINY, (8, 8, 1), scale=1 / 16)
     before = model.get_weights()
-    model.keep()
+    snapshot = model.snapshot()
     x, y = data()
     model.train_epoch(x, y, np.arange(120).reshape(6, 20), 0.1, 0.0, 1e9)
     assert not np.array_equal(model.get_weights()[0][1], before[0][1])
-    model.restore()
+    model.set_weights(snapshot)
+    model.train_epoch(x, y, np.arange(120).reshape(6, 20), 0.1, 0.0, 1e9)
+    model.set_weights(snapshot)  # as often as one likes
     for (_, a), (_, b) in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="shapes"):
         model.set_weights([array for _, array in before][:-1])
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_initial_weights_are_those_of_a_new_network_with_that_seed(seed):
+    init = {"weight": "he_normal", "bias": "torch_default"}
+    description = [["C", 4, [3, 3], {"bn": True}], ["P"], *TINY[2:]]
+    new = Network(description, (8, 8, 1), "ALL", init=init, seed=seed)
+    for given, (name, expected) in zip(
+        Network(description, (8, 8, 1), "ALL", init=init).initial_weights(seed),
+        new.get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(given, expected, err_msg=name)
+
+
+def test_the_gradient_over_the_whole_set_is_that_of_the_mean_loss_in_the_frame():
+    model = Network(TINY, (8, 8, 1), scale=1 / 16)
+    x, y = data(1234)
+    with tf.GradientTape() as tape:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, plain_logits(model, model.pixels(x)))
+        loss = tf.reduce_mean(losses)
+    for got, want in zip(model.gradient(x, y, -2.0), tape.gradient(loss, model.weights), strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got * np.exp(-2.0), want, rtol=1e-3, atol=1e-6)

@@ -10,10 +10,9 @@ import pytest
 from conftest import ROOT, TINY
 from nbclient import NotebookClient
 
-import core
 import datasets
 import flags
-from core_flatness import FlatnessCore
+from core import Core
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OURS = ("LOGS", "RUN", "OTHER", "ATTACK", "POINTS", "RADIUS")
@@ -37,7 +36,7 @@ def quick(tmp_path, name, **more):
     script = importlib.import_module(name).flags
     small = {"E": 4, "train_N": 300, "B": 50, "gpu": -1, "logs_dir": str(tmp_path / "logs")}
     model = script["model"] | {"description": TINY}
-    return core.Core(script | small | {"model": model} | more, name).run()
+    return Core(script | small | {"model": model} | more, name).run()
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +46,8 @@ def runs(tmp_path_factory):
     run = quick(tmp_path, "exper-quick-digits-cnn-loss-based-lr")
     other = quick(tmp_path, "exper-quick-digits-cnn-const-lr-1")
     words = [str(run), "--eid", "last", "--attack_N", "30", "--attack_K", "20", "--gpu", "-1"]
-    given = flags.attack_command_line(words, importlib.import_module("eval-final-mnist-l2-ddn").flags)
-    return run, other, core.Core(given, "eval-final-mnist-l2-ddn").run()
+    given = flags.command_line(words, importlib.import_module("eval-final-mnist-l2-ddn").flags)
+    return run, other, Core(given, "eval-final-mnist-l2-ddn").run()
 
 
 def test_results_runs_from_top_to_bottom_and_finds_the_latest_runs_by_itself(runs):
@@ -68,8 +67,8 @@ def test_an_attack_in_the_largest_pixel_is_told_in_eps_and_images_by_their_level
     run = quick(tmp_path, "exper-quick-digits-cnn-const-lr-1", dataset=str(tmp_path / "dark.npz"))
     words = [str(run), "--eid", "last", "--gpu", "-1", "--attack_N", "30", "--attack_K", "20"]
     words += ["--attack_E", "1", "--attack_eps_list", "0.125,0.25,0.5"]
-    given = flags.attack_command_line(words, importlib.import_module("eval-final-mnist-inf").flags)
-    core.Core(given, "eval-final-mnist-inf").run()
+    given = flags.command_line(words, importlib.import_module("eval-final-mnist-inf").flags)
+    Core(given, "eval-final-mnist-inf").run()
     # A relative path, and an attack that is below the run and not below the logs.
     where = {"PWD": tmp_path, "RUN": run.relative_to(tmp_path), "LOGS": tmp_path / "none", "OTHER": ""}
     printed, pictures = execute("results.ipynb", **where)
@@ -88,10 +87,10 @@ def test_results_needs_neither_a_second_run_nor_an_attack(runs):
 def test_testing_draws_the_surfaces_and_the_radii_of_a_fresh_run(tmp_path):
     common = {"dataset": "digits", "train_N": 300, "gpu": -1, "logs_dir": str(tmp_path)}
     script = importlib.import_module("train_mnist").flags
-    run = FlatnessCore(script | common | {"E": 1}, "train_mnist").run()
+    run = Core(script | common | {"E": 1}, "train_mnist").run()
     for name, more in (("make_points_mnist", {"grid": 6}), ("measure_radius_mnist", {"directions": 2})):
         script = importlib.import_module(name).flags
-        FlatnessCore(script | {"load_dir": str(run), "gpu": -1} | more, name).run()
+        Core(script | {"load_dir": str(run), "gpu": -1} | more, name).run()
     printed, pictures = execute("testing.ipynb", LOGS=tmp_path)
     assert "digits, all params" in printed and pictures == 1 + 1 + 2
 

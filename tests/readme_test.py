@@ -1,4 +1,4 @@
-"""The README's examples of what can be added do, as they are printed, what they are said to do."""
+"""The examples in docs/extending.md do, as they are printed, what they are said to do."""
 
 import gzip
 import re
@@ -12,20 +12,21 @@ from conftest import ROOT
 
 import datasets
 import flags
+from errors import UserError
 from models import lr_scheduler
 
 
 def example(word):
-    """The one Python block of the README's "Adding" that holds the word."""
-    adding = (ROOT / "README.md").read_text().split("\n## Adding\n")[1].split("\n## ")[0]
-    blocks = [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", adding, re.DOTALL)]
+    """The one Python block of docs/extending.md that holds the word."""
+    text = (ROOT / "docs" / "extending.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
     (found,) = [block for block in blocks if word in block]
-    return compile(found, "README.md", "exec")
+    return compile(found, "extending.md", "exec")
 
 
 def test_the_experiment_is_a_script_whose_flags_are_taken():
     space = {"__name__": "exper-mnist-mlp", "__file__": "exper-mnist-mlp.py"}
-    exec(example("core.main"), space)
+    exec(example("launch.main"), space)
     full = flags.complete(space["flags"])
     assert (full["dataset"], full["lr"], full["E"]) == ("mnist", 0.05, 100)
 
@@ -45,7 +46,7 @@ def test_the_data_set_is_found_in_its_folder(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.delenv("DATA_DIR", raising=False)
     monkeypatch.setattr(datasets, "_download", lambda name: getattr(tf.keras.datasets, name))
-    with pytest.raises(datasets.UserError, match=r"kmnist: not found in .* put its files into"):
+    with pytest.raises(UserError, match=r"kmnist: not found in .* put its files into"):
         datasets.load("kmnist", tmp_path / "empty")
 
 

@@ -16,6 +16,8 @@ import figures
 import flags as flag_table
 import report
 import results
+from reporting import kinds, page, tables
+from reporting.tables import Entry
 
 LN10 = math.log(10)
 HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""
@@ -166,7 +168,7 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
     _, document = everything
     assert_well_made(document)
     shown = {node.attrs["id"].removeprefix("figure-") for node in document.query("figure")}
-    assert shown == {name for functions in figures.FIGURES.values() for name in functions}
+    assert shown == {name for kind in kinds.KINDS.values() for name in kind.figures} - {"measures"}
     assert [h.to_text() for h in document.query("h2")] == [
         *("Training", "Attacks, L2", "Attacks, L-infinity"),
         *("Flatness radius", "Loss surfaces", "Curvature", "Runs"),  # of few runs these come first
@@ -283,7 +285,7 @@ def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
 
 
 def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "drawn", lambda runs: {})
+    monkeypatch.setattr(page, "drawn", lambda runs: {})
     run = training(tmp_path / "my runs" / "1", command="'my scripts/exper.py' --E 3")
     document = JustHTML(report.page([run]), strict=True, sanitize=False)
     assert "python 'my scripts/exper.py' --E 3" in {code.to_text() for code in document.query("code")}
@@ -294,14 +296,14 @@ def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkey
 @pytest.mark.parametrize("command", ["./run.sh 'exper", "", "./run.sh exper.py"])
 def test_what_is_no_script_is_shown_as_it_was_recorded(tmp_path, command):
     (run,) = figures.read([training(tmp_path / "run", command=command)])
-    assert report.Entry(1, run).command == report.el("code", command)
+    assert Entry(1, run).command == command
 
 
 def test_each_res_is_read_once(tmp_path, monkeypatch):
     runs = [training(tmp_path / "exper-a" / "1", lr=0.01), curvature(tmp_path / "exper-b" / "1")]
     read, load = [], results.load
     monkeypatch.setattr(results, "load", lambda path: [read.append(path), load(path)][1])
-    monkeypatch.setattr(report, "svg", lambda figure: b"")
+    monkeypatch.setattr(page, "svg", lambda figure: b"")
     report.page(runs)
     assert read == runs
 
@@ -336,9 +338,9 @@ def mistakes(root):
         "no epoch was accepted": [run, young],
         "not a pickle of plain data": [torn],
         "not a result of the task train": [odd],
-        "no results of the task attack": [unsummed],
-        "about.json: missing or damaged": [silent],
-        "about.json: damaged (it holds no dict)": [listing],
+        "summary.json: epoch 7 has no certified_median, clean_acc": [unsummed],
+        "about.json: missing": [silent],
+        "about.json: damaged: it holds no dict": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],
         "cannot write the report ": [run, "--out", root / "empty"],
         "DIRECTORY": [],
@@ -355,6 +357,8 @@ def test_epochs_of_one_run_are_not_averaged(tmp_path):
     one = res["raw"]["networks"]["seed 0"]
     res["raw"]["networks"] = {"epoch 10": one, "epoch 30": one | {"mean": 3.5}}
     results.WorkDir(path).write_res(res)
+    about = results.read_about(path) | {"measured": {"epoch 10": 10, "epoch 30": 30}}
+    results.WorkDir(path).write_json("about.json", about)
     document = JustHTML(report.page([path]), strict=True, sanitize=False)
     captions = [caption.to_text() for caption in document.query("section.box caption")]
     assert [c for c in captions if c.startswith("Flatness")] == ["Flatness radius of each network"]
@@ -397,14 +401,16 @@ def test_the_command_says_where_the_report_is_and_needs_no_tensorflow(tmp_path):
     ],
 )
 def test_powers_are_told_below_the_smallest_float(value, log_unit, text):
-    assert report.power(value, log_unit) == text
+    assert tables.power(value, log_unit) == text
 
 
 def test_flags_are_shown_as_they_are_typed():
-    assert [report.word(text) for text in ("a-b/c", "[['F', 10]]", "$x 'y'")] == [
+    assert [page.word(text) for text in ("a-b/c", "[['F', 10]]", "$x 'y'")] == [
         *("a-b/c", "\"[['F', 10]]\"", """'$x '"'"'y'"'"''"""),
     ]
 
 
-def test_every_kind_of_figure_has_its_section():
-    assert set(report.SECTIONS) == set(figures.FIGURES)
+def test_a_mistake_in_our_own_tables_is_no_damaged_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("reporting.training.number", lambda *args: {}["bug"])
+    with pytest.raises(KeyError, match="bug"):
+        report.page([training(tmp_path / "run")])

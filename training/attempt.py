@@ -72,7 +72,13 @@ def attempt(
     context.model.set_weights(weights)
     ok, losses = _gradient_steps(context, eid, number, lr, log_frame, say)
     trained = time.perf_counter()
-    info = {"eid": eid, "lr": lr, "log_frame": log_frame, "rt_loss": float(losses.mean()), "stats": None}
+    info: dict[str, Any] = {
+        "eid": eid,
+        "lr": lr,
+        "log_frame": log_frame,
+        "rt_loss": float(losses.mean()),
+        "stats": None,
+    }
     if ok and (eid % f.stats_every == 0 or eid == f.E):
         info["stats"] = stats(context, log_frame, loss_limit, say)
     elif ok:
