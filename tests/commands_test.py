@@ -203,3 +203,13 @@ def test_a_write_that_fails_in_the_middle_of_a_run_is_exit_1_with_the_last_check
     )
     assert_one_line(done, 1, "No space left")
     assert results.stored_eids(run_dir(tmp_path)) == [1, 2]
+
+
+def test_a_failed_read_is_not_called_a_failed_write(tmp_path, unbroken):
+    """A directory where the checkpoint should be: it cannot be read, and nothing says that it cannot be written."""
+    own = shutil.copytree(unbroken, tmp_path / "own")
+    (own / "checkpoint.npz").unlink()
+    (own / "checkpoint.npz").mkdir()
+    done = command("run.sh", QUICK, "--resume", str(own))
+    assert_one_line(done, 2, f"{own / 'checkpoint.npz'}: cannot be read: Is a directory")
+    assert "write" not in done.stderr and "damaged" not in done.stderr

@@ -176,15 +176,22 @@ def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
     assert {script_flags(name)["E"] for name in quick} == {300}
 
 
-def test_the_readme_names_every_flag_and_every_script():
-    readme = (ROOT / "README.md").read_text()
-    rows = {line.split("`")[1]: line for line in readme.splitlines() if line.startswith("| `")}
-    assert not [flag for flag in flags.FLAGS if not rows[flag.name].endswith(f"| {flag.help} |")]
-    assert not [name for name in experiments() if name not in readme]
+def test_older_names_of_flags_go_on_working_everywhere():
+    words = ["--load_dir", "x", "--random", "--step", "0.2", "--source", "train_cifar"]
+    got = flags.command_line(words, {"task": "measure_radius"})
+    assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (
+        True,
+        0.2,
+        "train_cifar",
+    )
+    assert flags.complete({"attack": [3, 1]})["attack_indices"] == (1, 3)
+    with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):
+        flags.complete({"radius_step": 0.1, "step": 0.2})
 
 
 def test_reading_flags_and_results_needs_no_tensorflow():
     import subprocess
 
-    code = "import flags, results, datasets, sys; sys.exit('tensorflow' in sys.modules)"
+    code = "import flags, results, datasets, context, core, figures, report, training.run, sys"
+    code += "; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

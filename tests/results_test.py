@@ -220,3 +220,37 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(run):
     with pytest.raises(OSError, match="No space"):
         results.replace_atomically(run.path / "res", fail)
     assert (sorted(run.path.iterdir()), (run.path / "res").read_bytes()) == before
+
+
+# What an error says is true
+
+
+class Refused(OSError):
+    def __init__(self):
+        super().__init__(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("name", ["flags.json", "about.json", "res", "journal.jsonl", "checkpoint.npz"])
+def test_a_file_that_cannot_be_read_is_not_called_damaged_or_missing(run, monkeypatch, name):
+    run.write_json("about.json", {})
+    run.write_res({"raw": {}})
+    run.append({"eid": 1})
+    run.save(WEIGHTS, {"eid": 1})
+    read = type(run.path).read_bytes
+
+    def refuse(path):
+        if path.name == name:
+            raise Refused
+        return read(path)
+
+    monkeypatch.setattr(type(run.path), "read_bytes", refuse)
+    readers = {
+        "flags.json": results.read_flags,
+        "about.json": results.read_about,
+        "res": results.load,
+        "journal.jsonl": results.read_journal,
+        "checkpoint.npz": results.load_weights,
+    }
+    with pytest.raises(UserError) as error:
+        readers[name](run.path)
+    assert str(error.value) == f"{run.path / name}: cannot be read: Input/output error"

@@ -1,4 +1,4 @@
-"""The examples in docs/extending.md do, as they are printed, what they are said to do."""
+"""The docs: generated tables are current, and the examples do, as they are printed, what they are said to do."""
 
 import gzip
 import re
@@ -12,8 +12,12 @@ from conftest import ROOT
 
 import datasets
 import flags
+from attacks import registry
+from context import Context
+from docs import generate
 from errors import UserError
 from models import lr_scheduler
+from training import measures
 
 
 def example(word):
@@ -80,3 +84,42 @@ def test_the_attack_goes_so_far_along_the_gaps_gradient():
         return z[0, labels[0]] - np.delete(z[0], labels[0]).max()
 
     assert lead(found) < lead(images)
+
+
+def test_the_attacks_row_builds_it(monkeypatch):
+    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
+    exec(example('METHODS["gradient"]'), dict(vars(registry)))
+    row = registry.METHODS["gradient"]
+    assert (row.norm, row.targeted, row.distance) == ("L2", True, "L2")
+    assert registry.refuses("gradient", "attack_K") and not registry.refuses("gradient", "attack_init_eps")
+
+
+def test_the_measure_is_recorded_and_described(tiny_flags, monkeypatch):
+    monkeypatch.setattr(measures, "MEASURES", dict(measures.MEASURES))
+    space = vars(measures) | {"MEASURES": measures.MEASURES}
+    exec(example("mean_margin"), space)
+    context = Context(tiny_flags)
+    epoch = measures.Epoch(context, 0.0)
+    assert measures.record(epoch, ["mean_margin"]) == {"q_mean": float(epoch.q.mean())}
+    assert measures.describe("q_mean") == ("mean of the margins q_i", "logit")
+
+
+def test_generated_tables_are_those_of_the_program():
+    assert (ROOT / "docs" / "flags.md").read_text() == generate.flags_page(), "run: python docs/generate.py"
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert page == generate.with_tables(page), "run: python docs/generate.py"
+
+
+def test_the_readme_is_short_and_names_every_experiment():
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count("\n") < 150
+    scripts = [
+        path.stem for pattern in ("exper-*", "train_*", "make_r*") for path in ROOT.glob(pattern + ".py")
+    ]
+    assert not [name for name in scripts if f"`{name}`" not in readme]
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), (page.name, link)

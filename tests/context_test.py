@@ -1,0 +1,63 @@
+"""What every task is given: flags that nothing changes, data and network that are made when they are needed."""
+
+import sys
+import threading
+
+import pytest
+
+import results
+from context import Context
+from core import Core
+from errors import UserError
+
+
+def test_flags_are_read_only(tiny_flags):
+    context = Context(tiny_flags)
+    with pytest.raises(AttributeError, match="flags are read-only"):
+        context.f.E = 5
+    context.flags["model"]["bias_mode"] = "ALL"
+    assert context.flags["model"]["bias_mode"] == context.f.model["bias_mode"] == "FIRST_LAYER"
+
+
+def test_other_flags_share_what_was_made_already(tiny_flags):
+    context = Context(tiny_flags)
+    network = context.model
+    other = context.changed(E=7, eid=[3])
+    assert (other.f.E, other.f.eid, context.f.E) == (7, [3], 4)
+    assert other.model is network and other.dataset is context.dataset
+
+
+def test_looking_at_stored_weights_does_not_change_the_network(tiny_flags):
+    path = Core(tiny_flags).run()
+    context = Context(tiny_flags)
+    before = [v.numpy() for v in context.model.tensors]
+    stored = context.stored_weights(path, 4)
+    assert any((a != b).any() for a, b in zip(stored, before, strict=True))
+    assert all((v.numpy() == b).all() for v, b in zip(context.model.tensors, before, strict=True))
+
+
+def test_what_is_kept_is_made_once_and_again_for_another_key():
+    context, made = Context({}), []
+    for key in (1, 1, 2, 2, 1):
+        assert context.kept("slot", key, lambda key=key: made.append(key) or key) == key
+    assert made == [1, 2, 1]
+
+
+def test_what_does_not_fit_is_said_before_anything_is_made(tiny_flags, tmp_path):
+    with pytest.raises(UserError, match="--B 301"):
+        _ = Context(tiny_flags | {"B": 301}).model
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_core_runs_in_any_thread_and_twice_in_one_process(tiny_flags, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["a notebook"])
+    paths = []
+
+    def run():
+        paths.append(Core(tiny_flags | {"E": 2}, "threaded").run())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    run()
+    assert len(set(paths)) == 2 and all(len(results.load(path)["raw"]) == 2 for path in paths)
