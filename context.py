@@ -37,9 +37,7 @@ class _Values(SimpleNamespace):
     """Flags as attributes, to be read only."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
-            f"flags are read-only; Context.changed({name}=...) gives a Context with another {name}"
-        )
+        raise AttributeError(f"flags are read-only; Context.changed({name}=...) gives a Context with another {name}")
 
 
 class Context:
@@ -89,9 +87,7 @@ class Context:
     @cached_property
     def natural_dataset(self) -> datasets.Dataset:
         """The data set with its own labels."""
-        return datasets.load(
-            self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N
-        )
+        return datasets.load(self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N)
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
@@ -223,9 +219,7 @@ class Context:
             log.info("experiment: %s", self.name)
             for name, value in flag_table.flatten(self._flags).items():
                 log.info("  --%s %s", name, value)
-            log.info(
-                "device: %s%s", self.device, f", batches in {self.parts} parts" if self.parts > 1 else ""
-            )
+            log.info("device: %s%s", self.device, f", batches in {self.parts} parts" if self.parts > 1 else "")
             shape = list(x.shape[1:])
             log.info("data: %s, %d train, %d test, images %s", self.f.dataset, len(x), len(x_test), shape)
             log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in self.model.weights))

@@ -21,12 +21,7 @@ import safe_pickle
 from errors import UserError, nearest
 from results import arrays_of, parsed, read_bytes, replace_atomically
 
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR_FOLDER = "cifar-10-batches-py"
 N_DIGITS_TRAIN = 1500
 
@@ -76,9 +71,7 @@ def load(name: str, data_dir: str | Path | None = None, train_N: int | None = No
     if train_N is not None:
         (x, y), test = dataset
         if train_N > len(x):
-            raise UserError(
-                f"train_N is {train_N}, but {name} has {len(x)} training examples: give at most that"
-            )
+            raise UserError(f"train_N is {train_N}, but {name} has {len(x)} training examples: give at most that")
         dataset = Dataset((x[:train_N], y[:train_N]), test, dataset.name, dataset.scale)
     return dataset
 
@@ -237,13 +230,10 @@ def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Data
         x, y = np.asarray(x), np.asarray(y)
         if not np.issubdtype(x.dtype, np.integer) or x.ndim not in (3, 4) or 0 in x.shape:
             raise UserError(
-                f"{where}: x_{part} is {x.dtype} {list(x.shape)}; "
-                "expected integer pixels [N, h, w] or [N, h, w, c]"
+                f"{where}: x_{part} is {x.dtype} {list(x.shape)}; expected integer pixels [N, h, w] or [N, h, w, c]"
             )
         if x.min() < 0 or x.max() > levels:
-            raise UserError(
-                f"{where}: x_{part} has pixels from {x.min()} to {x.max()}; expected 0 to {levels}"
-            )
+            raise UserError(f"{where}: x_{part} has pixels from {x.min()} to {x.max()}; expected 0 to {levels}")
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
@@ -253,16 +243,14 @@ def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Data
         top = None if name.endswith(".npz") else 9
         if y.min() < 0 or (top is not None and y.max() > top):
             raise UserError(
-                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; "
-                f"expected 0 to {top or 'classes - 1'}"
+                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top or 'classes - 1'}"
             )
         x = x[..., None] if x.ndim == 3 else x
         parts.append((np.ascontiguousarray(x, np.uint8), np.ascontiguousarray(y, np.int32)))
     (a, _), (b, _) = parts
     if a.shape[1:] != b.shape[1:]:
         raise UserError(
-            f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; "
-            "expected the same"
+            f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; expected the same"
         )
     shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.get(name)
     if shape and a.shape[1:] != shape:
@@ -320,9 +308,7 @@ def _idx_folder(folder: Path, name: str) -> Dataset | None:
         paths += [path for path in choices if path.is_file()][:1]
     if len(paths) < len(IDX_FILES):
         return None
-    x_train, y_train, x_test, y_test = (
-        _read_idx(path, d) for path, d in zip(paths, (3, 1, 3, 1), strict=True)
-    )
+    x_train, y_train, x_test, y_test = (_read_idx(path, d) for path, d in zip(paths, (3, 1, 3, 1), strict=True))
     return _checked((x_train, y_train, x_test, y_test), name=name, where=str(folder))
 
 

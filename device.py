@@ -108,7 +108,5 @@ def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> 
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     if gpus:
-        return (
-            f"GPU {gpu}: {tf.config.experimental.get_device_details(gpus[gpu]).get('device_name', 'unknown')}"
-        )
+        return f"GPU {gpu}: {tf.config.experimental.get_device_details(gpus[gpu]).get('device_name', 'unknown')}"
     return "CPU" if gpu < 0 else f"CPU (no GPU here for --gpu {gpu})"

@@ -98,13 +98,9 @@ class Serial:
                 for _, future in waiting:
                     future.cancel()
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, units: Iterator[Unit], ticker: Ticker
-    ) -> list[tuple[Unit, Any]]:
+    def _submit(self, pool: ThreadPoolExecutor, units: Iterator[Unit], ticker: Ticker) -> list[tuple[Unit, Any]]:
         """Start the next unit, if there is one."""
-        return [
-            (unit, pool.submit(self._work, unit, ticker)) for unit in [next(units, None)] if unit is not None
-        ]
+        return [(unit, pool.submit(self._work, unit, ticker)) for unit in [next(units, None)] if unit is not None]
 
 
 def weights_of(context: Context, network: Any) -> Any:

@@ -1,19 +1,12 @@
 """CIFAR-10, VGG-16 with biases, loss-based learning rate."""
 
 import launch
-from models.architectures import VGG16
 
 flags = {
     "task": "train",
     "dataset": "cifar10",
-    "model": {
-        "description": VGG16,
-        "bias_mode": "ALL",
-        "act_type": "relu",
-        "init": {"weight": "he_normal", "bias": "zeros"},
-    },
+    "model": {"description": "VGG16", "bias_mode": "ALL", "init": {"weight": "he_normal", "bias": "zeros"}},
     "train_mode": "USE_FRAME",
-    "opt": "gd",
     "lr": ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)),
     "E": 10000,
     "B": 100,

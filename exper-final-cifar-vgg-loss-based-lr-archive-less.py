@@ -1,19 +1,12 @@
 """CIFAR-10, VGG-16 without bias, loss-based learning rate; fewer epochs archived."""
 
 import launch
-from models.architectures import VGG16
 
 flags = {
     "task": "train",
     "dataset": "cifar10",
-    "model": {
-        "description": VGG16,
-        "bias_mode": "FIRST_LAYER",
-        "act_type": "relu",
-        "init": {"weight": "he_normal", "bias": "zeros"},
-    },
+    "model": {"description": "VGG16", "bias_mode": "FIRST_LAYER", "init": {"weight": "he_normal", "bias": "zeros"}},
     "train_mode": "USE_FRAME",
-    "opt": "gd",
     "lr": ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)),
     "E": 10000,
     "B": 100,

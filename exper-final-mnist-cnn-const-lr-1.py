@@ -1,19 +1,12 @@
 """MNIST, CNN without bias, constant learning rate."""
 
 import launch
-from models.architectures import CNN
 
 flags = {
     "task": "train",
     "dataset": "mnist",
-    "model": {
-        "description": CNN,
-        "bias_mode": "FIRST_LAYER",
-        "act_type": "relu",
-        "init": {"weight": "he_normal", "bias": "zeros"},
-    },
+    "model": {"description": "CNN", "bias_mode": "FIRST_LAYER", "init": {"weight": "he_normal", "bias": "zeros"}},
     "train_mode": "USE_FRAME",
-    "opt": "gd",
     "lr": 0.01,
     "E": 10000,
     "B": 100,

@@ -1,19 +1,12 @@
 """Handwritten digits (bundled), CNN without bias, constant learning rate."""
 
 import launch
-from models.architectures import CNN
 
 flags = {
     "task": "train",
     "dataset": "digits",
-    "model": {
-        "description": CNN,
-        "bias_mode": "FIRST_LAYER",
-        "act_type": "relu",
-        "init": {"weight": "he_normal", "bias": "zeros"},
-    },
+    "model": {"description": "CNN", "bias_mode": "FIRST_LAYER", "init": {"weight": "he_normal", "bias": "zeros"}},
     "train_mode": "USE_FRAME",
-    "opt": "gd",
     "lr": 0.01,
     "E": 300,
     "B": 100,

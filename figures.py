@@ -24,9 +24,7 @@ def main(argv: list[str]) -> int:
             print(*files)
 
     about = "Draw what runs have left."
-    return on_directories(
-        argv, "figures.py", about, ("DIR", "figures in the directory; of several, ./figures"), show
-    )
+    return on_directories(argv, "figures.py", about, ("DIR", "figures in the directory; of several, ./figures"), show)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,7 @@
 
 import launch
 
-flags = {
-    "task": "make_points",
-    "measured_experiment": "train_cifar",
-    "eid": "last",
-}
+flags = {"task": "make_points", "measured_experiment": "train_cifar", "eid": "last"}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

@@ -2,12 +2,7 @@
 
 import launch
 
-flags = {
-    "task": "make_points",
-    "measured_experiment": "train_mnist",
-    "on_random_labels": True,
-    "eid": "last",
-}
+flags = {"task": "make_points", "measured_experiment": "train_mnist", "on_random_labels": True, "eid": "last"}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

@@ -2,12 +2,7 @@
 
 import launch
 
-flags = {
-    "task": "make_random_labels",
-    "dataset": "mnist",
-    "random_labels": "default",
-    "seed": 0,
-}
+flags = {"task": "make_random_labels", "dataset": "mnist", "random_labels": "default", "seed": 0}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

@@ -2,10 +2,7 @@
 
 import launch
 
-flags = {
-    "task": "measure_radius",
-    "eid": "last",
-}
+flags = {"task": "measure_radius", "eid": "last"}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

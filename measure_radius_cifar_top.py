@@ -2,13 +2,7 @@
 
 import launch
 
-flags = {
-    "task": "measure_radius",
-    "measured_experiment": "train_cifar",
-    "eid": "last",
-    "params": "top",
-    "step": 1.0,
-}
+flags = {"task": "measure_radius", "measured_experiment": "train_cifar", "eid": "last", "params": "top", "step": 1.0}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

@@ -298,9 +298,7 @@ def load(directory: Path | str) -> dict:
     except FileNotFoundError:
         return {"flags": read_flags(path), "raw": read_journal(path)}
     otherwise = "it was not loaded: get the file again from where it came from"
-    res = parsed(
-        content, safe_pickle.loads, f"{path / 'res'}: not a pickle of plain data and arrays", otherwise
-    )
+    res = parsed(content, safe_pickle.loads, f"{path / 'res'}: not a pickle of plain data and arrays", otherwise)
     raw = res.get("raw") if isinstance(res, dict) else None
     if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:
         res["raw"] = read_journal(path)
@@ -349,9 +347,7 @@ def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
     return wanted
 
 
-def load_checkpoint(
-    directory: Path | str, eid: int | None = None
-) -> tuple[list[tuple[str, np.ndarray]], dict]:
+def load_checkpoint(directory: Path | str, eid: int | None = None) -> tuple[list[tuple[str, np.ndarray]], dict]:
     """([(name, array), ...] in layer order, state) of an archived epoch, or of the current checkpoint.
 
     Raises: FileNotFoundError when there is none; UserError when the file is damaged.

@@ -11,11 +11,7 @@ _ARRAY_GLOBALS = {
     *(
         (f"numpy.{core}.{module}", name)
         for core in ("core", "_core")
-        for module, name in [
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        ]
+        for module, name in [("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer")]
     ),
 }
 

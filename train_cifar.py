@@ -1,7 +1,6 @@
 """CIFAR-10 with its own labels, VGG-16 with batch norm, crops and flips: three networks."""
 
 import launch
-from models.architectures import VGG16_BN
 
 flags = {
     "task": "train_seeds",
@@ -9,7 +8,7 @@ flags = {
     "dataset": "cifar10",
     "augment": "crop-flip",
     "model": {
-        "description": VGG16_BN,
+        "description": "VGG16_BN",
         "bias_mode": "ALL",
         "init": {"weight": "torch_default", "bias": "torch_default"},
         "input_mean": "auto",

@@ -1,7 +1,6 @@
 """CIFAR-10 with random labels, VGG-16 with batch norm, crops and flips: three networks."""
 
 import launch
-from models.architectures import VGG16_BN
 
 flags = {
     "task": "train_seeds",
@@ -10,7 +9,7 @@ flags = {
     "random_labels": "default",
     "augment": "crop-flip",
     "model": {
-        "description": VGG16_BN,
+        "description": "VGG16_BN",
         "bias_mode": "ALL",
         "init": {"weight": "torch_default", "bias": "torch_default"},
         "input_mean": "auto",

@@ -1,14 +1,13 @@
 """MNIST with its own labels, MLP with bias: three networks."""
 
 import launch
-from models.architectures import MLP
 
 flags = {
     "task": "train_seeds",
     "seeds": (0, 1, 2),
     "dataset": "mnist",
     "model": {
-        "description": MLP,
+        "description": "MLP",
         "bias_mode": "ALL",
         "init": {"weight": "torch_default", "bias": "torch_default"},
         "input_mean": "auto",

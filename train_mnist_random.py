@@ -1,7 +1,6 @@
 """MNIST with random labels, MLP with bias: three networks."""
 
 import launch
-from models.architectures import MLP
 
 flags = {
     "task": "train_seeds",
@@ -9,7 +8,7 @@ flags = {
     "dataset": "mnist",
     "random_labels": "default",
     "model": {
-        "description": MLP,
+        "description": "MLP",
         "bias_mode": "ALL",
         "init": {"weight": "torch_default", "bias": "torch_default"},
         "input_mean": "auto",

@@ -127,9 +127,7 @@ class SteppedAttack(Attack):
 
     PIECE = 25  # steps in one call of the graph, at most: between two, the attack can be stopped
 
-    def __init__(
-        self, logits: Logits, shape: tuple[int, int, int], steps: int, init_epsilon: float, targeted: bool
-    ):
+    def __init__(self, logits: Logits, shape: tuple[int, int, int], steps: int, init_epsilon: float, targeted: bool):
         super().__init__(logits, shape, targeted)
         self.steps, self.init_epsilon = steps, init_epsilon
         k, x, v = tf.TensorSpec([], tf.int32), self.images_spec, self._vector(tf.float32)

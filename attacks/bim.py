@@ -44,8 +44,7 @@ class BasicIterativeMethod(Attack):
         self.init_epsilon = init_epsilon * math.sqrt(math.prod(shape))
         self.ratio = stepsize / init_epsilon
         self._try = tf.function(
-            self._try,
-            input_signature=[self.images_spec, self._vector(tf.int32), self._vector(tf.float32)],
+            self._try, input_signature=[self.images_spec, self._vector(tf.int32), self._vector(tf.float32)]
         )
 
     def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
@@ -67,9 +66,7 @@ class BasicIterativeMethod(Attack):
             better = found & (norm < best_norm[todo])
             best[todo[better]], best_norm[todo[better]] = x[better], norm[better]
             good[todo[found]], bad[todo[~found]] = epsilon[todo[found]], epsilon[todo[~found]]
-            epsilon = np.where(
-                np.isfinite(good), (np.where(np.isfinite(good), good, 0) + bad) / 2, epsilon * 1.5
-            )
+            epsilon = np.where(np.isfinite(good), (np.where(np.isfinite(good), good, 0) + bad) / 2, epsilon * 1.5)
             tick((k + 1) / (2 * self.search_steps))
         return best
 

@@ -59,10 +59,7 @@ def fft_norm(kernel: np.ndarray, in_shape: tuple[int, ...]) -> float:
     spectrum = np.fft.rfft2(kernel.astype(np.float64), size, axes=(0, 1))  # [h', w'/2 + 1, cin, cout]
     rows = max(1, 2**22 // spectrum[0].size)  # in pieces: the batched SVD copies what it is given
     return float(
-        max(
-            np.linalg.svd(spectrum[k : k + rows], compute_uv=False).max()
-            for k in range(0, len(spectrum), rows)
-        )
+        max(np.linalg.svd(spectrum[k : k + rows], compute_uv=False).max() for k in range(0, len(spectrum), rows))
     )
 
 

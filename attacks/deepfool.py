@@ -28,14 +28,7 @@ class DeepFool(Attack):
         x = self.images_spec
         self._run = tf.function(
             self._run,
-            input_signature=[
-                tf.TensorSpec([], tf.int32),
-                x,
-                self._vector(tf.int32),
-                self._vector(tf.bool),
-                x,
-                x,
-            ],
+            input_signature=[tf.TensorSpec([], tf.int32), x, self._vector(tf.int32), self._vector(tf.bool), x, x],
         )
 
     def __call__(self, images, labels, indices=None, tick=lambda fraction: None):

@@ -46,9 +46,7 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         new = path.with_name(f".{path.name}.tmp")  # so that a kill leaves no half-made file
         try:
             np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # else a disk that fills up later kills the process by a signal
+            if hasattr(os, "posix_fallocate"):  # else a disk that fills up later kills the process by a signal
                 with open(new, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
         except OSError:
@@ -116,9 +114,7 @@ def attack_block(
     }
 
 
-def errors(
-    adversarial: np.ndarray, images: np.ndarray, eps_list: tuple[float, ...] | None = None
-) -> np.ndarray:
+def errors(adversarial: np.ndarray, images: np.ndarray, eps_list: tuple[float, ...] | None = None) -> np.ndarray:
     """Squared L2 distances, float64 [B]; with eps_list the smallest of these that holds the example, or 1."""
     difference = adversarial.astype(np.float64) - images
     if eps_list is None:
@@ -172,7 +168,5 @@ def summary_table(summaries: dict[int, dict], method: registry.Method) -> list[s
         log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
         q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
         certified = f"{s['certified_median']:.4g}" if method.norm == registry.L2 else "-"
-        lines.append(
-            f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}"
-        )
+        lines.append(f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}")
     return lines

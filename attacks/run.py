@@ -13,9 +13,7 @@ from errors import Stopped, UserError
 from execution import Serial, Tick, Unit, weights_of
 from screen import Ticker, log, shown_path
 
-AT_ONCE = (
-    2  # blocks attacked at once on a CPU: one fills the core that a one-threaded op of the other leaves idle
-)
+AT_ONCE = 2  # blocks attacked at once on a CPU: one fills the core that a one-threaded op of the other leaves idle
 
 
 def attack(context: Context) -> Path:
@@ -99,9 +97,7 @@ class AttackRun:
         self.source = Path(f.resume).resolve().parent.parent if f.resume else results.check_run(f.load_dir)
         context.check_data(self.source)
         self.eids = results.choose_eids(self.source, f.eid)
-        self.context = context.changed(
-            eid=self.eids
-        )  # resumed, it keeps to these, whatever the run has by then
+        self.context = context.changed(eid=self.eids)  # resumed, it keeps to these, whatever the run has by then
         self.executor = Serial(self.context, AT_ONCE if context.device.startswith("CPU") else 1)
         for eid in self.eids:
             weights = context.stored_weights(self.source, eid)

@@ -50,10 +50,7 @@ def sides(name, model, shape, iterations):
             theirs.L2CarliniWagnerAttack(9, iterations),
         ),
         "ddn": lambda: (DDN(model.logits, shape, iterations), theirs.DDNAttack(steps=iterations)),
-        "deepfool": lambda: (
-            DeepFool(model.logits, shape, iterations),
-            theirs.L2DeepFoolAttack(steps=iterations),
-        ),
+        "deepfool": lambda: (DeepFool(model.logits, shape, iterations), theirs.L2DeepFoolAttack(steps=iterations)),
     }[name]()
 
 

@@ -54,13 +54,7 @@ def roof(n: int = 4096) -> float:
 
 def networks(run: str | None, args) -> tuple[Context, list]:
     """A Context with the data, and the tensors of three networks: of a run, or trained here for a while."""
-    flags = TRAIN | {
-        "task": "train",
-        "seeds": None,
-        "E": args.E,
-        "stats_every": args.E,
-        "train_N": args.train_N,
-    }
+    flags = TRAIN | {"task": "train", "seeds": None, "E": args.E, "stats_every": args.E, "train_N": args.train_N}
     if run is not None:
         context = Core({"task": "measure_radius", "load_dir": run, "eid": "last", "dataset": "mnist"}).context
         return context, [context.stored_weights(*place) for place in networks_of(context.flags).values()]
@@ -103,11 +97,7 @@ def compare(examples: Examples, weights: list, params: str, step: float, plain_n
     # A walk evaluates w, the steps up to the radius, and one more.
     steps = [sum(len(w["profile"]) + 1 for w in found) for found in (fast, plain)]
     fast_step, plain_step = (min(side) / n for side, n in zip(zip(*times, strict=True), steps, strict=True))
-    return {
-        "speedup": plain_step / fast_step,
-        "ms_a_step": 1e3 * fast_step,
-        "plain_ms_a_step": 1e3 * plain_step,
-    }
+    return {"speedup": plain_step / fast_step, "ms_a_step": 1e3 * fast_step, "plain_ms_a_step": 1e3 * plain_step}
 
 
 def surface(examples: Examples, trained: list) -> dict:
@@ -133,9 +123,7 @@ def surface(examples: Examples, trained: list) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the numbers here, too")
-    parser.add_argument(
-        "--run", help="a run of train_mnist; without it, three networks are trained for --E epochs"
-    )
+    parser.add_argument("--run", help="a run of train_mnist; without it, three networks are trained for --E epochs")
     parser.add_argument("--E", type=int, default=2)
     parser.add_argument("--directions", type=int, default=3)
     parser.add_argument("--train_N", type=lambda text: text if text == "all" else int(text), default="all")

@@ -187,9 +187,7 @@ def main() -> None:
         rows = op_table(model, result["batch"], args.repeats)
         total = sum(ms for _, ms, _ in rows)
         step = result["train"]["us_per_image"] * result["batch"] / 1e3
-        print(
-            f"each op alone, batch {result['batch']} (sum {total:.2f} ms; the whole step takes {step:.2f} ms)"
-        )
+        print(f"each op alone, batch {result['batch']} (sum {total:.2f} ms; the whole step takes {step:.2f} ms)")
         for name, ms, gflops in sorted(rows, key=lambda row: -row[1]):
             print(f"  {name:24} {ms:8.3f} ms {ms / total:6.1%} {gflops:8.0f} GFLOP/s")
         result["ops"] = [{"op": name, "ms": ms, "gflops": gflops} for name, ms, gflops in rows]
@@ -254,10 +252,7 @@ def report(result: dict) -> None:
     for name in ("train", "plain_train", "eval", "plain_eval"):
         row = result[name]
         print(f"{name:12} {row['us_per_image']:12.1f} {row['gflops']:9.0f} {row['fraction']:12.1%}")
-    print(
-        f"faster than plain: training {result['speedup_train']:.2f}x, "
-        f"evaluation {result['speedup_eval']:.2f}x"
-    )
+    print(f"faster than plain: training {result['speedup_train']:.2f}x, evaluation {result['speedup_eval']:.2f}x")
     print(f"peak memory {result['peak_memory_mib']:.0f} MiB, {result['images']} images held")
 
 

@@ -59,9 +59,7 @@ def measures_table() -> str:
     lines += [f"| `{key}` | {meaning} | {unit} | {when} |" for key, meaning, unit, when in key_table()]
     lines += ["", "Beside `stats`, an `info` holds:", "", "| key | meaning | unit |", "|---|---|---|"]
     lines += [f"| `{key}` | {meaning} | {unit} |" for key, (meaning, unit) in INFO.items()]
-    lines.append(
-        "| `all_rt_loss` | the list of all batch losses, with `--include_all_rt_loss_in_res` | frame |"
-    )
+    lines.append("| `all_rt_loss` | the list of all batch losses, with `--include_all_rt_loss_in_res` | frame |")
     return "\n".join(lines) + "\n"
 
 

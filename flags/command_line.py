@@ -136,11 +136,7 @@ def _of_an_attack(argv: list[str], flags: dict, about: str, prog: str) -> dict:
 
 
 def on_directories(
-    argv: list[str],
-    program: str,
-    about: str,
-    out: tuple[str, str],
-    do: Callable[[list[str], str | None], None],
+    argv: list[str], program: str, about: str, out: tuple[str, str], do: Callable[[list[str], str | None], None]
 ) -> int:
     """The command line of a program that looks at working directories: their paths, and --out.
 

@@ -14,7 +14,7 @@ import results
 from attacks.registry import ABORT_RULES, METHODS
 from errors import UserError, nearest
 from flags import values
-from flags.values import boolean, choice, either, number, optional, several, text, whole
+from flags.values import boolean, choice, number, optional, several, text, whole
 from models import lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
@@ -44,249 +44,122 @@ class Section:
     flags: tuple[Flag, ...]
 
 
-INITIALIZER_NAMES = ", ".join(INITIALIZERS)
+NAMES = ", ".join(INITIALIZERS)
 
+# fmt: off
 SECTIONS = (
-    Section(
-        "Every task",
-        TASKS,
-        (
-            Flag("task", "train", choice(*TASKS), "what to do"),
-            Flag("seed", 0, whole(0), "of everything random"),
-            Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
-            Flag(
-                *("tf32", False, boolean),
-                "let GPUs round float32 products to TensorFloat-32 (costs digits of the margin)",
-            ),
-            Flag(
-                *("deterministic", False, boolean),
-                "let TensorFlow use deterministic kernels only (slower on a GPU)",
-            ),
-            Flag(
-                *("logs_dir", None, optional(text)),
-                "where working directories go; default: logs beside the program",
-            ),
-            Flag("figures", True, boolean, "draw a run's figures into its directory when it is done"),
-            Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
-        ),
-    ),
-    Section(
-        "Data",
-        TASKS,
-        (
-            Flag(
-                *("dataset", None, optional(text)),
-                "digits, mnist, fashion_mnist, cifar10, or the path of an .npz",
-            ),
-            Flag(
-                *("data_dir", None, optional(text)),
-                "where to look for data first; then DATA_DIR, ./data, Keras's cache",
-            ),
-            Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
-            Flag(
-                *("random_labels", None, optional(text)),
-                "learn the labels of this file (make_random_labels); default: random_labels/<dataset>.npz",
-            ),
-        ),
-    ),
-    Section(
-        "Network",
-        TRAINING,
-        (
-            Flag(
-                *("model.description", None, optional(values.description)),
-                "the layers: a list, or " + " or ".join(ARCHITECTURES),
-            ),
-            Flag(
-                *("model.bias_mode", "FIRST_LAYER", choice(*BIAS_MODES)),
-                "which layers have a bias: " + ", ".join(BIAS_MODES),
-            ),
-            Flag("model.act_type", "relu", choice(*ACT_TYPES), "the activation: " + ", ".join(ACT_TYPES)),
-            Flag(
-                *("model.init.weight", "glorot_uniform", choice(*INITIALIZERS)),
-                "initial weights: " + INITIALIZER_NAMES,
-            ),
-            Flag(
-                *("model.init.weight_normalized", False, boolean),
-                "scale each weight to L2 norm init.weight_rescale",
-            ),
-            Flag(
-                "model.init.weight_rescale", 1.0, number(), "else multiply each initial weight by this number"
-            ),
-            Flag("model.init.bias", "zeros", choice(*INITIALIZERS), "initial biases; names as for weights"),
-            Flag("model.init.bias_normalized", False, boolean, "as for weights"),
-            Flag("model.init.bias_rescale", 1.0, number(), "as for weights"),
-            Flag(
-                *("model.input_mean", None, optional(values.input_statistic)),
-                "subtracted from pixels in [0, 1]: numbers, or auto (published, or the training set's own)",
-            ),
-            Flag(
-                *("model.input_std", None, optional(values.input_std)),
-                "then divides the pixels; values as for input_mean",
-            ),
-        ),
-    ),
-    Section(
-        "Training",
-        TRAINING,
-        (
-            Flag("E", 10000, whole(1), "epochs to accept"),
-            Flag("B", 100, whole(1), "batch size"),
-            Flag(
-                *("parts", "auto", whole(1, "auto")),
-                "slices of a batch computed at the same time; auto: one a core for a small network on a CPU",
-            ),
-            Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
-            Flag(
-                "augment",
-                "none",
-                choice("none", "crop-flip"),
-                "random changes of training images: none, crop-flip",
-            ),
-            Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
-            Flag(
-                *("train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME")),
-                "keep the loss relative to a frame (USE_FRAME), or not (NORMAL)",
-            ),
-            Flag(
-                *("lr", ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)), values.learning_rate),
-                "a constant learning rate, or (scheduler, arguments ...), also written scheduler,argument,...",
-            ),
-            Flag("lr_lb", 1e-50, number(0), "a next lr below this ends the run with an error"),
-            Flag(
-                "loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"
-            ),
-            Flag("log_frame0", math.log(math.log(10)), number(), "natural log of the first epoch's frame"),
-            Flag(
-                *("archive", "idle", values.archive),
-                "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base",
-            ),
-            Flag("seeds", None, optional(values.seeds), "train_seeds: one network for each of these seeds"),
-            Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
-            Flag(
-                *("stats_every", 1, whole(1)),
-                "evaluate every n-th epoch and the last only; other epochs have the batches' mean loss "
-                "(constant lr only)",
-            ),
-            Flag(
-                *("measure", None, optional(several(choice(*ON_REQUEST)))),
-                "also record these along the run: " + ", ".join(ON_REQUEST),
-            ),
-            Flag(
-                *("measure_every", 10, either("archived", whole(1, "archived"))),
-                "at every n-th epoch and the last, or archived: at each epoch that is kept for good",
-            ),
-            Flag(
-                *("early_reject", True, boolean),
-                "reject an attempt as soon as its partial loss proves it (same decisions)",
-            ),
-            Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
-            Flag(
-                *("tensorboard", False, boolean),
-                "write the run, while it goes on, for TensorBoard (an optional package)",
-            ),
-        ),
-    ),
-    Section(
-        "Looking at a run",
-        ("train_peek", "attack", *MEASUREMENTS),
-        (
-            Flag("load_dir", None, optional(text), "the working directory that is looked at"),
-            Flag("eid", [10000], values.epochs, "the epochs to look at: last, all, n or n,n,n"),
-        ),
-    ),
-    Section(
-        "Attacks (where no default is shown, none means the value of the attack's paper)",
-        ("attack",),
-        (
-            Flag("attack_method", "cw", choice(*METHODS), "the attack: " + ", ".join(METHODS)),
-            Flag("attack_set", "train", choice("train", "test"), "which images are attacked"),
-            Flag("attack_N", "all", whole(1, "all"), "only the first so many of them"),
-            Flag("attack_indices", None, optional(values.indices), "only these images, by index"),
-            Flag("attack_B", 128, whole(1), "images attacked together"),
-            Flag(
-                "attack_K",
-                None,
-                optional(whole(1)),
-                "iterations: of one search step, of one restart, or in all",
-            ),
-            Flag("attack_E", None, optional(whole(1)), "pgd: restarts for each eps"),
-            Flag("attack_lr", None, optional(number(0)), "step size (pgd: as a part of eps; cw: Adam's)"),
-            Flag(
-                *("attack_init_eps", None, optional(number(0))),
-                "ddn: first norm; bim: first radius, per pixel",
-            ),
-            Flag("attack_search_steps", None, optional(whole(1)), "cw: binary-search steps"),
-            Flag("attack_initial_const", None, optional(number(0)), "cw: the first constant of the search"),
-            Flag(
-                *("attack_confidence", 0.0, values.confidence),
-                "cw: by how many logits an example has to be wrong",
-            ),
-            Flag(
-                *("attack_abort", "image", choice(*ABORT_RULES)),
-                "cw: what stops when Adam stalls: " + ", ".join(ABORT_RULES),
-            ),
-            Flag(
-                *("attack_target", None, optional(values.target)),
-                "the class to reach: next, or a class; none: any class but the label",
-            ),
-            Flag(
-                *("attack_normalize_output", "none", values.normalization),
-                "divide an image's logits by: none, sum (of magnitudes), max (magnitude)",
-            ),
-            Flag(
-                *("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii),
-                "pgd: the radii tried; other attacks: radii of the summary's robust accuracies",
-            ),
-            Flag("attack_certificate", True, boolean, "also compute proved lower bounds of the L2 distances"),
-        ),
-    ),
-    Section(
-        "Which run is measured, where no directory is given",
-        MEASUREMENTS,
-        (
-            Flag(
-                *("measured_experiment", None, optional(text)),
-                "measure the latest run of this experiment",
-            ),
-            Flag("on_random_labels", False, boolean, "measure its run with random labels"),
-        ),
-    ),
-    Section(
-        "Losses along rays and in planes",
-        ("measure_radius", "make_points"),
-        (
-            Flag(
-                *("method", "fast", choice("fast", "plain")),
-                "fast: with the short cuts of flatness/span.py; plain: by definition",
-            ),
-        ),
-    ),
-    Section(
-        "Flatness radius",
-        ("measure_radius",),
-        (
-            Flag("params", "all", choice("all", "trainable", "top"), "which tensors are perturbed"),
-            Flag("directions", 20, whole(1), "how many random directions a network"),
-            Flag("radius_step", 1.0, number(0), "the length of a step"),
-            Flag("threshold", 0.05, number(0), "the change of the loss that ends a walk"),
-            Flag("max_steps", 100_000, whole(1), "a walk longer than this is an error"),
-            Flag(
-                *("normalize", "none", choice("none", "layer")),
-                "layer: directions in proportion to the layers' norms",
-            ),
-        ),
-    ),
+    Section("Every task", TASKS, (
+        Flag("task", "train", choice(*TASKS), "what to do"),
+        Flag("seed", 0, whole(0), "of everything random"),
+        Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
+        Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
+        Flag("deterministic", False, boolean, "let TensorFlow use deterministic kernels only (slower on a GPU)"),
+        Flag("logs_dir", None, optional(text), "where working directories go; default: logs beside the program"),
+        Flag("figures", True, boolean, "draw a run's figures into its directory when it is done"),
+        Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
+    )),
+    Section("Data", TASKS, (
+        Flag("dataset", None, optional(text), "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
+        Flag("data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
+        Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
+        Flag("random_labels", None, optional(text),
+             "learn the labels of this file (make_random_labels); default: random_labels/<dataset>.npz"),
+    )),
+    Section("Network", TRAINING, (
+        Flag("model.description", None, optional(values.description),
+             "the layers: a list, or " + " or ".join(ARCHITECTURES)),
+        Flag("model.bias_mode", "FIRST_LAYER", choice(*BIAS_MODES), "layers with a bias: " + ", ".join(BIAS_MODES)),
+        Flag("model.act_type", "relu", choice(*ACT_TYPES), "the activation: " + ", ".join(ACT_TYPES)),
+        Flag("model.init.weight", "glorot_uniform", choice(*INITIALIZERS), f"initial weights: {NAMES}"),
+        Flag("model.init.weight_normalized", False, boolean, "scale each weight to L2 norm init.weight_rescale"),
+        Flag("model.init.weight_rescale", 1.0, number(), "else multiply each initial weight by this number"),
+        Flag("model.init.bias", "zeros", choice(*INITIALIZERS), "initial biases; names as for weights"),
+        Flag("model.init.bias_normalized", False, boolean, "as for weights"),
+        Flag("model.init.bias_rescale", 1.0, number(), "as for weights"),
+        Flag("model.input_mean", None, optional(values.input_statistic),
+             "subtracted from pixels in [0, 1]: numbers, or auto (published, or the training set's own)"),
+        Flag("model.input_std", None, optional(values.input_std), "then divides them; values as for input_mean"),
+    )),
+    Section("Training", TRAINING, (
+        Flag("E", 10000, whole(1), "epochs to accept"),
+        Flag("B", 100, whole(1), "batch size"),
+        Flag("parts", "auto", whole(1, "auto"),
+             "slices of a batch computed at the same time; auto: one a core for a small network on a CPU"),
+        Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
+        Flag("augment", "none", choice("none", "crop-flip"), "random changes of training images: none, crop-flip"),
+        Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
+        Flag("train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME"),
+             "keep the loss relative to a frame (USE_FRAME), or not (NORMAL)"),
+        Flag("lr", ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)), values.learning_rate,
+             "a constant learning rate, or (scheduler, arguments ...), also written scheduler,argument,..."),
+        Flag("lr_lb", 1e-50, number(0), "a next lr below this ends the run with an error"),
+        Flag("loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"),
+        Flag("log_frame0", math.log(math.log(10)), number(), "natural log of the first epoch's frame"),
+        Flag("archive", "idle", values.archive,
+             "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base"),
+        Flag("seeds", None, optional(values.seeds), "train_seeds: one network for each of these seeds"),
+        Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
+        Flag("stats_every", 1, whole(1), "evaluate every n-th epoch and the last only; others have the batches' "
+             "mean loss (constant lr only)"),
+        Flag("measure", None, optional(several(choice(*ON_REQUEST))),
+             "also record these along the run: " + ", ".join(ON_REQUEST)),
+        Flag("measure_every", 10, whole(1, "archived"),
+             "at every n-th epoch and the last, or archived: at each epoch that is kept for good"),
+        Flag("early_reject", True, boolean, "reject an attempt once its partial loss proves it (same decisions)"),
+        Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
+        Flag("tensorboard", False, boolean,
+             "write the run, while it goes on, for TensorBoard (an optional package)"),
+    )),
+    Section("Looking at a run", ("train_peek", "attack", *MEASUREMENTS), (
+        Flag("load_dir", None, optional(text), "the working directory that is looked at"),
+        Flag("eid", [10000], values.epochs, "the epochs to look at: last, all, n or n,n,n"),
+    )),
+    Section("Attacks (none: the value of the attack's paper)", ("attack",), (
+        Flag("attack_method", "cw", choice(*METHODS), "the attack: " + ", ".join(METHODS)),
+        Flag("attack_set", "train", choice("train", "test"), "which images are attacked"),
+        Flag("attack_N", "all", whole(1, "all"), "only the first so many of them"),
+        Flag("attack_indices", None, optional(values.indices), "only these images, by index"),
+        Flag("attack_B", 128, whole(1), "images attacked together"),
+        Flag("attack_K", None, optional(whole(1)), "iterations: of one search step, of one restart, or in all"),
+        Flag("attack_E", None, optional(whole(1)), "pgd: restarts for each eps"),
+        Flag("attack_lr", None, optional(number(0)), "step size (pgd: as a part of eps; cw: Adam's)"),
+        Flag("attack_init_eps", None, optional(number(0)), "ddn: first norm; bim: first radius, per pixel"),
+        Flag("attack_search_steps", None, optional(whole(1)), "cw: binary-search steps"),
+        Flag("attack_initial_const", None, optional(number(0)), "cw: the first constant of the search"),
+        Flag("attack_confidence", 0.0, values.confidence, "cw: by how many logits an example has to be wrong"),
+        Flag("attack_abort", "image", choice(*ABORT_RULES),
+             "cw: what stops when Adam stalls: " + ", ".join(ABORT_RULES)),
+        Flag("attack_target", None, optional(values.target),
+             "the class to reach: next, or a class; none: any class but the label"),
+        Flag("attack_normalize_output", "none", values.normalization,
+             "divide an image's logits by: none, sum (of magnitudes), max (magnitude)"),
+        Flag("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii,
+             "pgd: the radii tried; other attacks: radii of the summary's robust accuracies"),
+        Flag("attack_certificate", True, boolean, "also compute proved lower bounds of the L2 distances"),
+    )),
+    Section("Which run is measured, where no directory is given", MEASUREMENTS, (
+        Flag("measured_experiment", None, optional(text), "measure the latest run of this experiment"),
+        Flag("on_random_labels", False, boolean, "measure its run with random labels"),
+    )),
+    Section("Losses along rays and in planes", ("measure_radius", "make_points"), (
+        Flag("method", "fast", choice("fast", "plain"),
+             "fast: with the short cuts of flatness/span.py; plain: by definition"),
+    )),
+    Section("Flatness radius", ("measure_radius",), (
+        Flag("params", "all", choice("all", "trainable", "top"), "which tensors are perturbed"),
+        Flag("directions", 20, whole(1), "how many random directions a network"),
+        Flag("radius_step", 1.0, number(0), "the length of a step"),
+        Flag("threshold", 0.05, number(0), "the change of the loss that ends a walk"),
+        Flag("max_steps", 100_000, whole(1), "a walk longer than this is an error"),
+        Flag("normalize", "none", choice("none", "layer"), "layer: directions in proportion to the layers' norms"),
+    )),
     Section("Loss surface", ("make_points",), (Flag("grid", 50, whole(2), "how many points a side"),)),
-    Section(
-        "Curvature",
-        ("measure_curvature",),
-        (
-            Flag("eigenvalues", 5, whole(1), "how many of the Hessian's largest eigenvalues"),
-            Flag("probes", 20, whole(2), "random vectors for the trace"),
-        ),
-    ),
+    Section("Curvature", ("measure_curvature",), (
+        Flag("eigenvalues", 5, whole(1), "how many of the Hessian's largest eigenvalues"),
+        Flag("probes", 20, whole(2), "random vectors for the trace"),
+    )),
 )
+# fmt: on
 
 FLAGS = [flag for section in SECTIONS for flag in section.flags]
 BY_NAME = {flag.name: flag for flag in FLAGS}
@@ -301,9 +174,7 @@ ALIASES = {
 }
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
-FREE_ON_RESUME = (
-    *("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
-)
+FREE_ON_RESUME = (*("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),)
 
 # What an attack has from its own script and command line. All else comes from the run that is attacked.
 OF_AN_ATTACK = (
@@ -395,7 +266,6 @@ def of_trained(directory: Path | str) -> dict:
     flags = stored(directory)
     if flags["task"] not in ("train", "train_seeds"):
         raise UserError(
-            f"{directory}: left by the task {flags['task']}, without networks; "
-            "give a training run's directory"
+            f"{directory}: left by the task {flags['task']}, without networks; give a training run's directory"
         )
     return flags

@@ -214,9 +214,7 @@ def learning_rate(value):
         hint = nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
         hint = "" if name in lr_scheduler.SCHEDULERS else hint
         reason = " ".join(str(error).replace("__init__() ", "").split())
-        raise Bad(
-            f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}"
-        ) from None
+        raise Bad(f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}") from None
     return value
 
 
@@ -234,9 +232,7 @@ def description(value):
     """A list of layers, or the name of an architecture."""
     if isinstance(value, str):
         if value not in ARCHITECTURES:
-            raise Bad(
-                f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}"
-            )
+            raise Bad(f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}")
         value = ARCHITECTURES[value]
     try:
         parse(value, "NONE", (1 << 16, 1 << 16, 1))  # whether it fits the images is checked with the data

@@ -44,9 +44,7 @@ def is_papers_training(flags: dict) -> bool:
         return False
     wanted = complete(papers | {"dataset": flags["dataset"], "random_labels": flags["random_labels"]})
     same = ("task", "train_N", "model", "train_mode", "lr", "E", "B", "augment", "drop_last")
-    return all(flags[key] == wanted[key] for key in same) and set(wanted["seeds"]) <= set(
-        flags["seeds"] or ()
-    )
+    return all(flags[key] == wanted[key] for key in same) and set(wanted["seeds"]) <= set(flags["seeds"] or ())
 
 
 def published_radius(trained: dict, measured: dict) -> tuple[float, float] | None:
@@ -72,11 +70,7 @@ def are_epochs_of_one_run(eids: list[int]) -> bool:
 
 
 def table_row(
-    networks: dict[str, dict],
-    dataset: str,
-    params: str,
-    random: bool,
-    published: tuple[float, float] | None = None,
+    networks: dict[str, dict], dataset: str, params: str, random: bool, published: tuple[float, float] | None = None
 ) -> dict:
     """A row of Table 1: mean and population standard deviation over the networks' means.
 

@@ -54,9 +54,7 @@ def direction(
     Returns: float64 arrays, None for tensors that stay.
     """
     moved = perturbed(names, params)
-    delta: Tensors = [
-        rng.standard_normal(w.shape) if m else None for w, m in zip(weights, moved, strict=True)
-    ]
+    delta: Tensors = [rng.standard_normal(w.shape) if m else None for w, m in zip(weights, moved, strict=True)]
     if normalize == "layer":
         layers = [name.split("/")[0] for name in names]
         for layer in set(layers):
@@ -90,12 +88,7 @@ class PlainWalks:
         self.examples, self.weights = examples, weights
 
     def walk(
-        self,
-        delta: Tensors,
-        step: float,
-        threshold: float,
-        max_steps: int,
-        tick: Tick = lambda fraction: None,
+        self, delta: Tensors, step: float, threshold: float, max_steps: int, tick: Tick = lambda fraction: None
     ) -> dict:
         """Walk from the network along delta.
 

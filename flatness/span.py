@@ -16,9 +16,7 @@ from context import Context
 from models.losses import cross_entropy
 
 PLAIN_FLOATS = 2**22  # activations of a layer in a block of the plain evaluation: larger blocks are no faster
-CACHED_FLOATS = (
-    2**21
-)  # the same of a block that goes through several points: it stays in the processor's cache
+CACHED_FLOATS = 2**21  # the same of a block that goes through several points: it stays in the processor's cache
 FIRST_BLOCK = 512  # examples; a small first block soon tells a walk about where its end is
 KEPT_BYTES = 2**30  # what is computed once and kept, at most
 STACK_BYTES = 2**28  # the tensors of all points that are evaluated together, at most

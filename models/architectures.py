@@ -18,14 +18,7 @@ from typing import Any
 BIAS_MODES = ("NONE", "FIRST_LAYER", "ALL")
 ACT_TYPES = ("relu", "linear", "relu2")
 
-CNN: list[Any] = [
-    ["C", 32, [5, 5]],
-    ["P"],
-    ["C", 64, [3, 3]],
-    ["P"],
-    ["F", 1024],
-    ["F", 10, {"act": False}],
-]
+CNN: list[Any] = [["C", 32, [5, 5]], ["P"], ["C", 64, [3, 3]], ["P"], ["F", 1024], ["F", 10, {"act": False}]]
 
 VGG16: list[Any] = [
     ["C", 64, [3, 3]],

@@ -85,6 +85,5 @@ def build(archive: Any) -> Archiver:
         if name == "logloss" and len(args) == 1 and isinstance(args[0], int | float) and args[0] > 1:
             return LogLoss(args[0])
     raise ValueError(
-        f"{archive!r} is none of 'idle', a number of epochs, "
-        "('two-phase-const-epoch', n1, n2), ('logloss', base > 1)"
+        f"{archive!r} is none of 'idle', a number of epochs, ('two-phase-const-epoch', n1, n2), ('logloss', base > 1)"
     )

@@ -48,9 +48,7 @@ INITIALIZERS: dict[str, Callable[..., np.ndarray]] = {
     "truncated_normal": _truncated_normal,
     "random_normal": lambda rng, shape: rng.standard_normal(shape),
     "zeros": lambda rng, shape: np.zeros(shape),
-    "torch_default": lambda rng, shape, fan_in=None: (
-        rng.uniform(-1, 1, shape) / math.sqrt(fan_in or _fans(shape)[0])
-    ),
+    "torch_default": lambda rng, shape, fan_in=None: rng.uniform(-1, 1, shape) / math.sqrt(fan_in or _fans(shape)[0]),
 }
 
 

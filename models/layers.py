@@ -117,9 +117,7 @@ def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
     rows, cols = ((after[k], before[k]) for k in range(2))
     wide = tf.pad(columns, [[0, 0], rows, cols, [0, 0], [0, 0], [0, 0]])
     taps = [(i, j) for i in range(kh) for j in range(kw)]
-    return tf.add_n(
-        [wide[:, kh - 1 - i : kh - 1 - i + h, kw - 1 - j : kw - 1 - j + w, i, j] for i, j in taps]
-    )
+    return tf.add_n([wide[:, kh - 1 - i : kh - 1 - i + h, kw - 1 - j : kw - 1 - j + w, i, j] for i, j in taps])
 
 
 class Conv(Weighted):

@@ -64,9 +64,7 @@ def hp_sparse_softmax_cross_entropy_with_logits_v2(
 
 
 @tf.function(jit_compile=True)  # many tiny ops: one compiled kernel costs less than dispatching them
-def _loss_and_gradient(
-    labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _loss_and_gradient(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """float64 ([B], [B, C]): the loss in the frame and its gradient by the logits."""
     z = tf.cast(logits, tf.float64)  # [B, C]
     is_label = labels[:, None] == tf.range(logits.shape[1], dtype=labels.dtype)

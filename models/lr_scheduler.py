@@ -213,12 +213,7 @@ class ConstLRAndLossBasedLR(LRScheduler):
     """
 
     def __init__(
-        self,
-        lr: float,
-        alpha1: float = 2 ** (1 / 5),
-        alpha2: float = 2 ** (1 / 5),
-        eps: float = 0.0,
-        **frame: Any,
+        self, lr: float, alpha1: float = 2 ** (1 / 5), alpha2: float = 2 ** (1 / 5), eps: float = 0.0, **frame: Any
     ):
         super().__init__(lr, **frame)
         if self.train_mode != USE_FRAME:
@@ -240,11 +235,7 @@ class ConstLRAndLossBasedLR(LRScheduler):
         return self._loss_based.loss_limit() if self.fitted else math.inf
 
     def state(self) -> dict[str, Any]:
-        return {
-            "fitted": self.fitted,
-            "const": self._const.state(),
-            "loss_based": self._loss_based.state(),
-        }
+        return {"fitted": self.fitted, "const": self._const.state(), "loss_based": self._loss_based.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.fitted = state["fitted"]

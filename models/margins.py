@@ -29,9 +29,7 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
       act_type: 'relu2' raises the degree of homogeneity with every layer; others are of degree 1.
     """
     # Not np.vdot: the threads that BLAS leaves spinning would slow the training step after it by half.
-    rho_k = [
-        math.sqrt(sum(np.square(tensor, dtype=np.float64).sum() for tensor in tensors)) for tensors in layers
-    ]
+    rho_k = [math.sqrt(sum(np.square(tensor, dtype=np.float64).sum() for tensor in tensors)) for tensors in layers]
     rho = math.sqrt(sum(r * r for r in rho_k))
     if act_type == "relu2":
         norm_prod = 1.0
@@ -41,12 +39,7 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
     else:
         norm_prod = math.prod(rho_k)
         rhoL = rho ** len(rho_k)
-    return {
-        "rho": rho,
-        **{f"rho_{k}": r for k, r in enumerate(rho_k)},
-        "norm_prod": norm_prod,
-        "rhoL": rhoL,
-    }
+    return {"rho": rho, **{f"rho_{k}": r for k, r in enumerate(rho_k)}, "norm_prod": norm_prod, "rhoL": rhoL}
 
 
 def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:

@@ -17,9 +17,7 @@ from models.layers import ACTIVATIONS, Conv, FullyConnected, Weighted, avg_pool,
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v2
 
 EVAL_BATCH = 500
-TURN_FLOPS = (
-    2e11  # about a second of two cores: the work of one call of a graph. Between two calls a pass can stop.
-)
+TURN_FLOPS = 2e11  # about a second of two cores: the work of one call of a graph. Between two calls a pass can stop.
 
 Weights = Sequence[Any]  # an array or a tensor for each of `Network.tensors`, in their order
 Tick = Callable[[int], None]  # is told how much is done; raises Stopped to end a pass
@@ -158,9 +156,7 @@ class Network(tf.Module):
         for k, layer in enumerate(self.layers):
             found += [(f"layer{k}/{kind}", layer, kind) for kind in ("weight", "bias")]
             if layer.bn is not None:
-                found += [
-                    (f"layer{k}/bn/{kind}", layer.bn, kind) for kind in ("scale", "shift", "mean", "variance")
-                ]
+                found += [(f"layer{k}/bn/{kind}", layer.bn, kind) for kind in ("scale", "shift", "mean", "variance")]
         return [place for place in found if getattr(*place[1:]) is not None]
 
     @property
@@ -309,18 +305,10 @@ class Network(tf.Module):
 
     @tf.function
     def _train_turn(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        batches: tf.Tensor,
-        begin: tf.Tensor,
-        end: tf.Tensor,
-        lr: tf.Tensor,
-        log_frame: tf.Tensor,
-        loss_ub: tf.Tensor,
-        augment_seed: tf.Tensor | None,
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The gradient steps of batches[begin:end]."""
+        self, images: Any, labels: Any, batches: Any, begin: Any, end: Any, lr: Any, log_frame: Any, loss_ub: Any,
+        augment_seed: Any,
+    ) -> tuple[tf.Tensor, tf.Tensor]:  # fmt: skip
+        """The gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors."""
 
         def step(i: tf.Tensor, ok: tf.Tensor, losses: tf.TensorArray) -> tuple[Any, ...]:
             batch = batches[i]
@@ -374,14 +362,7 @@ class Network(tf.Module):
 
     @tf.function
     def _evaluate_turn(
-        self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        begin: tf.Tensor,
-        end: tf.Tensor,
-        log_frame: tf.Tensor,
-        limit: tf.Tensor,
-        total: tf.Tensor,
+        self, images: Any, labels: Any, begin: Any, end: Any, log_frame: Any, limit: Any, total: Any
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Blocks begin to end, unless the sum of losses, counted on from total, passes the limit before."""
         n = tf.shape(images)[0]

@@ -74,17 +74,7 @@ def linf_grid(runs: list[Run]) -> "Figure":
 
 
 SUMMARY = {  # what `attacks.run` writes of an epoch
-    *(
-        "n",
-        "log_loss",
-        "q_bar_min",
-        "clean_acc",
-        "success",
-        "median",
-        "mean",
-        "certified_median",
-        "robust_acc",
-    ),
+    *("n", "log_loss", "q_bar_min", "clean_acc", "success", "median", "mean", "certified_median", "robust_acc")
 }
 
 

@@ -46,9 +46,7 @@ def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
 
 
 def draw(
-    directories: Iterable[Path | str],
-    out: Path | str | None = None,
-    formats: tuple[str, ...] = ("png", "pdf"),
+    directories: Iterable[Path | str], out: Path | str | None = None, formats: tuple[str, ...] = ("png", "pdf")
 ) -> dict[str, list[Path]]:
     """Draw working directories into files.
 
@@ -91,8 +89,7 @@ def _writing_into(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write figures into {out}: {error.strerror}; "
-            "make the place writable or choose another with --out"
+            f"cannot write figures into {out}: {error.strerror}; make the place writable or choose another with --out"
         ) from None
 
 

@@ -52,9 +52,7 @@ def profiles(runs: list[Run]) -> "Figure":
     The walks to the flatness radius (arXiv 1801.02254, section IV).
     """
     n_columns = min(len(runs), 2)
-    figure, axes = style.panels(
-        math.ceil(len(runs) / n_columns), n_columns, title(runs, "dataset", "random_labels")
-    )
+    figure, axes = style.panels(math.ceil(len(runs) / n_columns), n_columns, title(runs, "dataset", "random_labels"))
     panels = np.atleast_1d(axes).ravel()
     names = list(_places(runs)[0])
     looks = dict(zip(names, style.series(names), strict=True))
@@ -95,9 +93,7 @@ def radii(runs: list[Run]) -> "Figure":
         for x, (name, found) in zip(at, networks.items(), strict=True):
             look = of_runs[k] if in_time else of_networks[name]
             values, counts = np.unique(found["radii"], return_counts=True)
-            axes.scatter(
-                np.full(len(values), x), values, 4 + 5 * counts, color=look["color"], alpha=0.5, linewidth=0
-            )
+            axes.scatter(np.full(len(values), x), values, 4 + 5 * counts, color=look["color"], alpha=0.5, linewidth=0)
             if not in_time:
                 width = min(0.09, 0.3 / len(networks))
                 axes.plot([x - width, x + width], [found["mean"]] * 2, **look | {"linestyle": "-"})
@@ -199,9 +195,7 @@ def curvature(runs: list[Run]) -> "Figure":
         networks = list(run.raw.values())
         values = [*zip(*(found["eigenvalues"] for found in networks), strict=True)]
         values += [[found["trace"] for found in networks]]
-        frame, loss = (
-            np.array([found[k] for found in networks]) / style.LN10 for k in ("log_frame", "log_loss")
-        )
+        frame, loss = (np.array([found[k] for found in networks]) / style.LN10 for k in ("log_frame", "log_loss"))
         with np.errstate(divide="ignore", invalid="ignore"):
             *logs, trace = np.log10(np.array(values, np.float64)) + frame
             error = np.array([found["trace_error"] for found in networks]) / np.array(values[-1])

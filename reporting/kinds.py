@@ -56,9 +56,7 @@ KINDS = {
         training.table,
     ),
     "attack_l2": Kind("attack", "Attacks, L2", ATTACKED, {"attack_l2": attacks.l2}, attacks.table),
-    "attack_linf": Kind(
-        "attack", "Attacks, L-infinity", ATTACKED, {"attack_linf": attacks.linf_grid}, attacks.table
-    ),
+    "attack_linf": Kind("attack", "Attacks, L-infinity", ATTACKED, {"attack_linf": attacks.linf_grid}, attacks.table),
     "measure_radius": Kind(
         "measure_radius",
         "Flatness radius",

@@ -104,13 +104,7 @@ def _section(kind: str, entries: list[Entry]) -> dict[str, Any]:
     """Figures and tables of the runs of one kind. The figures give the runs their labels."""
     figures = [_figure(kind, *drawing) for drawing in drawn([entry.run for entry in entries]).items()]
     tables = KINDS[kind].tables(entries)
-    return {
-        "id": kind,
-        "heading": KINDS[kind].heading,
-        "entries": entries,
-        "figures": figures,
-        "tables": tables,
-    }
+    return {"id": kind, "heading": KINDS[kind].heading, "entries": entries, "figures": figures, "tables": tables}
 
 
 def word(text: str) -> str:

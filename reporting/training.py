@@ -71,10 +71,7 @@ def accuracy(runs: list[Run]) -> "Figure":
     nearest = 0.2  # percent: how much of the last stretch before 100 % is shown
     left.set_yscale(
         "function",
-        functions=(
-            lambda a: -np.log10(np.maximum(100 + nearest - a, 1e-3)),
-            lambda t: 100 + nearest - 10.0**-t,
-        ),
+        functions=(lambda a: -np.log10(np.maximum(100 + nearest - a, 1e-3)), lambda t: 100 + nearest - 10.0**-t),
     )
     left.set_yticks(ACCURACY_TICKS, [f"{tick:g}" for tick in ACCURACY_TICKS])
     left.set_ylim(max(0, min(lowest - 2, 98)), 100 + nearest / 3)
@@ -116,14 +113,7 @@ def steps(runs: list[Run]) -> "Figure":
     figure, axes = style.panels(2, 2, title(runs), sharex=True)
     (relative, true), (attempts, seconds) = axes
     _plot(relative, runs, "eid", "lr")
-    _plot(
-        true,
-        runs,
-        "eid",
-        "lr",
-        "log_frame",
-        to=lambda eid, lr, frame: (eid, np.log10(lr) - frame / style.LN10),
-    )
+    _plot(true, runs, "eid", "lr", "log_frame", to=lambda eid, lr, frame: (eid, np.log10(lr) - frame / style.LN10))
     for panel, name in ((attempts, "attempts"), (seconds, "time")):
         _plot(panel, runs, "eid", name, to=lambda eid, value: (eid, smoothed(value)))
     relative.set(ylabel="lr in the frame", yscale="log")

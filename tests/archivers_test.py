@@ -31,10 +31,7 @@ def test_logloss_keeps_an_epoch_for_each_integer_passed_and_none_twice():
 
 
 def test_logloss_works_where_the_loss_itself_is_no_float():
-    assert kept(("logloss", 10**5), [-1001 * math.log(10), -1004 * math.log(10), -1006 * math.log(10)]) == [
-        1,
-        3,
-    ]
+    assert kept(("logloss", 10**5), [-1001 * math.log(10), -1004 * math.log(10), -1006 * math.log(10)]) == [1, 3]
 
 
 def test_a_restored_archiver_goes_on_where_it_was():
@@ -46,9 +43,7 @@ def test_a_restored_archiver_goes_on_where_it_was():
     assert restored.wants(3, math.log(0.0005))
 
 
-@pytest.mark.parametrize(
-    "archive", ["often", 0, -1, True, ("logloss", 1), ("two-phase-const-epoch", 5), (), 2.5]
-)
+@pytest.mark.parametrize("archive", ["often", 0, -1, True, ("logloss", 1), ("two-phase-const-epoch", 5), (), 2.5])
 def test_nonsense_is_refused(archive):
     with pytest.raises(ValueError, match="none of"):
         archivers.build(archive)

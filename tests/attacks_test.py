@@ -228,18 +228,12 @@ def test_cw_on_raw_logits_of_1e4_finds_what_it_finds_at_1(trained, weights_times
 
 FOOLBOXS = {
     "cw": (
-        lambda logits: CarliniWagnerL2(
-            logits, SHAPE, 4, iterations=150, initial_const=1.0, abort_early="none"
-        ),
+        lambda logits: CarliniWagnerL2(logits, SHAPE, 4, iterations=150, initial_const=1.0, abort_early="none"),
         lambda fb: fb.L2CarliniWagnerAttack(4, steps=150, initial_const=1.0, abort_early=False),
         0.002,
     ),
     "ddn": (lambda logits: DDN(logits, SHAPE), lambda fb: fb.DDNAttack(steps=100), 0.05),
-    "deepfool": (
-        lambda logits: DeepFool(logits, SHAPE),
-        lambda fb: fb.L2DeepFoolAttack(steps=50),
-        0.002,
-    ),
+    "deepfool": (lambda logits: DeepFool(logits, SHAPE), lambda fb: fb.L2DeepFoolAttack(steps=50), 0.002),
 }
 
 
@@ -281,9 +275,7 @@ def test_pgd_without_random_start_is_cleverhans_to_the_last_digits(trained):
 
     model, x, y = trained
     eps = 0.01  # too little for an example, so that no image stops early
-    attack = ProjectedGradientDescent(
-        model.logits, SHAPE, eps_list=(eps,), restarts=1, steps=7, random_start=False
-    )
+    attack = ProjectedGradientDescent(model.logits, SHAPE, eps_list=(eps,), restarts=1, steps=7, random_start=False)
     ours, found = attack._climb(x, x, y, eps, 7)
     assert not found.numpy().any()
     theirs = projected_gradient_descent(
@@ -332,9 +324,9 @@ def test_pgd_stays_in_its_ball_and_depends_on_the_seed_and_not_on_the_batch(trai
 def test_cw_reaches_the_class_it_is_aimed_at(trained, found):
     model, x, y = trained
     goal = (y + 1) % 10
-    aimed = CarliniWagnerL2(
-        model.logits, SHAPE, **CW | {"iterations": 500, "initial_const": 1.0}, targeted=True
-    )(x, goal)
+    aimed = CarliniWagnerL2(model.logits, SHAPE, **CW | {"iterations": 500, "initial_const": 1.0}, targeted=True)(
+        x, goal
+    )
     assert (classes(model, aimed, N) == goal).all()
     # To one class it is farther than to the nearest of all.
     assert np.median(l2(aimed, x)) > np.median(l2(found("cw"), x))
@@ -348,9 +340,9 @@ def test_cw_that_finds_nothing_returns_the_image_itself(trained):
 
 def test_cw_examples_are_wrong_by_the_confidence(trained):
     model, x, y = trained
-    found = CarliniWagnerL2(
-        model.logits, SHAPE, **CW | {"iterations": 500, "initial_const": 1.0}, confidence=2.0
-    )(x, y)
+    found = CarliniWagnerL2(model.logits, SHAPE, **CW | {"iterations": 500, "initial_const": 1.0}, confidence=2.0)(
+        x, y
+    )
     z = model.logits(found).numpy()
     assert (z.max(axis=1) - z[np.arange(N), y] > 2).all()
 
@@ -361,10 +353,7 @@ def test_giving_up_early_costs_work_less_and_distance_hardly(trained):
     for rule in ("none", "image", "batch"):
         attack = CarliniWagnerL2(model.logits, SHAPE, 6, iterations=200, initial_const=1e-2, abort_early=rule)
         adam, sizes = attack._adam, []
-        attack._adam = lambda n, x, *rest, adam=adam, sizes=sizes: (
-            sizes.append((n, len(x))),
-            adam(n, x, *rest),
-        )[1]
+        attack._adam = lambda n, x, *rest, adam=adam, sizes=sizes: (sizes.append((n, len(x))), adam(n, x, *rest))[1]
         medians[rule] = np.median(l2(attack(x, y), x))
         work[rule] = sum(n * size for n, size in sizes)
         if rule == "image":

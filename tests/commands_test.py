@@ -139,9 +139,7 @@ def test_killed_at_five_random_moments_it_still_equals_the_unbroken_run(tmp_path
     kills = 0
     while kills < 5:
         start = [str(ROOT / "run.sh"), QUICK] + (["--resume", str(run_dir(tmp_path))] if kills else words)
-        process = subprocess.Popen(
-            start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV
-        )
+        process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENV)
         for line in process.stdout:
             if line.startswith("epoch #"):
                 break
@@ -161,9 +159,7 @@ def test_killed_at_five_random_moments_it_still_equals_the_unbroken_run(tmp_path
         assert_same_weights(results.load_weights(path, eid), results.load_weights(unbroken, eid))
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a tiny tmpfs"
-)
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a tiny tmpfs")
 def test_a_full_disk_is_one_line_and_exit_1_and_earlier_results_stay(tmp_path, unbroken):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -126,18 +126,7 @@ def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
     assert set(info) == {"eid", "lr", "log_frame", "rt_loss", "all_rt_loss", "stats", "time"}
     assert len(info["all_rt_loss"]) == 6 and np.mean(info["all_rt_loss"]) == info["rt_loss"]
     stats = info["stats"]
-    names = [
-        "loss",
-        "acc",
-        "test_loss",
-        "test_acc",
-        "rho",
-        "norm_prod",
-        "rhoL",
-        "q_min",
-        "q_max",
-        "q_bar_min",
-    ]
+    names = ["loss", "acc", "test_loss", "test_acc", "rho", "norm_prod", "rhoL", "q_min", "q_max", "q_bar_min"]
     names += ["q_bar2_min", "log_loss", "log_frame", "train_time", "eval_time", "attempts"]
     names += [f"rho_{k}" for k in range(3)] + [f"n_supp_{k}" for k in range(1, 8)]
     assert set(stats) == set(names)
@@ -147,9 +136,7 @@ def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
     (x, y), (x_test, y_test) = context.dataset
     for part, labels, prefix in ((x, y, ""), (x_test, y_test, "test_")):
         z = context.model.logits(context.model.pixels(part)).numpy().astype(np.float64)
-        d = np.array(
-            [[v - row[k] for j, v in enumerate(row) if j != k] for row, k in zip(z, labels, strict=True)]
-        )
+        d = np.array([[v - row[k] for j, v in enumerate(row) if j != k] for row, k in zip(z, labels, strict=True)])
         loss = np.log1p(np.exp(d).sum(axis=1)).mean()
         frame = math.exp(info["log_frame"]) if not prefix else 1.0
         assert stats[prefix + "loss"] == pytest.approx(loss / frame, rel=1e-5)
@@ -330,14 +317,7 @@ def test_resuming_refuses_other_data_another_experiment_and_a_cut_journal(tiny_f
 def test_peeking_restores_each_epoch_and_trains_on_at_fixed_lr_and_frame(tiny_flags):
     path = Core(tiny_flags | {"archive": 2, "E": 6}).run()
     raw = results.load(path)["raw"]
-    peek = {
-        "task": "train_peek",
-        "load_dir": str(path),
-        "eid": [2, 6],
-        "E": 3,
-        "lr": 0.02,
-        "log_frame0": -1.5,
-    }
+    peek = {"task": "train_peek", "load_dir": str(path), "eid": [2, 6], "E": 3, "lr": 0.02, "log_frame0": -1.5}
     core = Core(tiny_flags | peek)
     peeked = results.load(core.run())["raw"]
     assert list(peeked) == [2, 6]
@@ -373,11 +353,7 @@ def test_peeking_says_what_it_lacks(tiny_flags):
 
 def test_epochs_are_chosen_among_the_stored(tiny_flags):
     path = Core(tiny_flags | {"archive": 2, "E": 5}).run()
-    assert [results.choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [
-        [2, 4, 5],
-        [5],
-        [2, 4],
-    ]
+    assert [results.choose_eids(path, wanted) for wanted in ("all", "last", [2, 4])] == [[2, 4, 5], [5], [2, 4]]
 
 
 # What does not fit
@@ -396,9 +372,7 @@ def test_epochs_are_chosen_among_the_stored(tiny_flags):
         ({"parts": 2, "model": {"description": [["F", 10, {"bn": True}]]}}, "batch norm looks at whole"),
     ],
 )
-def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
-    tiny_flags, tmp_path, changes, says
-):
+def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(tiny_flags, tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
         Core(tiny_flags | changes).run()
     assert not (tmp_path / "logs").exists()
@@ -407,11 +381,7 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(
 @pytest.mark.parametrize(
     "description, device, parts",
     [
-        (
-            CNN,
-            "CPU",
-            min(cores(), 3),
-        ),  # 0.36 GFLOP a step, and at least 32 of the 100 examples a part
+        (CNN, "CPU", min(cores(), 3)),  # 0.36 GFLOP a step, and at least 32 of the 100 examples a part
         (VGG16, "CPU", 1),
         ([["F", 10, {"bn": True}]], "CPU", 1),
         (CNN, "GPU 0", 1),
@@ -430,13 +400,7 @@ def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):
 
 def test_stdout_and_pickle_in_the_working_directory_tell_the_run(tiny_flags):
     path = Core(tiny_flags).run()
-    assert {p.name for p in path.iterdir()} >= {
-        "flags.json",
-        "about.json",
-        "journal.jsonl",
-        "res",
-        "checkpoint.npz",
-    }
+    assert {p.name for p in path.iterdir()} >= {"flags.json", "about.json", "journal.jsonl", "res", "checkpoint.npz"}
     with open(path / "res", "rb") as file:
         assert pickle.load(file)["flags"]["B"] == 50
     assert json.loads((path / "journal.jsonl").read_text().splitlines()[0])["eid"] == 1

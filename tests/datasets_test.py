@@ -102,12 +102,7 @@ def test_an_incomplete_folder_is_passed_over_for_a_complete_one(tmp_path):
 
 
 def npz(path, **changes):
-    arrays = {
-        "x_train": X["train"],
-        "y_train": Y["train"],
-        "x_test": X["t10k"],
-        "y_test": Y["t10k"],
-    } | changes
+    arrays = {"x_train": X["train"], "y_train": Y["train"], "x_test": X["t10k"], "y_test": Y["t10k"]} | changes
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return str(path)
 
@@ -124,12 +119,7 @@ def test_any_npz_is_read_by_its_path_with_its_own_levels(tmp_path):
     )
     assert few.scale == 1 / 15
     colour = np.repeat(X["train"][..., None], 3, axis=-1)
-    assert datasets.load(npz(tmp_path / "c.npz", x_train=colour, x_test=colour[:9]))[0][0].shape == (
-        30,
-        28,
-        28,
-        3,
-    )
+    assert datasets.load(npz(tmp_path / "c.npz", x_train=colour, x_test=colour[:9]))[0][0].shape == (30, 28, 28, 3)
     column = datasets.load(npz(tmp_path / "col.npz", y_train=Y["train"][:, None].astype(np.int64)))
     np.testing.assert_array_equal(column[0][1], Y["train"])
 
@@ -283,9 +273,7 @@ def test_nowhere_to_be_had_says_where_it_looked_and_what_to_do(tmp_path):
 
 
 def test_an_unknown_name_and_a_missing_place_are_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, mnist"
-    ):
+    with pytest.raises(UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, mnist"):
         datasets.load("nope")
     with pytest.raises(UserError, match="no such directory"):
         datasets.load("mnist", tmp_path / "nowhere")

@@ -113,9 +113,7 @@ def test_generated_tables_are_those_of_the_program():
 def test_the_readme_is_short_and_names_every_experiment():
     readme = (ROOT / "README.md").read_text()
     assert readme.count("\n") < 150
-    scripts = [
-        path.stem for pattern in ("exper-*", "train_*", "make_r*") for path in ROOT.glob(pattern + ".py")
-    ]
+    scripts = [path.stem for pattern in ("exper-*", "train_*", "make_r*") for path in ROOT.glob(pattern + ".py")]
     assert not [name for name in scripts if f"`{name}`" not in readme]
 
 

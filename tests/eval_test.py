@@ -110,9 +110,7 @@ def test_res_holds_for_every_epoch_what_a_fresh_network_confirms(own, part):
     res, path = attack(own, "--eid", "3,8", "--attack_set", part)
     assert path.parent == own / "eval-tiny" and set(res) == {3, 8}
     for eid, found in res.items():
-        assert set(found) == {
-            *("images", "errors", "labels", "indices", "success", "clean_correct", "certified"),
-        }
+        assert set(found) == {*("images", "errors", "labels", "indices", "success", "clean_correct", "certified")}
         model, dataset = network(own, eid)
         images, labels = dataset[part == "test"]
         x, y = images[:N].astype(np.float32) / 16, labels[:N]

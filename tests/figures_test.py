@@ -188,9 +188,7 @@ def test_a_run_still_under_way_is_drawn_from_its_journal(run, tmp_path):
 
 def test_axes_of_many_decades_have_plain_ticks(long_drawn):
     figure = long_drawn["margins"]
-    against_epoch, against_loss = (
-        [text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:]
-    )
+    against_epoch, against_loss = ([text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:])
     assert [style.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
     assert {"1", "10", "100", "1000"} < set(against_epoch)
     assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
@@ -348,9 +346,7 @@ def test_robust_accuracy_agrees_with_the_attacks_own_summary(tmp_path):
 
     eps_list = (0.5, 1.0, 1.5, 2.0)
     said = measurement.summary(Records(records), eps_list, eps_grid=False)["robust_acc"]
-    eps, robust = attacks.robust_accuracy(
-        {"errors": records["error"], "clean_correct": right, "success": found}
-    )
+    eps, robust = attacks.robust_accuracy({"errors": records["error"], "clean_correct": right, "success": found})
     for e in eps_list:
         assert robust[np.searchsorted(eps, e, side="right") - 1] == pytest.approx(100 * said[str(e)])
 
@@ -396,9 +392,7 @@ def a_radius(path, names, published=None, eids=None, **flat):
         for k, name in enumerate(names)
     }
     raw = {"networks": networks, "row": {"published": published}}
-    return measured_as(
-        work_dir(path, {"task": "measure_radius"} | flat, {"flags": {}, "raw": raw}), names, eids
-    )
+    return measured_as(work_dir(path, {"task": "measure_radius"} | flat, {"flags": {}, "raw": raw}), names, eids)
 
 
 def measured_as(path, names, eids=None):
@@ -427,8 +421,7 @@ def measured(tmp_path_factory):
         "model": {"description": [["F", 16], ["F", 10, {"act": False}]], "bias_mode": "ALL"},
     }
     run = Core(
-        common | {"task": "train_seeds", "seeds": (0, 1, 2), "E": 3, "lr": 0.05, "train_mode": "NORMAL"},
-        "train",
+        common | {"task": "train_seeds", "seeds": (0, 1, 2), "E": 3, "lr": 0.05, "train_mode": "NORMAL"}, "train"
     ).run()
     options = {"load_dir": str(run), "eid": "last", "gpu": -1}
     return {"train_seeds": run} | {
@@ -534,9 +527,7 @@ def test_eigenvalues_are_drawn_in_the_true_losss_units(measured):
     left, _ = figures.build([measured["measure_curvature"]])["curvature"].axes
     raw = results.load(measured["measure_curvature"])["raw"]
     largest = curves(left)[0][:, 1]
-    expected = [
-        math.log10(found["eigenvalues"][0]) + found["log_frame"] / math.log(10) for found in raw.values()
-    ]
+    expected = [math.log10(found["eigenvalues"][0]) + found["log_frame"] / math.log(10) for found in raw.values()]
     np.testing.assert_allclose(largest, expected)
 
 
@@ -675,9 +666,7 @@ def test_the_palette_stays_distinct_to_the_colour_blind_and_the_dashes_to_all():
 # The command, and its mistakes
 
 
-def test_the_command_draws_into_the_directory_the_same_files_from_the_same_results(
-    run, files, tmp_path, capsys
-):
+def test_the_command_draws_into_the_directory_the_same_files_from_the_same_results(run, files, tmp_path, capsys):
     own = shutil.copytree(run, tmp_path / "run")
     assert figures.main([str(own)]) == 0
     out, err = capsys.readouterr()
@@ -689,9 +678,7 @@ def test_the_command_draws_into_the_directory_the_same_files_from_the_same_resul
     assert len(list((own / "figures").iterdir())) == 2 * len(files)
 
 
-def test_several_directories_are_drawn_where_the_user_is_and_not_over_the_first_ones(
-    run, tmp_path, monkeypatch
-):
+def test_several_directories_are_drawn_where_the_user_is_and_not_over_the_first_ones(run, tmp_path, monkeypatch):
     own = shutil.copytree(run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(drawing, "drawn", lambda given: {"margins": style.blank(1, 1, "")})
@@ -765,9 +752,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_2(run, tmp_path, cap
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "closed/below/further"])
-def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_drawn(
-    run, tmp_path, monkeypatch, place
-):
+def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_drawn(run, tmp_path, monkeypatch, place):
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "closed").mkdir()
     temporary = drawing.tempfile.TemporaryFile

@@ -32,11 +32,7 @@ def test_what_is_not_given_has_its_default():
         (["--B=50"], "B", 50),
         (["--lr", "0.1"], "lr", 0.1),
         (["--lr", "1"], "lr", 1.0),
-        (
-            ["--lr", "('loss-based-v1', 0.1, 2**(1/5), 2**(1/10))"],
-            "lr",
-            ("loss-based-v1", 0.1, 2**0.2, 2**0.1),
-        ),
+        (["--lr", "('loss-based-v1', 0.1, 2**(1/5), 2**(1/10))"], "lr", ("loss-based-v1", 0.1, 2**0.2, 2**0.1)),
         (["--lr", "loss-based-v1,0.1"], "lr", ("loss-based-v1", 0.1)),
         (["--lr", "loss-based-v1"], "lr", "loss-based-v1"),
         (["--log_frame0", "log(log(10))"], "log_frame0", math.log(math.log(10))),
@@ -44,11 +40,7 @@ def test_what_is_not_given_has_its_default():
         (["--archive", "idle"], "archive", "idle"),
         (["--archive", "50"], "archive", 50),
         (["--archive", "logloss,10**5"], "archive", ("logloss", 10**5)),
-        (
-            ["--archive", "('two-phase-const-epoch', 100, 1000)"],
-            "archive",
-            ("two-phase-const-epoch", 100, 1000),
-        ),
+        (["--archive", "('two-phase-const-epoch', 100, 1000)"], "archive", ("two-phase-const-epoch", 100, 1000)),
         (["--gpu", "-1"], "gpu", -1),
         (["--tf32"], "tf32", True),
         (["--tf32", "false"], "tf32", False),
@@ -179,11 +171,7 @@ def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
 def test_older_names_of_flags_go_on_working_everywhere():
     words = ["--load_dir", "x", "--random", "--step", "0.2", "--source", "train_cifar"]
     got = flags.command_line(words, {"task": "measure_radius"})
-    assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (
-        True,
-        0.2,
-        "train_cifar",
-    )
+    assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (True, 0.2, "train_cifar")
     assert flags.complete({"attack": [3, 1]})["attack_indices"] == (1, 3)
     with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):
         flags.complete({"radius_step": 0.1, "step": 0.2})

@@ -61,10 +61,7 @@ def test_the_chain_goes_from_training_to_a_table_and_a_surface(chain, tmp_path):
 
 
 def test_res_has_every_direction_the_profile_the_loss_and_the_row(chain):
-    for name, step, params in (
-        ("measure_radius_mnist", 1.0, "all"),
-        ("measure_radius_mnist_top", 0.2, "top"),
-    ):
+    for name, step, params in (("measure_radius_mnist", 1.0, "all"), ("measure_radius_mnist_top", 0.2, "top")):
         raw = load(chain[name])
         assert sorted(raw["networks"]) == ["seed 0", "seed 1", "seed 2"]
         for found in raw["networks"].values():
@@ -144,9 +141,7 @@ def test_a_seed_that_is_not_trained_to_the_end_is_refused_and_resuming_finishes_
     run("train_mnist", tmp_path, **small, E=2, resume=str(path))
     straight = run("train_mnist", tmp_path, **small, E=2)
     for seed in small["seeds"]:
-        for (_, a), (_, b) in zip(
-            *(results.load_weights(p / f"seed-{seed}") for p in (path, straight)), strict=True
-        ):
+        for (_, a), (_, b) in zip(*(results.load_weights(p / f"seed-{seed}") for p in (path, straight)), strict=True):
             assert (a == b).all()
 
 
@@ -276,14 +271,7 @@ def test_runs_of_the_margin_paper_are_measured_epoch_by_epoch(tiny_flags, tmp_pa
 def test_the_cifar_chain_runs_on_a_small_part_of_the_data(real_data, tmp_path):
     small = {"data_dir": real_data, "train_N": 200, "B": 50, "E": 2, "model": {"description": SMALL_VGG}}
     labels = str(tmp_path / "labels.npz")
-    run(
-        "make_random_labels",
-        tmp_path,
-        dataset="cifar10",
-        data_dir=real_data,
-        train_N=200,
-        random_labels=labels,
-    )
+    run("make_random_labels", tmp_path, dataset="cifar10", data_dir=real_data, train_N=200, random_labels=labels)
     for script, more in (("train_cifar", {}), ("train_cifar_random", {"random_labels": labels})):
         random = bool(more)
         trained = run(script, tmp_path, **small, **more)

@@ -46,14 +46,7 @@ def digits(n=500):
 
 def untrained(name, seed):
     return Network(
-        NETWORKS[name],
-        (8, 8, 1),
-        "ALL",
-        init=TORCH,
-        scale=1 / 16,
-        seed=seed,
-        input_mean=(0.3,),
-        input_std=(0.4,),
+        NETWORKS[name], (8, 8, 1), "ALL", init=TORCH, scale=1 / 16, seed=seed, input_mean=(0.3,), input_std=(0.4,)
     )
 
 
@@ -115,9 +108,7 @@ def test_batch_norm_in_training_is_the_batchs_and_moves_the_running_statistics_a
     np.testing.assert_allclose(bn(tf.constant(x), training=True), expected, atol=1e-4)
     np.testing.assert_allclose(bn.mean, 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(bn.variance, 0.9 + 0.1 * variance * 256 / 255, rtol=1e-5)
-    running = (x - bn.mean.numpy()) / np.sqrt(
-        bn.variance.numpy() + 1e-5
-    ) * bn.scale.numpy() + bn.shift.numpy()
+    running = (x - bn.mean.numpy()) / np.sqrt(bn.variance.numpy() + 1e-5) * bn.scale.numpy() + bn.shift.numpy()
     np.testing.assert_allclose(bn(tf.constant(x), training=False), running, atol=1e-4)
 
 
@@ -212,10 +203,7 @@ def test_random_labels_of_another_length_or_no_labels_at_all_are_refused(tmp_pat
 
 
 def test_the_plain_losses_are_the_high_precision_cross_entropy():
-    logits = (
-        np.random.default_rng(0).normal(0, 1, (40, 10)).astype(np.float32)
-        * np.geomspace(0.1, 100, 40)[:, None]
-    )
+    logits = np.random.default_rng(0).normal(0, 1, (40, 10)).astype(np.float32) * np.geomspace(0.1, 100, 40)[:, None]
     labels = np.arange(40, dtype=np.int32) % 10
     labels[20:] = logits[20:].argmax(1)  # the losses of these are as small as 1e-40
     expected = hp_loss(tf.constant(labels), tf.constant(logits))
@@ -231,12 +219,7 @@ def test_the_plain_losses_are_the_high_precision_cross_entropy():
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [
-        *((name, "all") for name in NETWORKS),
-        ("batch norm", "trainable"),
-        ("batch norm", "top"),
-        ("mlp", "top"),
-    ],
+    [*((name, "all") for name in NETWORKS), ("batch norm", "trainable"), ("batch norm", "top"), ("mlp", "top")],
 )
 def test_short_cuts_give_the_plain_losses_along_a_ray(name, params, small_blocks):
     examples = examples_of(name)
@@ -407,9 +390,7 @@ def test_directions_have_length_one_over_the_perturbed_tensors_and_repeat_with_t
         for params in ("all", "trainable", "top")
     }
     assert moved["all"] == set(names(model)) and moved["top"] == {"layer3/weight", "layer3/bias"}
-    assert moved["all"] - moved["trainable"] == {
-        f"layer{k}/bn/{s}" for k in range(3) for s in ("mean", "variance")
-    }
+    assert moved["all"] - moved["trainable"] == {f"layer{k}/bn/{s}" for k in range(3) for s in ("mean", "variance")}
     for params in moved:
         for normalize in ("none", "layer"):
             assert radius.norm(direction(params, normalize)) == pytest.approx(1)
@@ -425,10 +406,7 @@ def test_normalized_by_layer_every_layer_changes_by_the_same_fraction():
 
 
 def test_the_row_is_the_mean_and_population_deviation_of_the_networks_means():
-    walks = [
-        [{"radius": r, "profile": [0.1], "end": 1.0} for r in radii]
-        for radii in ([13, 15], [13, 14], [14, 14])
-    ]
+    walks = [[{"radius": r, "profile": [0.1], "end": 1.0} for r in radii] for radii in ([13, 15], [13, 14], [14, 14])]
     networks = {str(k): {"eid": 30} | radius.summary(own, 2.0) for k, own in enumerate(walks)}
     row = table_row(networks, "mnist", "all", False, (13.9833, 0.1670))
     assert row["mean"] == pytest.approx(np.mean([14, 13.5, 14])) and row["sd"] == pytest.approx(
@@ -464,9 +442,7 @@ def dense_hessian(weights, x, y):
         return np.concatenate([(x.T @ back).ravel(), back.sum(0), (h.T @ p).ravel(), p.sum(0)])
 
     eps = 1e-5
-    return np.stack(
-        [(gradient(flat + eps * e) - gradient(flat - eps * e)) / (2 * eps) for e in np.eye(len(flat))]
-    )
+    return np.stack([(gradient(flat + eps * e) - gradient(flat - eps * e)) / (2 * eps) for e in np.eye(len(flat))])
 
 
 @pytest.fixture(scope="module")
@@ -483,9 +459,7 @@ def test_hessian_vector_products_are_the_dense_hessians(small_hessian):
     hessian, dense = small_hessian
     columns = np.stack([hessian.matvec(e) for e in np.eye(len(dense))])
     np.testing.assert_allclose(columns, dense, atol=1e-6 * np.abs(dense).max())
-    np.testing.assert_allclose(
-        hessian.matvec(1e-60 * np.eye(len(dense))[3]), 1e-60 * dense[3], rtol=1e-4, atol=1e-67
-    )
+    np.testing.assert_allclose(hessian.matvec(1e-60 * np.eye(len(dense))[3]), 1e-60 * dense[3], rtol=1e-4, atol=1e-67)
 
 
 def test_eigenvalues_and_trace_are_the_dense_hessians(small_hessian):

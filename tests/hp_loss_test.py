@@ -9,12 +9,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.losses import (
-    hp_sparse_softmax_cross_entropy_with_logits_v1 as loss_v1,
-)
-from models.losses import (
-    hp_sparse_softmax_cross_entropy_with_logits_v2 as loss_v2,
-)
+from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as loss_v1
+from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v2 as loss_v2
 
 mpmath.mp.dps = 50
 
@@ -62,11 +58,7 @@ def test_value_and_gradient_are_exact_from_10_to_1e_minus_3000(log10_loss, frame
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.floats(-7000, 7000, width=32), min_size=2, max_size=10),
-    st.integers(0, 9),
-    st.floats(-30, 30),
-)
+@given(st.lists(st.floats(-7000, 7000, width=32), min_size=2, max_size=10), st.integers(0, 9), st.floats(-30, 30))
 def test_value_is_exact_for_float32_logits_of_any_size(z, y, frame_off):
     z = np.array([z], np.float32)
     y = np.array([y % z.shape[1]], np.int32)

@@ -33,18 +33,14 @@ PLAIN = {
 @pytest.mark.parametrize("pool", PLAIN, ids=lambda f: f.__name__)
 @settings(max_examples=25, deadline=None)
 @given(
-    st.sampled_from([(2, 4, 6, 3), (1, 5, 5, 2), (3, 7, 4, 1), (2, 2, 2, 8)]),
-    st.integers(0, 10**6),
-    st.booleans(),
+    st.sampled_from([(2, 4, 6, 3), (1, 5, 5, 2), (3, 7, 4, 1), (2, 2, 2, 8)]), st.integers(0, 10**6), st.booleans()
 )
 def test_max_pools_are_tensorflows_bit_for_bit_ties_included(pool, shape, seed, ties):
     rng = np.random.default_rng(seed)
     x = rng.integers(-2, 3, shape) if ties else rng.normal(size=shape)
     dy = tf.constant(rng.normal(size=(shape[0], shape[1] // 2, shape[2] // 2, shape[3])), tf.float32)
     x = tf.constant(x, tf.float32)
-    for got, want in zip(
-        outputs_and_gradients(pool, x, dy), outputs_and_gradients(PLAIN[pool], x, dy), strict=True
-    ):
+    for got, want in zip(outputs_and_gradients(pool, x, dy), outputs_and_gradients(PLAIN[pool], x, dy), strict=True):
         np.testing.assert_array_equal(got, want)
 
 

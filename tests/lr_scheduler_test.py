@@ -108,14 +108,7 @@ def test_const_then_loss_based_needs_a_frame():
 
 
 @pytest.mark.parametrize(
-    "lr",
-    [
-        0.01,
-        "loss-based-v1",
-        ("aggressive", 0.1),
-        ("aggressive-v2", 0.1, 3),
-        ("const-lr-and-loss-based-lr", 0.1),
-    ],
+    "lr", [0.01, "loss-based-v1", ("aggressive", 0.1), ("aggressive-v2", 0.1, 3), ("const-lr-and-loss-based-lr", 0.1)]
 )
 def test_a_restored_state_makes_the_same_decisions(lr):
     losses = [0.9, 1.2, 0.99, 0.8, 1.01, 0.5, 0.7]
@@ -140,14 +133,7 @@ def test_loss_limit_never_rejects_what_get_accepts(train_mode):
 
 @pytest.mark.parametrize(
     "lr",
-    [
-        ("nope", 0.1),
-        ("aggressive", 0.1, 0),
-        ("loss-based-v1", 0.1, 1.1, 1.0),
-        ("loss-based-v1", -1.0),
-        -0.1,
-        True,
-    ],
+    [("nope", 0.1), ("aggressive", 0.1, 0), ("loss-based-v1", 0.1, 1.1, 1.0), ("loss-based-v1", -1.0), -0.1, True],
 )
 def test_nonsense_is_refused(lr):
     with pytest.raises((ValueError, TypeError)):

@@ -23,8 +23,7 @@ def case(request):
 
 def brute_q(logits, labels):
     return [
-        float(z[y]) - max(float(v) for j, v in enumerate(z) if j != y)
-        for z, y in zip(logits, labels, strict=True)
+        float(z[y]) - max(float(v) for j, v in enumerate(z) if j != y) for z, y in zip(logits, labels, strict=True)
     ]
 
 
@@ -58,11 +57,7 @@ def test_support_counts_are_what_counting_gives(case):
 @pytest.mark.parametrize("act_type", ["relu", "linear", "relu2"])
 def test_norms_are_those_of_the_flattened_layers(act_type):
     rng = np.random.default_rng(3)
-    layers = [
-        [rng.normal(size=(3, 4)), rng.normal(size=4)],
-        [rng.normal(size=(4, 5))],
-        [rng.normal(size=(5, 2))],
-    ]
+    layers = [[rng.normal(size=(3, 4)), rng.normal(size=4)], [rng.normal(size=(4, 5))], [rng.normal(size=(5, 2))]]
     got = margins.norms(layers, act_type)
     rho_k = [math.sqrt(sum(float(v) ** 2 for t in layer for v in t.ravel())) for layer in layers]
     rho = math.sqrt(sum(r * r for r in rho_k))
@@ -78,6 +73,6 @@ def test_norms_are_those_of_the_flattened_layers(act_type):
 
 
 def test_accuracy_of_a_tie_counts_the_first_largest_logit():
-    assert margins.accuracy(
-        np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 1])
-    ) == pytest.approx(2 / 3)
+    assert margins.accuracy(np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 1])) == pytest.approx(
+        2 / 3
+    )

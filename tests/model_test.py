@@ -60,9 +60,7 @@ DESCRIPTIONS = {
 @pytest.mark.parametrize("bias_mode", ["NONE", "FIRST_LAYER", "ALL"])
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_logits_and_gradients_are_those_of_the_description(name, bias_mode, act_type):
-    model = Network(
-        DESCRIPTIONS[name], (8, 8, 1), bias_mode, act_type, scale=1 / 16, init={"bias": "random_normal"}
-    )
+    model = Network(DESCRIPTIONS[name], (8, 8, 1), bias_mode, act_type, scale=1 / 16, init={"bias": "random_normal"})
     x, y = data(20)
     results = []
     for logits in (model.logits, lambda images: plain_logits(model, images)):
@@ -94,14 +92,7 @@ def test_norms_count_the_first_layers_bias_and_no_other():
 
 def test_flops_of_the_paper_networks():
     cnn = [spec.flops for spec in parse(CNN, "NONE", (28, 28, 1))]
-    assert cnn == [
-        2 * 28 * 28 * 25 * 32,
-        0,
-        2 * 14 * 14 * 9 * 32 * 64,
-        0,
-        2 * 7 * 7 * 64 * 1024,
-        2 * 1024 * 10,
-    ]
+    assert cnn == [2 * 28 * 28 * 25 * 32, 0, 2 * 14 * 14 * 9 * 32 * 64, 0, 2 * 7 * 7 * 64 * 1024, 2 * 1024 * 10]
     vgg = parse(VGG16, "FIRST_LAYER", (32, 32, 3))
     assert vgg[-1].in_shape == (1, 1, 512)
     assert sum(int(np.prod(s.weight_shape)) for s in vgg if s.weight_shape) == 14_715_584
@@ -189,9 +180,7 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
         np.testing.assert_array_equal(at_once, in_turns)
 
 
-@pytest.mark.parametrize(
-    "n, parts", [(3, 1), (499, 1), (500, 1), (501, 1), (1234, 1), (1, 2), (501, 2), (1234, 3)]
-)
+@pytest.mark.parametrize("n, parts", [(3, 1), (499, 1), (500, 1), (501, 1), (1234, 1), (1, 2), (501, 2), (1234, 3)])
 def test_evaluation_in_blocks_is_evaluation_at_once(n, parts):
     """Also where the last block has fewer examples than parts."""
     model = Network(TINY, (8, 8, 1), scale=1 / 16)
@@ -237,9 +226,7 @@ def test_initial_weights_are_those_of_a_new_network_with_that_seed(seed):
     description = [["C", 4, [3, 3], {"bn": True}], ["P"], *TINY[2:]]
     new = Network(description, (8, 8, 1), "ALL", init=init, seed=seed)
     for given, (name, expected) in zip(
-        Network(description, (8, 8, 1), "ALL", init=init).initial_weights(seed),
-        new.get_weights(),
-        strict=True,
+        Network(description, (8, 8, 1), "ALL", init=init).initial_weights(seed), new.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(given, expected, err_msg=name)
 

@@ -50,13 +50,7 @@ def epoch(eid):
     stats = {
         **{"loss": 0.9, "log_loss": -eid * 267 * LN10, "log_frame": -1.0, "acc": 1 - 0.1 / eid},
         **{"test_loss": 0.1, "test_acc": 0.9, "rho": 10.0 + eid, "rho_0": 3.0 + eid, "rho_1": 4.0 + eid},
-        **{
-            "norm_prod": 12.0,
-            "rhoL": 100.0,
-            "q_min": eid - 1.5,
-            "q_max": 9.0,
-            "q_bar_min": (eid - 1.5) / 100,
-        },
+        **{"norm_prod": 12.0, "rhoL": 100.0, "q_min": eid - 1.5, "q_max": 9.0, "q_bar_min": (eid - 1.5) / 100},
         **{"q_bar2_min": (eid - 1.5) / 12, **{f"n_supp_{k}": k for k in range(1, 8)}},
         **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2},
     }
@@ -102,9 +96,7 @@ def radius(path):
     }
     row = {"mean": 2.5, "sd": 0.0625, "by_norm_mean": 0.125, "by_norm_sd": 0.0, "published": (2.34, 0.1393)}
     raw = {"networks": {"seed 0": network, "seed 1": network}, "row": row | {"standard_errors": 1.5}}
-    return made(
-        path, "measure_radius", {"flags": {}, "raw": raw}, "measure_radius_mnist_top.py", params="top"
-    )
+    return made(path, "measure_radius", {"flags": {}, "raw": raw}, "measure_radius_mnist_top.py", params="top")
 
 
 def points(path):
@@ -189,16 +181,13 @@ def test_nothing_is_fetched_from_anywhere(everything):
                 assert value.startswith(("data:", "#")), (node.name, value[:80])
             assert name != "style" and not name.startswith("on")
     style = (
-        "".join(node.to_text() for node in document.query("style"))
-        or text.split("<style>")[1].split("</style>")[0]
+        "".join(node.to_text() for node in document.query("style")) or text.split("<style>")[1].split("</style>")[0]
     )
     assert "url(" not in style and "@import" not in style and "{" in style
     for image in document.query("img"):
         svg = base64.b64decode(image.attrs["src"].removeprefix("data:image/svg+xml;base64,")).decode()
         assert svg.lstrip().startswith("<?xml")
-        for reference in re.findall(r"""(?:href|src)\s*=\s*["']([^"']*)""", svg) + re.findall(
-            r"url\(([^)]*)", svg
-        ):
+        for reference in re.findall(r"""(?:href|src)\s*=\s*["']([^"']*)""", svg) + re.findall(r"url\(([^)]*)", svg):
             assert reference.startswith(("#", "data:")), reference[:80]
         assert "@import" not in svg and "<script" not in svg
 
@@ -406,7 +395,7 @@ def test_powers_are_told_below_the_smallest_float(value, log_unit, text):
 
 def test_flags_are_shown_as_they_are_typed():
     assert [page.word(text) for text in ("a-b/c", "[['F', 10]]", "$x 'y'")] == [
-        *("a-b/c", "\"[['F', 10]]\"", """'$x '"'"'y'"'"''"""),
+        *("a-b/c", "\"[['F', 10]]\"", """'$x '"'"'y'"'"''""")
     ]
 
 

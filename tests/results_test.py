@@ -63,14 +63,7 @@ def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path):
 def test_plain_data_and_arrays_load(protocol):
     res = {
         "flags": {"lr": ("a", 0.1), "x": None, "b": True},
-        "raw": {
-            1: {
-                "q": np.arange(5.0),
-                "f": np.float64(2.5),
-                "s": np.zeros((2, 2), np.float32),
-                "bytes": b"\xff",
-            }
-        },
+        "raw": {1: {"q": np.arange(5.0), "f": np.float64(2.5), "s": np.zeros((2, 2), np.float32), "bytes": b"\xff"}},
     }
     got = safe_pickle.loads(pickle.dumps(res, protocol))
     assert got["flags"] == res["flags"]
@@ -80,13 +73,7 @@ def test_plain_data_and_arrays_load(protocol):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        pickle.dumps(Malicious()),
-        pickle.dumps({"a": [Malicious()]}),
-        b"cos\nsystem\n(S'true'\ntR.",
-        b"",
-        b"nonsense",
-    ],
+    [pickle.dumps(Malicious()), pickle.dumps({"a": [Malicious()]}), b"cos\nsystem\n(S'true'\ntR.", b"", b"nonsense"],
 )
 def test_a_pickle_of_anything_else_is_refused_unloaded(content, run):
     (run.path / "res").write_bytes(content)

@@ -100,9 +100,7 @@ class Epoch:
     @cached_property
     def gradient(self) -> list[np.ndarray]:
         """Of the mean training loss in the frame, float64, for each of the model's `weights`."""
-        found: list[np.ndarray] = self.model.gradient(
-            *self._context.train_set, self.log_frame, tick=self._tick
-        )
+        found: list[np.ndarray] = self.model.gradient(*self._context.train_set, self.log_frame, tick=self._tick)
         return found
 
 

@@ -225,10 +225,7 @@ class Run(Progress):
             self.live.close()
 
     def _checkpoint(self, archive: bool = False) -> None:
-        named = [
-            (n, w.numpy() if hasattr(w, "numpy") else w)
-            for n, w in zip(self._names, self.weights, strict=True)
-        ]
+        named = [(n, w.numpy() if hasattr(w, "numpy") else w) for n, w in zip(self._names, self.weights, strict=True)]
         self.work_dir.save(named, self._state, archive)
         self.saved_eid, self.last_save = self.eid, time.monotonic()
 
