@@ -76,7 +76,7 @@ class Context:
         return other
 
     def kept(self, slot: str, key: Any, make: Callable[[], Any]) -> Any:
-        """What make() gives; made once, and kept in a slot until another key comes. Safe in threads."""
+        """The value of make(). It is made once, and kept in its slot until another key comes. Safe in threads."""
         with self._lock:
             if slot not in self._kept or self._kept[slot][0] != key:
                 self._kept[slot] = key, make()

@@ -47,7 +47,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: str) -> Any:
-    """What `parse` makes of a file's content.
+    """Parse a file's content.
 
     Args:
       what: how an error names the content, usually by its path.
@@ -257,7 +257,7 @@ def read_flags(directory: Path | str) -> dict:
 
 
 def read_about(directory: Path | str) -> dict:
-    """What the run recorded of itself when it began. Raises: UserError (no run, or damaged)."""
+    """about.json: where, when and with what the run was begun. Raises: UserError (no run, or damaged)."""
     return _read_json(check_run(directory) / "about.json")
 
 

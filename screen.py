@@ -1,4 +1,4 @@
-"""What a run says while it goes on: its log, on stdout and in a file, and its progress."""
+"""A run's log, on stdout and in a file, and its progress."""
 
 import logging
 import shlex

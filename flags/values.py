@@ -219,7 +219,7 @@ def learning_rate(value):
 
 
 def archive(value):
-    """What `models.archivers.build` takes."""
+    """Any value that `models.archivers.build` takes."""
     value = _tuples(value)
     try:
         archivers.build(value)

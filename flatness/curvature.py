@@ -129,7 +129,7 @@ def measure(hessian: Hessian, k: int, probes: int, rng: np.random.Generator) -> 
 
 
 def line(found: dict) -> str:
-    """What `measure` found, on one line."""
+    """The result of `measure` on one line."""
     values = ", ".join(f"{value:.4g}" for value in found["eigenvalues"])
     frame = f" (times exp({found['log_frame']:.2f}))" if found["log_frame"] else ""
     return f"eigenvalues {values}; trace {found['trace']:.4g} ± {found['trace_error']:.2g}{frame}"

@@ -176,7 +176,7 @@ WALKS = {"plain": PlainWalks, "fast": FastWalks}
 
 
 def summary(walks: list[dict], length: float) -> dict:
-    """What is said of one network.
+    """The radii of one network, summed up.
 
     Args:
       walks: as `PlainWalks.walk` returns them, one for each direction.

@@ -49,7 +49,7 @@ class LRScheduler:
         return math.inf
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to hold: JSON-able."""
+        """What a checkpoint keeps of the scheduler, as JSON can hold it."""
         return dict(vars(self))
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class _LossComparing(LRScheduler):
         self.last_loss = 1.0 if self.train_mode == USE_FRAME else loss0
 
     def _accept(self, info: dict[str, Any]) -> bool:
-        """Whether this attempt stands. In NORMAL mode an accepted loss is the next one's measure."""
+        """Whether this attempt is accepted. In NORMAL mode the next loss is compared with an accepted one."""
         if info["stats"] is None:
             return False
         loss = info["stats"]["loss"]

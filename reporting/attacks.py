@@ -91,7 +91,7 @@ def _summary(run: Run) -> dict[str, dict]:
 
 
 def table(entries: list[Entry]) -> list[Table]:
-    """What summary.json says of each attacked epoch, of attacks in one norm."""
+    """The summaries of all attacked epochs, of attacks in one norm."""
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method

@@ -85,7 +85,7 @@ TASKS_WITH_FIGURES = {"train_seeds", *(kind.task for kind in KINDS.values())}
 
 
 def read(directories: Iterable[Path | str]) -> list[Run]:
-    """What working directories have to show, each run once; of a run of several seeds, a run a seed.
+    """The runs in working directories, each once. A run of several seeds counts as a run for each seed.
 
     Raises: UserError when one is no run, damaged, of a kind without figures, or has no results yet.
     """

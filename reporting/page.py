@@ -108,7 +108,7 @@ def _section(kind: str, entries: list[Entry]) -> dict[str, Any]:
 
 
 def word(text: str) -> str:
-    """As it is typed in a shell: quoted where it has to be."""
+    """The text as a shell takes it, quoted where necessary."""
     quoted = shlex.quote(text)
     return quoted if quoted == text or set(text) & set('"$`\\!') else f'"{text}"'
 
@@ -163,7 +163,7 @@ def svg(figure: "Figure") -> bytes:
 
 
 def seen(figure: "Figure") -> str:
-    """What a figure shows, in words: for each panel its axes, and for each curve where it begins and ends."""
+    """The figure in words: the axes of each panel, and where each curve begins and ends."""
     panels = [panel(axes) for axes in figure.axes if axes.get_label() != "<colorbar>"]
     return ". ".join(panels) + "."
 
@@ -190,12 +190,12 @@ def panel(axes: "Axes") -> str:
 
 
 def _of_data(line: "Line2D") -> bool:
-    """Whether both of a line's coordinates are data: not so of lines that only mark a height."""
+    """Whether both of a line's coordinates are data. Lines that mark a height have one."""
     return all(line.get_transform().contains_branch_seperately(line.axes.transData))
 
 
 def course(line: "Line2D") -> str:
-    """Where a curve begins and where it ends."""
+    """The first and the last point of a curve, in words."""
     points = [point for point in zip(*line.get_data(), strict=True) if np.isfinite(point).all()]
     name = "the curve" if str(line.get_label()).startswith("_") else spoken(line.get_label())
     if not points:

@@ -1,4 +1,4 @@
-"""What working directories have to draw: runs, and what tells one from another. No TensorFlow here."""
+"""A run as figures and reports see it, and the labels that tell runs apart. No TensorFlow here."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -145,7 +145,7 @@ def label(runs: list[Run]) -> list[Run]:
 
 
 def _differing_parts(runs: list[Run]) -> list[list[str]]:
-    """Of each run's path what is left without the parts that all begin with, or all end with."""
+    """Each run's path, without the parts that all paths begin or end with."""
     paths = [list(run.path.resolve().parts) for run in runs]
     for end in (0, -1):
         while all(len(parts) > 1 for parts in paths) and len({parts[end] for parts in paths}) == 1:
@@ -169,7 +169,7 @@ def groups(things: Iterable, key: Callable) -> dict:
 
 
 def title(runs: list[Run], *names: str) -> str:
-    """What the runs have in common, of the flags with these names."""
+    """The values that all runs share, of the flags with these names."""
     common = [
         say(name, runs[0].flags[name])
         for name in names or ("dataset", "lr", "model.bias_mode")

@@ -1,4 +1,4 @@
-"""What the report's tables are made of: plain values that `page.html` shows."""
+"""The parts of the report's tables: plain values that `page.html` shows."""
 
 import math
 import shlex

@@ -132,7 +132,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def asked_for(runs: list[Run]) -> "Figure | None":
-    """What was recorded along the runs because `--measure` asked for it, a panel a quantity."""
+    """The numbers that `--measure` asked for, against epoch, a panel a quantity."""
     recorded = {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
     keys = [key for key in recorded if cadence(key) == ASKED_FOR]
     if not keys:

@@ -20,7 +20,7 @@ Say = Callable[[str], None]  # shows how far an attempt is
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt gives.
+    """The result of an attempt.
 
     Attributes:
       info: eid, lr, log_frame, rt_loss, stats (None when the attempt failed or was proved worse), and
@@ -118,7 +118,7 @@ def _gradient_steps(
 def stats(
     context: Context, log_frame: float, loss_limit: float = math.inf, say: Say = lambda text: None
 ) -> dict[str, Any] | None:
-    """What is recorded of the network as it is now; None when its loss is above the limit.
+    """The stats of the network as it is now; None when its loss is above the limit.
 
     Args:
       log_frame: natural log of the frame. loss_limit: see `attempt`.
