@@ -212,10 +212,13 @@ class Context:
         }
 
     @contextlib.contextmanager
-    def logging_into(self, path: Path) -> Iterator[None]:
-        """While this lasts, log lines also go into the directory's file stdout, the flags and data first."""
+    def writing(self, path: Path) -> Iterator[None]:
+        """While this lasts, the working directory is locked, and its file stdout gets the log, flags and data first.
+
+        Raises: UserError when another process writes there.
+        """
         (x, _), (x_test, _) = self.dataset
-        with logging_to(path / "stdout"):
+        with results.locked(path), logging_to(path / "stdout"):
             log.info("experiment: %s", self.name)
             for name, value in flag_table.flatten(self._flags).items():
                 log.info("  --%s %s", name, value)

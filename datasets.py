@@ -24,6 +24,7 @@ from results import arrays_of, parsed, read_bytes, replace_atomically
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR_FOLDER = "cifar-10-batches-py"
 N_DIGITS_TRAIN = 1500
+MOST_CLASSES = 1 << 16
 
 
 class Dataset(tuple):
@@ -57,6 +58,8 @@ def load(name: str, data_dir: str | Path | None = None, train_N: int | None = No
 
     Raises: UserError when it is nowhere to be had, or its files are not what they should be.
     """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError(f"--data_dir {data_dir}: no such directory")
     if str(name).endswith(".npz"):
         dataset = _load_npz(Path(name), str(name))
     elif name not in DATASETS:
@@ -92,8 +95,6 @@ def _load_digits() -> Dataset:
 
 
 def _roots(data_dir: str | Path | None) -> list[Path]:
-    if data_dir is not None and not Path(data_dir).is_dir():
-        raise UserError(f"--data_dir {data_dir}: no such directory")
     keras = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
     given = [data_dir, os.environ.get("DATA_DIR"), "data", keras]
     return [Path(root) for root in given if root]
@@ -240,11 +241,9 @@ def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Data
             raise UserError(f"{where}: y_{part} is {y.dtype} {list(y.shape)}; expected integer labels [N]")
         if len(x) != len(y):
             raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected as many")
-        top = None if name.endswith(".npz") else 9
-        if y.min() < 0 or (top is not None and y.max() > top):
-            raise UserError(
-                f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top or 'classes - 1'}"
-            )
+        top = MOST_CLASSES - 1 if name.endswith(".npz") else 9
+        if y.min() < 0 or y.max() > top:  # compared before the cast, which would wrap
+            raise UserError(f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top}")
         x = x[..., None] if x.ndim == 3 else x
         parts.append((np.ascontiguousarray(x, np.uint8), np.ascontiguousarray(y, np.int32)))
     (a, _), (b, _) = parts

@@ -3,10 +3,13 @@
     flags.json          the run's flags
     about.json          experiment, command, versions, machine and data that the run began with
     stdout              what was printed
-    journal.jsonl       one line of JSON for each accepted epoch (or unit of a measurement), appended
-    res                 pickled dict {'flags': ..., 'raw': {eid: info}}: plain Python and NumPy only
+    journal.jsonl       one line of JSON for each accepted epoch (or unit of a measurement), appended; each with
+                        its CRC-32
+    res                 pickled dict {'flags': ..., 'raw': {eid: info}}: plain Python and NumPy only; its SHA-256
+                        follows behind the pickle's end, where unpicklers do not read
     checkpoint.npz      weights of the last saved epoch and what a resumed run needs
     archive/eid-*.npz   checkpoints that are kept for good
+    lock                held by the process that writes here; says which one it is
 
 Files other than stdout and the journal are replaced atomically: a reader, or a crash, finds the old
 file or the new one. A checkpoint knows how long the journal was when it was written. Resuming cuts
@@ -14,14 +17,20 @@ the journal back to there, so that both tell of the same epochs.
 """
 
 import contextlib
+import fcntl
+import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+import socket
 import time
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,8 +38,10 @@ import numpy as np
 
 import safe_pickle
 from errors import UserError
+from screen import log
 
 ROOT = Path(__file__).resolve().parent  # of the program
+MOST_BYTES = 1 << 33  # of one array in an .npz
 
 
 # Reading any file, so that an error says what is true
@@ -65,7 +76,21 @@ def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: 
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises: any Exception for damaged content."""
+    """The arrays of an .npz file. Raises: any Exception for damaged content.
+
+    An array is read only when its header asks for exactly the bytes that are there.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for member in archive.infolist():
+            if member.file_size > MOST_BYTES:
+                raise ValueError(f"{member.filename} has {member.file_size} bytes")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = header[version](file)
+                size = math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or size != member.file_size - file.tell():
+                    raise ValueError(f"{member.filename}: {dtype} {shape} in {member.file_size} bytes")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -135,6 +160,27 @@ def _point_latest(path: Path) -> None:
         os.replace(link, path.with_name("latest"))
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock on a working directory while it is written. It is the kernel's: it ends with its owner.
+
+    Raises: UserError when another process holds it.
+    """
+    with open(path / "lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = " ".join(file.read().split()) or "another process"
+            raise UserError(f"{path}: is being written by {owner}; wait for its end, or stop it") from None
+        except OSError as error:
+            log.info("note: this file system has no locks (%s); start one process at a time here", error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+
+
 class WorkDir:
     """One run's working directory, as the run itself writes it.
 
@@ -151,7 +197,8 @@ class WorkDir:
         replace_atomically(self.path / name, lambda file: file.write(text.encode()))
 
     def write_res(self, res: dict) -> None:
-        replace_atomically(self.path / "res", lambda file: pickle.dump(res, file, protocol=5))
+        content = pickle.dumps(res, protocol=5)
+        replace_atomically(self.path / "res", lambda file: file.write(content + _digest(content)))
 
     # The journal
 
@@ -160,7 +207,7 @@ class WorkDir:
         if self._journal is None:
             # Stays open for the run.
             self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115
-        self._journal.write(json.dumps(info).encode() + b"\n")
+        self._journal.write(_with_crc(info))
         self._journal.flush()
         return self._journal.tell()
 
@@ -276,29 +323,97 @@ def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
     raw = {}
     for number, line in enumerate(lines, 1):
         try:
-            info = json.loads(line)
+            info = _without_crc(line)
             raw[info[key]] = info
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: line {number} is damaged") from None
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+            raise UserError(f"{path}: line {number} is damaged; {BEFORE_IT}") from None
+        if key == "eid" and info[key] != number:
+            raise UserError(
+                f"{path}: line {number} is of epoch {info[key]}, not of epoch {number}: two processes "
+                f"wrote it, or it was edited; {BEFORE_IT}"
+            )
     return raw
+
+
+BEFORE_IT = "archived epochs and checkpoints can still be read"
+_CRC = b', "crc32": '
+
+
+def _with_crc(info: dict) -> bytes:
+    """A line of the journal: JSON whose last entry is the CRC-32 of all before it."""
+    text = json.dumps(info).encode()[:-1]
+    return text + _CRC + str(zlib.crc32(text)).encode() + b"}\n"
+
+
+def _without_crc(line: bytes) -> dict:
+    """The info of a line. Raises: ValueError for a line that is no JSON, or has another CRC than it says."""
+    info = json.loads(line)
+    if isinstance(info, dict) and (crc := info.pop("crc32", None)) is not None:
+        if crc != zlib.crc32(line.rsplit(_CRC, 1)[0]):
+            raise ValueError("another CRC")
+    elif isinstance(info, dict) and type(list(info.values())[-1]) is int:  # no older line ends so
+        raise ValueError("its CRC has another name")
+    else:
+        note_without_checksums()
+    return info
+
+
+_MARK = b"\nsha256:"
+
+
+def _digest(content: bytes) -> bytes:
+    """What follows behind a pickle's end."""
+    return _MARK + hashlib.sha256(content).hexdigest().encode()
+
+
+def _checked_pickle(content: bytes) -> Any:
+    """The value of a `res`. Raises: any Exception for content that is damaged."""
+    size = len(_digest(b""))
+    pickled, digest = content[:-size], content[-size:]
+    if digest.startswith(_MARK):
+        if digest != _digest(pickled):
+            raise ValueError("its SHA-256 is another one")
+        return safe_pickle.loads(pickled)
+    value, n = safe_pickle.load_first(content)
+    if n < len(content):
+        raise ValueError(f"{len(content) - n} bytes too many")
+    note_without_checksums()
+    return value
+
+
+def note_without_checksums() -> None:
+    """Say, once in a process, that a directory is of a version without checksums."""
+    if not _noted:
+        _noted.append(True)
+        log.info("note: results of an older version, without checksums: a flipped bit in them is not noticed")
+
+
+_noted: list[bool] = []
+
+
+def read_res(directory: Path | str) -> Any:
+    """The file `res` as it is. Raises: FileNotFoundError; UserError for a damaged one.
+
+    The unpickler admits plain Python types and NumPy arrays and nothing else.
+    """
+    path = Path(directory) / "res"
+    otherwise = "it was not loaded: get the file again from where it came from"
+    return parsed(read_bytes(path), _checked_pickle, f"{path}: not a pickle of plain data and arrays", otherwise)
 
 
 def load(directory: Path | str) -> dict:
     """A run's `res`: {'flags': ..., 'raw': {eid: info}} (an attack's: {eid: results}).
 
-    The unpickler admits plain Python types and NumPy arrays and nothing else. Where `res` is missing, it is
-    rebuilt from the flags and the journal. Of a training run that is going on, or was killed, the journal may
-    hold more epochs than `res`; then these are taken too.
+    Where `res` is missing, it is rebuilt from the flags and the journal. Of a training run that is going on, or was
+    killed, the journal may hold more epochs than `res`; then these are taken too.
 
     Raises: UserError for a directory that is no run, or damaged.
     """
     path = check_run(directory)
     try:
-        content = read_bytes(path / "res")
+        res = read_res(path)
     except FileNotFoundError:
         return {"flags": read_flags(path), "raw": read_journal(path)}
-    otherwise = "it was not loaded: get the file again from where it came from"
-    res = parsed(content, safe_pickle.loads, f"{path / 'res'}: not a pickle of plain data and arrays", otherwise)
     raw = res.get("raw") if isinstance(res, dict) else None
     if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:
         res["raw"] = read_journal(path)

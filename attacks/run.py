@@ -28,7 +28,7 @@ def attack(context: Context) -> Path:
     Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once; Stopped.
     """
     run = AttackRun(context)
-    with context.logging_into(run.work_dir.path):
+    with context.writing(run.work_dir.path):
         log.info("attacking: %s", shown_path(run.source))
         try:
             run.attack_all()

@@ -164,14 +164,15 @@ def measure(
         path = results.create(Path(context.f.load_dir), context.name, context.first_files(measured=measured))
     work_dir = results.WorkDir(path)
     number = {unit.key: k for k, unit in enumerate(units)}
-    done = work_dir.rewind(key="part")
+    done: dict[int, dict] = {}
 
     def store(unit: Unit, result: Any) -> None:
         k = number[unit.key]
         done[k] = {"part": k} | say(unit, result)
         work_dir.append(done[k])
 
-    with context.logging_into(path):
+    with context.writing(path):
+        done |= work_dir.rewind(key="part")
         log.info("measures: %s", shown_path(Path(context.f.load_dir)))
         try:
             with Ticker(len(units), "unit", context.stop_if_asked) as ticker:

@@ -83,7 +83,7 @@ def test_a_pickle_of_anything_else_is_refused_unloaded(content, run):
 
 def test_an_array_of_objects_cannot_smuggle_a_call():
     content = pickle.dumps(np.array([Malicious()], dtype=object))
-    with pytest.raises(pickle.UnpicklingError, match="system"):
+    with pytest.raises(pickle.UnpicklingError, match="a dtype object"):
         safe_pickle.loads(content)
 
 

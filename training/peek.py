@@ -34,7 +34,7 @@ def train_peek(context: Context) -> Path:
     weights = {eid: context.stored_weights(source, eid) for eid in results.choose_eids(source, f.eid)}
     work_dir = results.WorkDir(results.create(source, "train_peek", context.first_files()))
     raw = {}
-    with context.logging_into(work_dir.path):
+    with context.writing(work_dir.path):
         try:
             for eid in tqdm(weights, unit="epoch", disable=None):
                 raw[eid] = _peek(context, eid, weights[eid])

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+import flags as flag_table
 import results
 from context import Context
 from errors import Stopped, TrainingDiverged
@@ -51,8 +52,8 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
     Args:
       whole: the directory to resume: path, or the run that it is a part of.
     """
-    run = Run(context, path)
-    with context.logging_into(path):
+    with context.writing(path):
+        run = Run(context, path)
         if run.live:
             log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
         if run.eid or context.f.resume:
@@ -69,7 +70,8 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
                 log.info("stopped after epoch #%d; go on with:", run.eid)
                 log.info("  ./run.sh %s --resume %s", context.name, shown_path(whole))
             raise
-        run.save()
+        if run.saved_eid != run.eid or not run.res_is_current():
+            run.save()
         log.info("done: %d epochs, results in %s", run.eid, shown_path(path))
     return path
 
@@ -144,6 +146,8 @@ class Run(Progress):
         self.archiver = archivers.build(context.f.archive)
         self.raw: dict[int, dict[str, Any]] = {}
         self.work_dir = results.WorkDir(path)
+        # What flags.json and res say. A resumed run may have another E; that stands there once the run has gone on.
+        self._flags = flag_table.complete(results.read_flags(path)) if context.f.resume else context.flags
         self._resume()
         self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()
@@ -168,7 +172,6 @@ class Run(Progress):
         self.scheduler.set_state(state["scheduler"])
         self.archiver.set_state(state["archiver"])
         self._state = state
-        self.work_dir.write_json("flags.json", self.context.flags | {"resume": None})  # E may be another
 
     def _note_state(self, journal_bytes: int) -> None:
         """Note what a checkpoint of this moment needs besides the weights."""
@@ -197,6 +200,9 @@ class Run(Progress):
     def _record(self, info: dict[str, Any]) -> None:
         """Journal, archive, checkpoint and res, each when it is due."""
         f = self.context.f
+        if self._flags["E"] != f.E:
+            self._flags = self.context.flags | {"resume": None, "logs_dir": self._flags["logs_dir"]}
+            self.work_dir.write_json("flags.json", self._flags)
         wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
         if f.measure and (wanted if f.measure_every == "archived" else self._measure_now(f.measure_every)):
             began = time.perf_counter()
@@ -224,6 +230,11 @@ class Run(Progress):
         if self.live:
             self.live.close()
 
+    def res_is_current(self) -> bool:
+        """Whether `res` has the last accepted epoch, and no other flags."""
+        path = self.work_dir.path / "res"
+        return path.exists() and results.read_res(path.parent) == {"flags": self._flags, "raw": self.raw}
+
     def _checkpoint(self, archive: bool = False) -> None:
         named = [(n, w.numpy() if hasattr(w, "numpy") else w) for n, w in zip(self._names, self.weights, strict=True)]
         self.work_dir.save(named, self._state, archive)
@@ -234,7 +245,7 @@ class Run(Progress):
         return list(self.context.model.names)
 
     def _write_res(self) -> None:
-        self.work_dir.write_res({"flags": self.context.flags, "raw": self.raw})
+        self.work_dir.write_res({"flags": self._flags, "raw": self.raw})
         self.last_res = time.monotonic()
 
 

@@ -29,15 +29,16 @@ def train_seeds(context: Context) -> Path:
         run = context.check_resumed()
     else:
         run = results.create(context.logs_dir, context.name, {"about.json": context.about()})
-    results.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
-    raw = {}
-    for seed in f.seeds:
-        path = run / f"seed-{seed}"
-        child = context.changed(task="train", seed=seed, seeds=None, resume=None)
-        if not (path / "flags.json").exists():
-            results.fill(path, child.first_files())
-        train_in(child, path, run)
-        raw[seed] = results.read_journal(path)[results.stored_eids(path)[-1]]
-    results.WorkDir(run).write_res({"flags": context.flags, "raw": raw})
-    log.info("all seeds are trained: %s", shown_path(run))
+    with results.locked(run):
+        results.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
+        raw = {}
+        for seed in f.seeds:
+            path = run / f"seed-{seed}"
+            child = context.changed(task="train", seed=seed, seeds=None, resume=None)
+            if not (path / "flags.json").exists():
+                results.fill(path, child.first_files())
+            train_in(child, path, run)
+            raw[seed] = results.read_journal(path)[results.stored_eids(path)[-1]]
+        results.WorkDir(run).write_res({"flags": context.flags, "raw": raw})
+        log.info("all seeds are trained: %s", shown_path(run))
     return run
