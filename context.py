@@ -248,7 +248,8 @@ def build_network(model: dict, dataset: datasets.Dataset, seed: int, parts: int 
     try:
         network = Network(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed, parts=parts)
     except ValueError as error:
-        raise UserError(f"--model.description: {error}") from None
+        flag = "--model." if str(error).startswith("input_") else "--model.description: "
+        raise UserError(f"{flag}{error}") from None
     if network.n_classes < max(dataset.n_classes, 2):
         raise UserError(
             f"--model.description: the last layer has {network.n_classes} units, "

@@ -12,8 +12,9 @@ from pathlib import Path
 from context import Context
 from device import import_tensorflow
 from errors import UserError
-from flags import complete
-from flags.table import MEASUREMENTS
+from flags import complete, flatten
+from flags.command_line import with_the_peeked_run
+from flags.table import DEFAULTS, MEASUREMENTS
 
 TASKS = {  # {task: 'module:function'}. A function takes a Context and returns the directory (or file) it made.
     "train": "training.run:train",
@@ -44,6 +45,10 @@ class Core:
             from flatness.networks import with_flags_of_the_run
 
             flags = with_flags_of_the_run(flags)
+        if flags["task"] == "train_peek":
+            flat = flatten(flags)
+            given = {name: value for name, value in flat.items() if value != DEFAULTS[name]}
+            flags = complete(with_the_peeked_run(flat, given))
         if flags["task"] == "attack" and flags["load_dir"] is None:
             raise UserError("--task attack: not a task of ./run.sh; use ./eval.sh <attack> <directory>")
         self.context = Context(flags, name, stop_if_asked)

@@ -16,7 +16,7 @@ from errors import Stopped, TrainingDiverged, UserError, nearest
 from flags.command_line import command_line
 from flags.table import stored
 from results import ROOT
-from screen import Screen, log, logging_to, shown_path
+from screen import Screen, give_streams, log, logging_to, one_line, shown_path, silence_stdout
 
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
@@ -34,6 +34,7 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
       about: its docstring.
     """
     name = Path(script).stem
+    give_streams()
     if not log.handlers:
         log.addHandler(Screen())
         log.setLevel(logging.INFO)
@@ -122,7 +123,7 @@ def draw_figures(path: Path) -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
     return status
 
 
@@ -151,7 +152,10 @@ def listing(command: str) -> str:
 def start(command: str, *words: str) -> None:
     """Run the script that the first word names, with the other words; without words list the scripts."""
     if not words or words[0] in ("-h", "--help"):
-        print(listing(command))
+        try:
+            print(listing(command), flush=True)
+        except OSError:  # | head -1
+            silence_stdout()
         return
     name, *rest = words
     known = scripts(command)

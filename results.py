@@ -27,6 +27,7 @@ import pickle
 import re
 import shutil
 import socket
+import stat
 import time
 import zipfile
 import zlib
@@ -50,6 +51,8 @@ MOST_BYTES = 1 << 33  # of one array in an .npz
 def read_bytes(path: Path) -> bytes:
     """A file's content. Raises: FileNotFoundError; UserError when it is there and cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise UserError(f"{path}: is no file")  # reading a pipe would wait for ever
         return path.read_bytes()
     except FileNotFoundError:
         raise
@@ -279,10 +282,16 @@ def archive_path(directory: Path | str, eid: int) -> Path:
 def check_run(directory: Path | str) -> Path:
     """The directory as a Path. Raises: UserError when it is no run's working directory."""
     path = Path(directory)
-    if not path.is_dir():
-        what = "not a directory" if path.exists() else "no such directory"
+    try:
+        is_dir = stat.S_ISDIR(path.stat().st_mode)
+        what = "not a directory"
+    except FileNotFoundError:
+        is_dir, what = False, "no such directory"
+    except (OSError, ValueError) as error:  # a loop of links, a name too long, no permission
+        is_dir, what = False, f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+    if not is_dir:
         raise UserError(f"{path}: {what}; expected a working directory, logs/<experiment>/<time>")
-    if not (path / "flags.json").is_file():
+    if not os.path.lexists(path / "flags.json"):
         raise UserError(f"{path}: not a working directory (it has no flags.json)")
     return path
 

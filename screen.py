@@ -1,6 +1,8 @@
 """A run's log, on stdout and in a file, and its progress."""
 
+import contextlib
 import logging
+import os
 import shlex
 import sys
 import threading
@@ -19,15 +21,41 @@ def shown_path(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
+def one_line(message: object) -> str:
+    """A message on one line, whatever a value in it holds."""
+    text = str(message).encode("utf-8", "backslashreplace").decode()
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def give_streams() -> None:
+    """Where stdout or stderr was closed, write to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the rest of the process)
+
+
+def silence_stdout() -> None:
+    """Write to nowhere from now on: stdout is closed, or full. Else Python complains at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 class Screen(logging.Handler):
-    """Writes log lines to stdout without tearing a progress bar on the terminal."""
+    """Writes log lines to stdout without tearing a progress bar on the terminal.
+
+    A stdout that cannot be written ends no run: that is said once, and the directory's file stdout is complete.
+    """
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
-
-    def handleError(self, record):
-        raise  # the user must see that the disk behind stdout is full
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            silence_stdout()
+            print(
+                f"warning: stdout: {error.strerror}; the run goes on, and its file stdout is complete",
+                file=sys.stderr,
+            )
 
 
 class _File(logging.FileHandler):

@@ -1,6 +1,7 @@
 """From the words of a command line to flags. No TensorFlow here."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from errors import UserError, nearest
 from flags import table
 from flags.table import ALIASES, BY_NAME, FLAGS, complete, flatten, nest
 from flags.values import boolean, from_text, shown
+from screen import give_streams, one_line, silence_stdout
 
 PATHS = ("dataset", "data_dir", "logs_dir", "resume", "load_dir", "random_labels", "measured_experiment")
 
@@ -70,18 +72,24 @@ def _read(argv: list[str], flags: dict, about: str, prog: str) -> dict:
     With --resume the flags are those of that run, and only FREE_ON_RESUME may be given anew.
     """
     script = complete(flags)
-    given, unknown = _parser(script, about, prog).parse_known_args(argv)
+    given, unknown = _parser(script, about, prog).parse_known_args(_with_negative_numbers(argv))
     if unknown:
         word = unknown[0].split("=")[0]
         if word.startswith("-"):
             raise UserError(f"no flag is named {word}{nearest(word, [f'--{name}' for name in BY_NAME])}")
         raise UserError(f"unexpected word {unknown[0]!r}; flags are given as --flag value")
+    for name, word in vars(given).items():
+        if not isinstance(word, str):  # --flag=-- : argparse takes the dashes for its own
+            raise UserError(f"--{name}: expected one value")
     # A path stays what was typed, even one that reads like a number.
     changes = {name: word if name in PATHS else from_text(word) for name, word in vars(given).items()}
     if "resume" not in changes:
-        return complete(flatten(script) | changes)
+        full = complete(with_the_peeked_run(flatten(script) | changes, changes))
+        _refuse_unread(full["task"], changes)
+        return full
     before = flatten(table.stored(changes["resume"]))
     full = complete(before | changes)
+    _refuse_unread(full["task"], changes)
     after = flatten(full)
     for flag in FLAGS:
         old, new = before[flag.name], after[flag.name]
@@ -91,6 +99,45 @@ def _read(argv: list[str], flags: dict, about: str, prog: str) -> dict:
                 f"of a resumed run only {', '.join(table.FREE_ON_RESUME)} may change"
             )
     return full
+
+
+def _with_negative_numbers(argv: list[str]) -> list[str]:
+    """['--flag', '-1e2'] as ['--flag=-1e2']: argparse takes the word for a flag."""
+    joined: list[str] = []
+    for word in argv:
+        if re.match(r"-[.\d]", word) and joined and re.fullmatch(r"--[\w.]+", joined[-1]):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _refuse_unread(task: str, typed: dict) -> None:
+    """Raises: UserError for a flag that the task does not read."""
+    for name in typed:
+        tasks = table.TASKS_OF[name]
+        if task not in tasks:
+            raise UserError(f"--{name}: the task {task} does not read it (only {', '.join(tasks)})")
+
+
+def with_the_peeked_run(flat: dict, typed: dict) -> dict:
+    """Of the task train_peek: the flags with the run's network and data in the place of the script's.
+
+    Raises: UserError for a typed flag that contradicts the run.
+    """
+    if flat.get("task") != "train_peek" or flat.get("load_dir") is None:
+        return flat
+    run = flatten(table.of_trained(flat["load_dir"]))
+    checked = flatten(complete({name: value for name, value in flat.items() if name in BY_NAME}))
+    for name in (name for name in run if name.split(".")[0] in table.OF_THE_PEEKED_RUN):
+        if name in typed and checked[name] != run[name]:
+            raise UserError(
+                f"--{name} {shown(checked[name])}: the run {flat['load_dir']} has {shown(run[name])}; leave it out"
+            )
+        flat[name] = run[name]
+    if flat.get("data_dir") is None:
+        flat["data_dir"] = run["data_dir"]
+    return flat
 
 
 def _of_a_measurement(argv: list[str], flags: dict, about: str, prog: str) -> dict:
@@ -150,14 +197,20 @@ def on_directories(
     parser = Parser(prog=f"python {program}", description=about, allow_abbrev=False)
     parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--out", metavar=out[0], help=f"where to [{out[1]}]")
+    give_streams()
     try:
         options = parser.parse_args(argv)
         if "" in (*options.directories, options.out):
             raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
         do(options.directories, options.out)
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        silence_stdout()
+        print(f"error: {one_line(error.strerror or error)}; what is drawn is whole", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)
         return 130

@@ -94,10 +94,9 @@ SECTIONS = (
              "a constant learning rate, or (scheduler, arguments ...), also written scheduler,argument,..."),
         Flag("lr_lb", 1e-50, number(0), "a next lr below this ends the run with an error"),
         Flag("loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"),
-        Flag("log_frame0", math.log(math.log(10)), number(), "natural log of the first epoch's frame"),
+        Flag("log_frame0", math.log(math.log(10)), number(-1e6, most=700), "natural log of the first epoch's frame"),
         Flag("archive", "idle", values.archive,
              "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base"),
-        Flag("seeds", None, optional(values.seeds), "train_seeds: one network for each of these seeds"),
         Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
         Flag("stats_every", 1, whole(1), "evaluate every n-th epoch and the last only; others have the batches' "
              "mean loss (constant lr only)"),
@@ -109,6 +108,9 @@ SECTIONS = (
         Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
         Flag("tensorboard", False, boolean,
              "write the run, while it goes on, for TensorBoard (an optional package)"),
+    )),
+    Section("Several networks", ("train_seeds",), (
+        Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),
     )),
     Section("Looking at a run", ("train_peek", "attack", *MEASUREMENTS), (
         Flag("load_dir", None, optional(text), "the working directory that is looked at"),
@@ -147,22 +149,23 @@ SECTIONS = (
     )),
     Section("Flatness radius", ("measure_radius",), (
         Flag("params", "all", choice("all", "trainable", "top"), "which tensors are perturbed"),
-        Flag("directions", 20, whole(1), "how many random directions a network"),
+        Flag("directions", 20, whole(1, most=10**6), "how many random directions a network"),
         Flag("radius_step", 1.0, number(0), "the length of a step"),
         Flag("threshold", 0.05, number(0), "the change of the loss that ends a walk"),
         Flag("max_steps", 100_000, whole(1), "a walk longer than this is an error"),
         Flag("normalize", "none", choice("none", "layer"), "layer: directions in proportion to the layers' norms"),
     )),
-    Section("Loss surface", ("make_points",), (Flag("grid", 50, whole(2), "how many points a side"),)),
+    Section("Loss surface", ("make_points",), (Flag("grid", 50, whole(2, most=1000), "how many points a side"),)),
     Section("Curvature", ("measure_curvature",), (
-        Flag("eigenvalues", 5, whole(1), "how many of the Hessian's largest eigenvalues"),
-        Flag("probes", 20, whole(2), "random vectors for the trace"),
+        Flag("eigenvalues", 5, whole(1, most=1000), "how many of the Hessian's largest eigenvalues"),
+        Flag("probes", 20, whole(2, most=10**6), "random vectors for the trace"),
     )),
 )
 # fmt: on
 
 FLAGS = [flag for section in SECTIONS for flag in section.flags]
 BY_NAME = {flag.name: flag for flag in FLAGS}
+TASKS_OF = {flag.name: section.tasks for section in SECTIONS for flag in section.flags}
 DEFAULTS = {flag.name: flag.default for flag in FLAGS}
 
 # Names of the published codes, and of earlier versions of this program. They go on working.
@@ -182,6 +185,9 @@ OF_AN_ATTACK = (
     *("figures", "tensorboard"),
     *(flag.name for section in SECTIONS if section.tasks == ("attack",) for flag in section.flags),
 )
+
+# What a peek has from the run that it looks at.
+OF_THE_PEEKED_RUN = ("dataset", "train_N", "random_labels", "model")
 
 # What a flatness measurement has from the run that is measured.
 OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")
@@ -246,7 +252,7 @@ def _check_together(flat: dict) -> None:
     """Raises: UserError for flags that contradict one another."""
     try:
         lr_scheduler.build(flat["lr"], flat["train_mode"], flat["log_frame0"])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"--lr {values.shown(flat['lr'])}: {error}") from None
     if flat["stats_every"] > 1 and not (isinstance(flat["lr"], float) and flat["train_mode"] == "NORMAL"):
         raise UserError("--stats_every above 1 needs a constant --lr and --train_mode NORMAL")

@@ -76,6 +76,8 @@ def choice(*words: str) -> Callable:
     """One of these words."""
 
     def check(value):
+        if value is None:  # a word `none` on the command line
+            value = next((word for word in words if word.lower() == "none"), value)
         if value not in words:
             raise Bad(f"one of {', '.join(words)}{nearest(value, words)}")
         return value
@@ -83,27 +85,31 @@ def choice(*words: str) -> Callable:
     return check
 
 
-def whole(least: int, *words: str) -> Callable:
-    """A whole number from `least` on, or one of these words."""
+def whole(least: int, *words: str, most: int = 2**53) -> Callable:
+    """A whole number from `least` to `most`, or one of these words."""
 
     def check(value):
         if value in words and isinstance(value, str):
             return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise Bad(", or ".join([f"a whole number, at least {least}", *words]))
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            limit = f" and at most {most}" if isinstance(value, int) and value > most else ""
+            raise Bad(", or ".join([f"a whole number, at least {least}{limit}", *words]))
         return value
 
     return check
 
 
-def number(above: float = -math.inf) -> Callable:
-    """A finite number above a bound."""
+def number(above: float = -math.inf, most: float = 1e300) -> Callable:
+    """A number above a bound, and at most another one."""
 
     def check(value):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
-            raise Bad("a number" + (f" above {above:g}" if above > -math.inf else ""))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+            low = f" above {above:g}" if above > -math.inf else ""
+            raise Bad("a number" + low + (f" and at most {most:g}" if most < 1e300 else ""))
+        if value < -1e300:
+            raise Bad("a number above -1e300")
         return float(value)
 
     return check
@@ -118,6 +124,10 @@ def boolean(value):
 def text(value):
     if not isinstance(value, str) or not value:
         raise Bad("a name or path")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no text
+        raise Bad("a name or path in UTF-8") from None
     return value
 
 
@@ -204,15 +214,15 @@ def _tuples(value):
 def learning_rate(value):
     """A number, a scheduler's name, or (name, arguments ...)."""
     value = _tuples(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     try:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
         lr_scheduler.build(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         names = ", ".join(lr_scheduler.SCHEDULERS)
         name = value[0] if isinstance(value, tuple) and value else value
-        hint = nearest(name, lr_scheduler.SCHEDULERS) if isinstance(name, str) else ""
-        hint = "" if name in lr_scheduler.SCHEDULERS else hint
+        unknown = isinstance(name, str) and name not in lr_scheduler.SCHEDULERS
+        hint = nearest(name, lr_scheduler.SCHEDULERS) if unknown else ""
         reason = " ".join(str(error).replace("__init__() ", "").split())
         raise Bad(f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}") from None
     return value
@@ -249,5 +259,8 @@ def shown(value: Any) -> str:
     """A value as it is typed, cut where it is very long."""
     if isinstance(value, tuple) and all(isinstance(v, str | int | float) for v in value):
         value = ",".join(map(str, value))
-    said = value if isinstance(value, str) else repr(value)
+    try:
+        said = value if isinstance(value, str) else repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        said = f"a number of about {value.bit_length() * 0.30103:.0f} digits"
     return said if len(said) < 200 else said[:200] + "..."

@@ -82,7 +82,7 @@ def build(archive: Any) -> Archiver:
         name, *args = archive
         if name == "two-phase-const-epoch" and len(args) == 2 and all(map(whole, args)):
             return TwoPhaseConstEpoch(*args)
-        if name == "logloss" and len(args) == 1 and isinstance(args[0], int | float) and args[0] > 1:
+        if name == "logloss" and len(args) == 1 and isinstance(args[0], int | float) and 1 < args[0] < 1e300:
             return LogLoss(args[0])
     raise ValueError(
         f"{archive!r} is none of 'idle', a number of epochs, ('two-phase-const-epoch', n1, n2), ('logloss', base > 1)"

@@ -268,8 +268,8 @@ def build(
     if name is not None and name not in SCHEDULERS:
         raise ValueError(f"no scheduler is named {name!r}; there are {', '.join(SCHEDULERS)}")
     for arg in args:
-        if isinstance(arg, bool) or not isinstance(arg, int | float) or not 0 <= arg < math.inf:
-            raise ValueError(f"{arg!r} is no number ≥ 0")
+        if isinstance(arg, bool) or not isinstance(arg, int | float) or not 0 <= arg < 1e300:
+            raise ValueError(f"{arg!r:.40} is no number from 0 to 1e300")
     if args and args[0] <= 0:
         raise ValueError(f"a learning rate must be positive, not {args[0]!r}")
     return (ConstLR if name is None else SCHEDULERS[name])(*args, **frame)

@@ -4,6 +4,7 @@ It knows its weights, one epoch of gradient steps and one evaluation pass. Losse
 (`models.losses`). Images are integer pixels as stored, on the device.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from models.layers import ACTIVATIONS, Conv, FullyConnected, Weighted, avg_pool,
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v2
 
 EVAL_BATCH = 500
+MOST_WEIGHTS = 2**31
 TURN_FLOPS = 2e11  # about a second of two cores: the work of one call of a graph. Between two calls a pass can stop.
 
 Weights = Sequence[Any]  # an array or a tensor for each of `Network.tensors`, in their order
@@ -61,6 +63,9 @@ class Network(tf.Module):
     ):
         super().__init__()
         self.specs = parse(description, bias_mode, input_shape)
+        n_weights = sum(math.prod(spec.weight_shape) for spec in self.specs if spec.weight_shape is not None)
+        if n_weights > MOST_WEIGHTS:
+            raise ValueError(f"the layers have {n_weights} weights; at most {MOST_WEIGHTS} are possible")
         self.flops = sum(spec.flops for spec in self.specs)
         self.act_type, self.scale, self.parts = act_type, scale, parts
         self._init = {"weight": "glorot_uniform", "bias": "zeros"} | (init or {})

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from commands_test import ENV, QUICK, assert_one_line, command
+from commands_test import ENV, QUICK, SMALL, assert_one_line, command
 from conftest import ROOT
 
 import datasets
+import figures
+import flags as flag_table
+import launch
 import results
 import safe_pickle
 from core import Core
@@ -190,3 +194,146 @@ def test_a_header_of_a_terabyte_is_a_damaged_file_and_takes_no_memory(tmp_path):
         archive.writestr("x_train.npy", header.getvalue() + b"0" * 24)
     with pytest.raises(UserError, match=r"x\.npz: not an \.npz of plain arrays: damaged or truncated .*bytes"):
         datasets.load(str(tmp_path / "x.npz"))
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--lr=--"], "--lr: expected one value"),
+        (["--lr", "1" + 400 * "0"], "--lr "),
+        (["--E", "1" + 400 * "0"], "--E 1000"),
+        (["--loss_ub", "1" + 400 * "0"], "--loss_ub 1000"),
+        (["--loss_ub", "9" * 5000], "--loss_ub"),
+        (["--lr", "{}"], "--lr {}"),
+        (["--lr", "0.1", "--log_frame0", "1000"], "--log_frame0 1000: expected a number above -1e+06 and"),
+        (["--log_frame0", "1e308"], "--log_frame0"),
+        (["--archive", "logloss,1e999"], "--archive"),
+        (["--model.description", "[['F',99999999999]]"], "--model.description: the layers have"),
+        (["--model.input_mean", "1,2,3"], "--model.input_mean has 3 numbers for images of 1 channels"),
+        (["--logs_dir", "bad\udcff"], "--logs_dir"),
+        (["--dataset", "a\nb"], "--dataset a\\nb"),
+        (["--attack_K", "5"], "--attack_K: the task train does not read it (only attack)"),
+        (["--seeds", "1,2"], "--seeds: the task train does not read it (only train_seeds)"),
+        (["--directions", "5"], "--directions: the task train does not read it"),
+        (["--task", "train_seeds"], "--task train_seeds needs --seeds"),
+        (["--task", "measure_curvature", "--eigenvalues", "99999999"], "--eigenvalues 99999999: expected a whole"),
+        (["--task", "make_points", "--grid", "99999999"], "--grid 99999999: expected a whole number"),
+    ],
+    ids=lambda value: ascii(value)[:40],
+)  # fmt: skip
+def test_a_mistyped_command_line_is_one_line(words, says, tmp_path, monkeypatch, capsys):
+    flags = runpy.run_path(str(ROOT / f"{QUICK}.py"))["flags"]
+    monkeypatch.setattr(sys, "argv", [QUICK, *words])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        launch.main(f"{QUICK}.py", flags | {"logs_dir": str(tmp_path / "logs"), "gpu": -1})
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and said.startswith("error: "), said[:300]
+    assert says in said
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        (["--model.bias_mode", "NONE"], "model.bias_mode", "NONE"),
+        (["--augment", "none"], "augment", "none"),
+        (["--log_frame0", "-1e2"], "log_frame0", -100.0),
+        (["--log_frame0", "-.5"], "log_frame0", -0.5),
+    ],
+)
+def test_none_and_negative_numbers_can_be_given(words, name, value):
+    assert flag_table.flatten(flag_table.command_line(words, {"dataset": "digits"}))[name] == value
+
+
+@pytest.mark.parametrize("flag", ["attack_abort", "attack_normalize_output"])
+def test_an_attack_can_be_given_none(own, flag):
+    words = [str(own), f"--{flag}", "none"]
+    got = flag_table.command_line(words, {"task": "attack", "attack_method": "cw"})
+    assert got[flag] == "none"
+    words = [str(own), "--normalize", "none"]
+    assert flag_table.command_line(words, {"task": "measure_radius"})["normalize"] == "none"
+
+
+# Peeking
+
+
+def test_peeking_takes_network_and_data_from_the_run(own):
+    peek = {"task": "train_peek", "load_dir": str(own), "eid": "last", "E": 1, "lr": 1e-3, "gpu": -1}
+    stats = results.load(Core(peek).run())["raw"][6]["stats"]
+    assert stats["q_min"] == results.load(own)["raw"][6]["stats"]["q_min"]
+    for wrong in ({"model": {"act_type": "relu2"}}, {"train_N": 500}, {"dataset": "mnist"}):
+        with pytest.raises(UserError, match=rf"--.*: the run {own} has .*; leave it out"):
+            Core(peek | wrong)
+    with pytest.raises(UserError, match="--train_N 500: the run"):
+        words = ["--task", "train_peek", "--load_dir", str(own), "--train_N", "500", "--lr", "0.1"]
+        flag_table.command_line(words, {"dataset": "digits"})
+
+
+# Files that are none
+
+
+@pytest.mark.parametrize("kind", ["directory", "loop", "pipe"])
+@pytest.mark.parametrize("name", ["flags.json", "about.json", "res", "journal.jsonl", "checkpoint.npz"])
+def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
+    path = own / name
+    path.unlink()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        os.mkfifo(path)
+    readers = {
+        "flags.json": results.read_flags,
+        "about.json": results.read_about,
+        "res": results.load,
+        "journal.jsonl": results.read_journal,
+        "checkpoint.npz": results.load_weights,
+    }
+    with pytest.raises(UserError) as error:
+        readers[name](own)
+    assert str(path) in str(error.value) and "damaged" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "loop/run", "a\0b"])
+def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="expected a working directory"):
+        results.check_run(tmp_path / path)
+
+
+# Output
+
+
+@pytest.mark.parametrize("output", ["full", "closed", "broken"])
+def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, output):
+    words = [ROOT / "run.sh", QUICK, *SMALL, "--E", "5", "--logs_dir", tmp_path / "logs"]
+    shell = {"full": '"$@" >/dev/full', "closed": '"$@" >&-', "broken": '"$@" | true; exit ${PIPESTATUS[0]}'}[output]
+    done = subprocess.run(
+        ["bash", "-c", shell, "bash", *map(str, words)], capture_output=True, text=True, env=ENV, timeout=200
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+    path = (tmp_path / "logs" / QUICK / "latest").resolve()
+    assert len(results.load(path)["raw"]) == 5
+    assert len([line for line in (path / "stdout").read_text().splitlines() if line.startswith("epoch #")]) == 5
+
+
+@pytest.mark.parametrize("program", ["figures.py", "report.py"])
+@pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "| true"])
+def test_figures_and_report_end_without_a_traceback_when_nobody_reads(own, program, redirected):
+    script = f'"$@" {redirected}; exit 0'
+    words = [sys.executable, str(ROOT / program), str(own)]
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=200)
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1, done.stderr
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_network_of_zeros_is_trained_and_drawn(tiny_flags):
+    model = {"description": [["F", 10, {"act": False}]], "init": {"weight": "zeros"}}
+    path = Core(tiny_flags | {"model": model, "lr": 0.01, "E": 2}).run()
+    assert figures.build([path])
