@@ -26,7 +26,7 @@ import numpy as np
 import datasets
 import flags as flag_table
 import results
-from device import choose_parts, import_tensorflow, set_up_device, share_cores
+from device import choose_parts, cores, import_tensorflow, set_threads, set_up_device
 from errors import UserError
 from flags.table import TRAINING
 from results import ROOT
@@ -71,7 +71,7 @@ class Context:
     def changed(self, **changes: Any) -> "Context":
         """Other flags, and the data, device and network of this Context, which must not depend on them."""
         other = Context(self._flags | changes, self.name, self.stop_if_asked)
-        shared = ("dataset", "fingerprint", "device", "parts", "model", "train_set", "test_set")
+        shared = ("dataset", "fingerprint", "device", "threads", "parts", "model", "train_set", "test_set")
         vars(other).update({name: vars(self)[name] for name in shared if name in vars(self)})
         return other
 
@@ -130,6 +130,18 @@ class Context:
         return set_up_device(self.f.gpu, self.f.tf32, self.f.deterministic)
 
     @cached_property
+    def _began_with(self) -> dict:
+        """The threads and parts that the run to resume began with; empty where that is not known."""
+        return results.read_about(self.f.resume).get("threads", {}) if self.f.resume else {}
+
+    @cached_property
+    def threads(self) -> int:
+        """How many threads compute: the flag, or those that a resumed run began with, or one a core."""
+        if self.f.threads != "auto":
+            return self.f.threads
+        return int(self._began_with.get("threads", cores()))
+
+    @cached_property
     def parts(self) -> int:
         """Into how many slices batches are cut (`models.network.Network`).
 
@@ -137,8 +149,11 @@ class Context:
         """
         if self.f.task not in TRAINING:
             return 1
+        wanted = self.f.parts
+        if wanted == "auto" and self.f.threads == "auto":
+            wanted = self._began_with.get("parts", "auto")
         shape = self.dataset[0][0].shape[1:]
-        return choose_parts(self.f.parts, self.f.model["description"], shape, self.f.B, self.device)
+        return choose_parts(wanted, self.f.model["description"], shape, self.f.B, self.device, self.threads)
 
     @cached_property
     def model(self) -> Any:
@@ -148,8 +163,7 @@ class Context:
             raise UserError(
                 f"--B {self.f.B}: larger than the training set of {len(x_train)} examples; give at most that"
             )
-        if self.parts > 1:  # before TensorFlow starts its threads; `parts` has chosen the device
-            share_cores(self.parts)
+        set_threads(self.threads, self.parts)  # before TensorFlow computes anything; `parts` needs the device
         self.device  # noqa: B018 (chosen before the first variable is made)
         return build_network(self.f.model, self.dataset, self.f.seed, self.parts)
 
@@ -208,6 +222,7 @@ class Context:
             | {name: version(name) for name in ("tensorflow", "numpy")},
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "device": self.device,
+            "threads": {"threads": self.threads, "parts": self.parts},
             "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
         }
 
@@ -222,7 +237,13 @@ class Context:
             log.info("experiment: %s", self.name)
             for name, value in flag_table.flatten(self._flags).items():
                 log.info("  --%s %s", name, value)
-            log.info("device: %s%s", self.device, f", batches in {self.parts} parts" if self.parts > 1 else "")
+            parts = f", batches in {self.parts} parts" if self.parts > 1 else ""
+            log.info("device: %s, %d threads%s", self.device, self.threads, parts)
+            began = self._began_with.get("threads", self.threads), self._began_with.get("parts", self.parts)
+            if began != (self.threads, self.parts):
+                log.info(
+                    "note: the run began with %d threads and %d parts: its last bits change from here on", *began
+                )
             shape = list(x.shape[1:])
             log.info("data: %s, %d train, %d test, images %s", self.f.dataset, len(x), len(x_test), shape)
             log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in self.model.weights))

@@ -8,6 +8,7 @@ from typing import Any
 
 from errors import UserError
 from models.architectures import parse
+from screen import log
 
 
 def import_tensorflow():
@@ -43,7 +44,7 @@ STEP_TO_SHARE = 1e9  # floating-point operations of a step; above this, sharing 
 LEAST_PART = 32  # examples of a slice; the ops of a smaller one are less efficient
 
 
-def parts_that_pay(step_flops: float, batch: int) -> int:
+def parts_that_pay(step_flops: float, batch: int, threads: int) -> int:
     """Into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
 
     Measured on two cores (`bench/train_step.py --parts`): the step of a small network is a quarter
@@ -51,15 +52,15 @@ def parts_that_pay(step_flops: float, batch: int) -> int:
     """
     if step_flops > STEP_TO_SHARE:
         return 1
-    return max(1, min(cores(), batch // LEAST_PART))
+    return max(1, min(threads, batch // LEAST_PART))
 
 
-def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, device: str) -> int:
+def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, device: str, threads: int) -> int:
     """The number of slices that the flag `parts` means.
 
     Args:
       wanted: the flag. description: of the network. shape: (h, w, c) of an image. batch: its size.
-      device: as `set_up_device` names it.
+      device: as `set_up_device` names it. threads: to compute with.
 
     Raises: UserError for a number that cannot be.
     """
@@ -70,7 +71,7 @@ def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, devic
     normed = any(spec.bn for spec in specs)
     if wanted == "auto":
         step_flops = 3 * batch * sum(spec.flops for spec in specs)
-        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch)
+        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch, threads)
     if normed and wanted > 1:
         raise UserError(f"--parts {wanted}: batch norm looks at whole batches; give 1, or auto")
     if wanted > batch:
@@ -78,15 +79,31 @@ def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, devic
     return wanted
 
 
-def share_cores(parts: int) -> None:
-    """Let `parts` ops run at the same time, each on its share of the cores.
+_pools: list[tuple[int, int]] = []  # (ops at the same time, threads of an op) of this process, once they are set
 
-    To be called before TensorFlow has computed anything; later it changes nothing.
+
+def set_threads(threads: int, parts: int) -> None:
+    """Let `parts` ops run at the same time, each on its share of the threads.
+
+    The number of threads of an op changes the last bits of what it computes. TensorFlow fixes both numbers when it
+    first computes anything. A later task of the process that asks for others goes on with those, and says so.
     """
-    tf = import_tensorflow()
-    with contextlib.suppress(RuntimeError):  # TensorFlow has started its threads
-        tf.config.threading.set_inter_op_parallelism_threads(parts)
-        tf.config.threading.set_intra_op_parallelism_threads(cores() // parts)
+    wanted = (parts, threads // parts) if parts > 1 else (threads, threads)
+    if not _pools:
+        tf = import_tensorflow()
+        with contextlib.suppress(RuntimeError):  # something has been computed: TensorFlow has its threads, one a core
+            if wanted != (cores(), cores()):
+                tf.config.threading.set_inter_op_parallelism_threads(wanted[0])
+                tf.config.threading.set_intra_op_parallelism_threads(wanted[1])
+            _pools.append(wanted)
+        if not _pools:
+            _pools.append((cores(), cores()))
+    if _pools[0] != wanted:
+        log.info(
+            "note: this process computes %d ops at once on %d threads each since an earlier task; this task asks for "
+            "%d on %d: its last bits may differ from those of a process of its own",
+            *(*_pools[0], *wanted),
+        )
 
 
 def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# ./test.sh --soak                 the whole campaign against faults (tests/soak), about an hour
 # ./test.sh [pytest arguments]     formatting, lint, types and the whole test suite
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up requirements-test.txt
@@ -6,4 +7,8 @@ cd "$ROOT" || exit 2
 "$PYTHON" -m ruff format --check . || exit 1
 "$PYTHON" -m ruff check . || exit 1
 "$PYTHON" -m mypy || exit 1
+if [ "$1" = --soak ]; then
+    shift
+    SOAK=1 exec "$PYTHON" -m pytest -n 0 -s tests/soak "$@"
+fi
 exec "$PYTHON" -m pytest "$@"

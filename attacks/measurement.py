@@ -1,12 +1,13 @@
 """Attack images block by block, and sum up what came out.
 
 While an attack runs, an epoch's results stand in `eid-<epoch>.npy`, a memory-mapped structured array with one
-record an image; a block's records are written once, their `done` last. At the end all epochs are
+record an image and its CRC-32; a block's records are written once, their `done` last. At the end all epochs are
 gathered into `res`, and the arrays go.
 """
 
 import math
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def padded(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
 
 
+RESULTS = ("image", "error", "success", "clean_correct", "certified")
+
+
 def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
     """The records of n images: those of a run that was interrupted, or new ones with nothing done.
 
@@ -39,6 +43,7 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         ("success", bool),
         ("clean_correct", bool),
         ("certified", np.float64),
+        ("crc", np.uint32),  # of the numbers above
         ("done", bool),
     ]
     otherwise = "delete it, and this epoch is attacked anew"
@@ -59,9 +64,34 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
         raise UserError(f"{path}: damaged ({error}); {otherwise}") from None
-    if records.dtype != np.dtype(fields) or records.shape != (n,):
+    older = [field for field in fields if field[0] != "crc"]
+    if records.dtype not in (np.dtype(fields), np.dtype(older)) or records.shape != (n,):
         raise UserError(f"{path}: holds other results; {otherwise}")
+    if "crc" in (records.dtype.names or ()):
+        for k in np.flatnonzero(records["done"]):
+            if records["crc"][k] != crc_of(records[k]):
+                raise UserError(f"{path}: damaged: the record of image {k} has another CRC; {otherwise}")
     return records
+
+
+def crc_of(record: np.void) -> int:
+    """The CRC-32 of a record's numbers."""
+    crc = 0
+    for name in RESULTS:
+        crc = zlib.crc32(np.ascontiguousarray(record[name]).tobytes(), crc)
+    return crc
+
+
+def store(records: np.memmap, first: int, found: dict[str, np.ndarray]) -> None:
+    """Write the results of `attack_block` for images first, first + 1, ...; `done` last."""
+    block = records[first : first + len(found["image"])]
+    for name, values in found.items():
+        block[name] = values
+    if "crc" in (records.dtype.names or ()):
+        block["crc"] = [crc_of(record) for record in block]
+    records.flush()
+    block["done"] = True
+    records.flush()
 
 
 def attack_block(

@@ -155,18 +155,13 @@ class AttackRun:
 
     def _store(self, records: np.memmap, unit: Unit, found: dict[str, np.ndarray]) -> None:
         _, first = unit.key
-        record = records[first : first + len(found["image"])]
-        for name, values in found.items():
-            record[name] = values
-        records.flush()
-        record["done"] = True
-        records.flush()
+        measurement.store(records, first, found)
 
     def _gather(self, summaries: dict[int, dict]) -> None:
         """Write `res` and the summary; the epochs' own arrays, now in `res`, go."""
         res = {}
         for eid in self.eids:
-            records = np.load(self._records_path(eid), mmap_mode="r")
+            records = measurement.open_records(self._records_path(eid), len(self.images), self.images.shape[1:])
             res[eid] = {
                 "images": np.array(records["image"]),
                 "errors": np.array(records["error"]),

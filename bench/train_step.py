@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import flags as flag_table
 from context import build_network
 from datasets import Dataset
-from device import choose_parts, import_tensorflow, set_up_device, share_cores
+from device import choose_parts, cores, import_tensorflow, set_threads, set_up_device
 from models.architectures import LayerSpec
 from results import ROOT
 
@@ -206,9 +206,8 @@ def compare(flags: dict, args: argparse.Namespace) -> tuple[dict, object]:
     labels = rng.integers(0, 10, n_images).astype(np.int32)
     dataset = Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
     wanted_parts = args.parts if args.parts == "auto" else int(args.parts)
-    parts = choose_parts(wanted_parts, flags["model"]["description"], shape, batch, device)
-    if parts > 1:
-        share_cores(parts)
+    parts = choose_parts(wanted_parts, flags["model"]["description"], shape, batch, device, cores())
+    set_threads(cores(), parts)
     model = build_network(flags["model"], dataset, 0, parts)
     plain = Plain(build_network(flags["model"], dataset, 0))
     x, y = tf.constant(images), tf.constant(labels)

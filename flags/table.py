@@ -52,6 +52,8 @@ SECTIONS = (
         Flag("task", "train", choice(*TASKS), "what to do"),
         Flag("seed", 0, whole(0), "of everything random"),
         Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
+        Flag("threads", "auto", whole(1, "auto", most=4096),
+             "threads to compute with; auto: one a core, or those that a resumed run began with"),
         Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
         Flag("deterministic", False, boolean, "let TensorFlow use deterministic kernels only (slower on a GPU)"),
         Flag("logs_dir", None, optional(text), "where working directories go; default: logs beside the program"),
@@ -177,11 +179,13 @@ ALIASES = {
 }
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
-FREE_ON_RESUME = (*("E", "data_dir", "gpu", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),)
+FREE_ON_RESUME = (
+    *("E", "data_dir", "gpu", "threads", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
+)
 
 # What an attack has from its own script and command line. All else comes from the run that is attacked.
 OF_AN_ATTACK = (
-    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "tf32", "deterministic"),
+    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "threads", "tf32", "deterministic"),
     *("figures", "tensorboard"),
     *(flag.name for section in SECTIONS if section.tasks == ("attack",) for flag in section.flags),
 )
@@ -264,7 +268,11 @@ def _check_together(flat: dict) -> None:
 
 def stored(directory: Path | str) -> dict:
     """The flags of a working directory, complete. Raises: UserError where they are missing or damaged."""
-    return complete(results.read_flags(directory))
+    flags = results.read_flags(directory)
+    try:
+        return complete(flags)
+    except UserError as error:
+        raise UserError(f"{Path(directory) / 'flags.json'}: {error}") from None
 
 
 def of_trained(directory: Path | str) -> dict:

@@ -389,7 +389,7 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(tiny
 )
 def test_small_networks_without_batch_norm_have_a_part_a_core_on_the_cpu(description, device, parts):
     shape = (32, 32, 3) if description is VGG16 else (8, 8, 1)
-    assert choose_parts("auto", description, shape, 100, device) == parts
+    assert choose_parts("auto", description, shape, 100, device, cores()) == parts
 
 
 def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):

@@ -83,10 +83,21 @@ def attempt(
         info["stats"] = stats(context, log_frame, loss_limit, say)
     elif ok:
         info["stats"] = {"loss": info["rt_loss"], "log_loss": math.log(info["rt_loss"] or math.nan)}
+    if info["stats"] is not None and not _finite(context, info["stats"]):
+        info["stats"] = None  # a failed attempt: what is no number never comes into the record
     if f.include_all_rt_loss_in_res:
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
     return Outcome(info, after, trained - began, time.perf_counter() - trained)
+
+
+def _finite(context: Context, stats: dict[str, Any]) -> bool:
+    """Whether the loss and the norm are numbers, and so all weights are finite."""
+    if "rho" in stats:
+        told = [stats[key] for key in ("loss", "log_loss", "rho", "q_min", "q_max")]
+    else:  # an epoch between two evaluations
+        told = [stats["loss"], *(float(np.abs(w.numpy()).max()) for w in context.model.weights)]
+    return all(math.isfinite(value) for value in told)
 
 
 def _gradient_steps(
