@@ -18,7 +18,6 @@ the journal back to there, so that both tell of the same epochs.
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import math
@@ -30,14 +29,13 @@ import socket
 import stat
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-import safe_pickle
+import checksums
 from errors import UserError
 from screen import log
 
@@ -201,7 +199,7 @@ class WorkDir:
 
     def write_res(self, res: dict) -> None:
         content = pickle.dumps(res, protocol=5)
-        replace_atomically(self.path / "res", lambda file: file.write(content + _digest(content)))
+        replace_atomically(self.path / "res", lambda file: file.write(content + checksums.digest(content)))
 
     # The journal
 
@@ -210,7 +208,7 @@ class WorkDir:
         if self._journal is None:
             # Stays open for the run.
             self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115
-        self._journal.write(_with_crc(info))
+        self._journal.write(checksums.with_crc(info))
         self._journal.flush()
         return self._journal.tell()
 
@@ -332,7 +330,7 @@ def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
     raw = {}
     for number, line in enumerate(lines, 1):
         try:
-            info = _without_crc(line)
+            info = checksums.without_crc(line)
             raw[info[key]] = info
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged; {BEFORE_IT}") from None
@@ -345,59 +343,6 @@ def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
 
 
 BEFORE_IT = "archived epochs and checkpoints can still be read"
-_CRC = b', "crc32": '
-
-
-def _with_crc(info: dict) -> bytes:
-    """A line of the journal: JSON whose last entry is the CRC-32 of all before it."""
-    text = json.dumps(info).encode()[:-1]
-    return text + _CRC + str(zlib.crc32(text)).encode() + b"}\n"
-
-
-def _without_crc(line: bytes) -> dict:
-    """The info of a line. Raises: ValueError for a line that is no JSON, or has another CRC than it says."""
-    info = json.loads(line)
-    if isinstance(info, dict) and (crc := info.pop("crc32", None)) is not None:
-        if crc != zlib.crc32(line.rsplit(_CRC, 1)[0]):
-            raise ValueError("another CRC")
-    elif isinstance(info, dict) and type(list(info.values())[-1]) is int:  # no older line ends so
-        raise ValueError("its CRC has another name")
-    else:
-        note_without_checksums()
-    return info
-
-
-_MARK = b"\nsha256:"
-
-
-def _digest(content: bytes) -> bytes:
-    """What follows behind a pickle's end."""
-    return _MARK + hashlib.sha256(content).hexdigest().encode()
-
-
-def _checked_pickle(content: bytes) -> Any:
-    """The value of a `res`. Raises: any Exception for content that is damaged."""
-    size = len(_digest(b""))
-    pickled, digest = content[:-size], content[-size:]
-    if digest.startswith(_MARK):
-        if digest != _digest(pickled):
-            raise ValueError("its SHA-256 is another one")
-        return safe_pickle.loads(pickled)
-    value, n = safe_pickle.load_first(content)
-    if n < len(content):
-        raise ValueError(f"{len(content) - n} bytes too many")
-    note_without_checksums()
-    return value
-
-
-def note_without_checksums() -> None:
-    """Say, once in a process, that a directory is of a version without checksums."""
-    if not _noted:
-        _noted.append(True)
-        log.info("note: results of an older version, without checksums: a flipped bit in them is not noticed")
-
-
-_noted: list[bool] = []
 
 
 def read_res(directory: Path | str) -> Any:
@@ -407,7 +352,9 @@ def read_res(directory: Path | str) -> Any:
     """
     path = Path(directory) / "res"
     otherwise = "it was not loaded: get the file again from where it came from"
-    return parsed(read_bytes(path), _checked_pickle, f"{path}: not a pickle of plain data and arrays", otherwise)
+    return parsed(
+        read_bytes(path), checksums.checked_pickle, f"{path}: not a pickle of plain data and arrays", otherwise
+    )
 
 
 def load(directory: Path | str) -> dict:

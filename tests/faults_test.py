@@ -16,6 +16,7 @@ import pytest
 from commands_test import ENV, QUICK, SMALL, assert_one_line, command
 from conftest import ROOT
 
+import checksums
 import datasets
 import figures
 import flags as flag_table
@@ -122,8 +123,8 @@ def test_plain_pickle_reads_res_and_older_files_without_checksums_load_and_that_
     for line in lines:
         del line["crc32"]
     (own / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(results, "_noted", [])
-    monkeypatch.setattr(results.log, "propagate", True)
+    monkeypatch.setattr(checksums, "_noted", [])
+    monkeypatch.setattr(checksums.log, "propagate", True)
     caplog.set_level("INFO", "margin")
     assert results.load(own) == res and len(results.read_journal(own)) == 6
     assert len([m for m in caplog.messages if "without checksums" in m]) == 1
