@@ -5,9 +5,11 @@ any size. So a pickle gets stand-ins for NumPy's functions and types. They check
 of numbers, booleans and text from exactly the bytes that are in the file.
 """
 
+import contextlib
 import io
 import math
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -126,10 +128,36 @@ def _plain(value: Any, level: int = 0) -> Any:
 _SIMPLE = {int, float, str, bool, bytes, type(None), np.ndarray}
 
 
+@contextlib.contextmanager
+def _bounded_memory(size: int) -> Iterator[None]:
+    """While this lasts, the process can grow by 4 GiB and 64 times `size`, where the system can say so.
+
+    A few bytes may ask the unpickler for a table of 30 GB. Asking for more than the bound is a MemoryError.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    bound = now + (4 << 30) + 64 * size
+    if before[0] != resource.RLIM_INFINITY:
+        bound = min(bound, before[0])
+    resource.setrlimit(resource.RLIMIT_AS, (bound, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def load_first(content: bytes, encoding: str = "ASCII") -> tuple[Any, int]:
     """The value of the pickle at the beginning of content, and how many bytes it has; else as `loads`."""
     file = io.BytesIO(content)
-    return _plain(_ArrayUnpickler(file, encoding=encoding).load()), file.tell()
+    with _bounded_memory(len(content)):
+        return _plain(_ArrayUnpickler(file, encoding=encoding).load()), file.tell()
 
 
 def loads(content: bytes, encoding: str = "ASCII") -> Any:

@@ -18,13 +18,17 @@ from conftest import ROOT
 
 import checksums
 import datasets
+import device
 import figures
 import flags as flag_table
 import launch
 import results
 import safe_pickle
+from context import Context
 from core import Core
 from errors import UserError
+from training import attempt as attempts
+from training.run import Progress
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
     words = [str(ROOT / "run.sh"), QUICK, "--resume", str(own), "--E", "60", "--figures", "false"]
     started = [
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENV)
-        for _ in range(4)
+        for _ in range(20 if os.environ.get("SOAK") else 4)
     ]
     ends = [(process.communicate(timeout=200)[1], process.returncode) for process in started]
     assert {status for _, status in ends} <= {0, 2} and any(status == 0 for _, status in ends)
@@ -163,6 +167,7 @@ HOSTILE = [
     b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'O'\ntR(I1\n(I1\ntcnumpy\ndtype\n(S'O'\ntR"
     b"I00\nS'AAAAAAAA'\ntb.",
     b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\ntS'b'\ntR.",
+    b"]r\xff\xff\xff\x7f.",  # a table for 2^31 memoized objects
 ]
 
 
@@ -338,3 +343,55 @@ def test_a_network_of_zeros_is_trained_and_drawn(tiny_flags):
     model = {"description": [["F", 10, {"act": False}]], "init": {"weight": "zeros"}}
     path = Core(tiny_flags | {"model": model, "lr": 0.01, "E": 2}).run()
     assert figures.build([path])
+
+
+# The last bits, and the far end
+
+
+def test_threads_and_parts_are_recorded_and_a_resumed_run_takes_those_it_began_with(tiny_flags):
+    path = Core(tiny_flags | {"E": 1, "threads": 3, "parts": 2, "B": 100}).run()
+    assert results.read_about(path)["threads"] == {"threads": 3, "parts": 2}
+    assert "3 threads, batches in 2 parts" in (path / "stdout").read_text()
+    resumed = Core(tiny_flags | {"E": 1, "resume": str(path), "B": 100}).context
+    assert (resumed.threads, resumed.parts) == (3, 2)
+
+
+def test_a_task_that_asks_for_other_threads_than_the_process_has_says_so(tiny_flags, caplog, monkeypatch):
+    monkeypatch.setattr(device, "_pools", [(1, 7)])
+    monkeypatch.setattr(device.log, "propagate", True)
+    caplog.set_level("INFO", "margin")
+    _ = Core(tiny_flags | {"threads": 2}).context.model
+    assert [m for m in caplog.messages if "computes 1 ops at once on 7 threads" in m and "asks for 2 on 2" in m]
+
+
+def test_training_goes_on_at_a_true_loss_of_1e_minus_5000(tiny_flags):
+    core = Core(tiny_flags | {"E": 40})
+    core.run()
+    model, q_min = core.context.model, results.load(core.run())["raw"][40]["stats"]["q_min"]
+    assert q_min > 0
+    model.weights[-1].assign(model.weights[-1] * (5000 * np.log(10) / q_min + 10))
+    start = attempts.stats(core.context, 0.0)
+    assert start["log_loss"] < -5000 * np.log(10)
+    progress = Progress(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-9)))
+    progress.weights = model.snapshot()
+    infos = [progress.epoch() for _ in range(3)]
+    assert all(np.isfinite(list(info["stats"].values())).all() for info in infos)
+    assert infos[-1]["stats"]["log_loss"] <= start["log_loss"]
+
+
+@pytest.mark.parametrize("stats_every", [1, 3])
+def test_what_is_no_number_ends_the_attempt_and_never_comes_into_the_record(tiny_flags, monkeypatch, stats_every):
+    flags = tiny_flags | {"E": 2, "lr": 0.05, "train_mode": "NORMAL", "stats_every": stats_every}
+    context, made = Context(flags), []
+    train_epoch = context.model.train_epoch
+
+    def spoiling(*args):
+        result = train_epoch(*args)
+        if not made:
+            context.model.weights[0].assign(context.model.weights[0] * np.nan)
+        made.append(1)
+        return result
+
+    monkeypatch.setattr(context.model, "train_epoch", spoiling)
+    info = Progress(context).epoch()
+    assert info["stats"]["attempts"] == 2 and np.isfinite(info["stats"]["loss"])

@@ -1,6 +1,6 @@
 """The campaign against faults: kills, failing disks, mutated files, hostile pickles, random command lines.
 
-`./test.sh --soak` runs it whole, in about an hour; `./test.sh` runs a small part. Each test prints how many cases it
+`./test.sh --soak` runs it whole; `./test.sh` runs a small part. Each test prints how many cases it
 tried. What it would catch: a traceback, a signal, a message without the file's name, a result that differs.
 """
 
