@@ -6,7 +6,7 @@ import numpy as np
 
 import results
 from errors import UserError
-from reporting import style
+from reporting import checks, style
 from reporting.runs import Run, title
 from reporting.tables import Entry, Table, number, percent
 
@@ -74,17 +74,20 @@ def linf_grid(runs: list[Run]) -> "Figure":
 
 
 SUMMARY = {  # what `attacks.run` writes of an epoch
-    *("n", "log_loss", "q_bar_min", "clean_acc", "success", "median", "mean", "certified_median", "robust_acc")
+    **dict.fromkeys(("n", "clean_acc", "success", "median", "mean", "certified_median"), checks.number),
+    **dict.fromkeys(("log_loss", "q_bar_min"), checks.number_or_none),
+    "robust_acc": checks.each(checks.number, checks.number_text),
 }
 
 
 def _summary(run: Run) -> dict[str, dict]:
-    """summary.json: {epoch, as text: its numbers}. Raises: UserError when something is missing in it."""
+    """summary.json: {epoch, as text: its numbers}. Raises: UserError when something in it is missing or wrong."""
     found = results.read_summary(run.path)
     for eid, numbers in found.items():
-        if missing := SUMMARY - set(numbers if isinstance(numbers, dict) else ()):
+        bad = checks.wrong(numbers, SUMMARY) if checks.whole_text(eid) else [""]
+        if bad:
             raise UserError(
-                f"{run.path / 'summary.json'}: epoch {eid} has no {', '.join(sorted(missing))}; "
+                f"{run.path / 'summary.json'}: epoch {eid:.20} has no right {', '.join(bad)}; "
                 "it is damaged or of another program: attack the run again"
             )
     return found

@@ -8,7 +8,8 @@ from typing import Any
 import results
 from errors import UserError
 from flags.table import DEFAULTS, flatten, renamed
-from reporting import attacks, flatness, training
+from reporting import attacks, checks, flatness, training
+from reporting.checks import each, matrix, number, number_or_none, numbers, several, text
 from reporting.runs import Run
 from reporting.tables import Entry, Table
 
@@ -20,7 +21,7 @@ class Kind:
     Attributes:
       task: what left it.
       heading: its section's in a report.
-      needed: keys that each part of its results has.
+      form: of each part of its results (`reporting.checks`).
       parts: `raw` of `res` -> these parts.
       figures: {name: its function of runs}. A function's docstring begins with the caption; it returns None
         where there is nothing to draw.
@@ -29,7 +30,7 @@ class Kind:
 
     task: str
     heading: str
-    needed: set[str]
+    form: dict[str, checks.Form]
     figures: dict[str, Callable[[list[Run]], Any]]
     tables: Callable[[list[Entry]], list[Table]]
     parts: Callable[[dict], Iterable[dict]] = lambda raw: raw.values()
@@ -39,12 +40,15 @@ def _whole(raw: dict) -> list[dict]:
     return [raw]
 
 
-ATTACKED = {"errors", "success", "clean_correct"}
+ATTACKED = {"errors": numbers, "success": numbers, "clean_correct": numbers}
+STATS = {"log_loss": number}
+INFO = {"eid": number, "lr": number, "log_frame": number, "time": number, "stats": each(number_or_none)}
+NETWORK = {"I": number, "radii": numbers, "profiles": several(numbers), "mean": number}
 KINDS = {
     "train": Kind(
         "train",
         "Training",
-        {"eid", "lr", "log_frame", "time", "stats", "log_loss"},
+        INFO,
         {
             "loss_margin": training.loss_margin,
             "margins": training.margins,
@@ -60,7 +64,7 @@ KINDS = {
     "measure_radius": Kind(
         "measure_radius",
         "Flatness radius",
-        {"networks", "row"},
+        {"networks": each(NETWORK), "row": lambda row: isinstance(row, dict)},
         {"profiles": flatness.profiles, "radii": flatness.radii},
         flatness.radius_tables,
         _whole,
@@ -68,7 +72,7 @@ KINDS = {
     "make_points": Kind(
         "make_points",
         "Loss surfaces",
-        {"X", "Y", "Z", "networks"},
+        {"X": matrix, "Y": matrix, "Z": matrix, "networks": several(text)},
         {"surface": flatness.surfaces},
         flatness.surface_table,
         _whole,
@@ -76,7 +80,7 @@ KINDS = {
     "measure_curvature": Kind(
         "measure_curvature",
         "Curvature",
-        {"eigenvalues", "trace", "trace_error", "log_frame", "log_loss"},
+        {"eigenvalues": numbers, **dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss"), number)},
         {"curvature": flatness.curvature},
         flatness.curvature_table,
     ),
@@ -123,13 +127,13 @@ def _run(path: Path) -> Run:
     res = results.load(path)
     raw: Any = res if task == "attack" else res.get("raw") if isinstance(res, dict) else None
     kind = KINDS[run.kind]
-    for part in kind.parts(raw) if isinstance(raw, dict) else [None]:
-        stats = part.get("stats") if isinstance(part, dict) else None
-        have = set().union(*(known for known in (part, stats) if isinstance(known, dict)))
-        if missing := kind.needed - have:
-            raise UserError(
-                f"{path / 'res'}: damaged, or not a result of the task {task} "
-                f"(it has no {', '.join(sorted(missing))}); run it again"
-            )
+    parts = list(kind.parts(raw)) if isinstance(raw, dict) else [None]
+    for part in parts:
+        bad = checks.wrong(part, kind.form)
+        if not bad and part is not None and kind.task == "train":
+            bad = checks.wrong(part["stats"], STATS)
+        if bad:
+            which = f"it has no right {', '.join(bad)}" if bad != [""] else "it has no such numbers"
+            raise UserError(f"{path / 'res'}: damaged, or not a result of the task {task} ({which}); run it again")
     run.raw = raw
     return run

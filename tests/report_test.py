@@ -327,7 +327,7 @@ def mistakes(root):
         "no epoch was accepted": [run, young],
         "not a pickle of plain data": [torn],
         "not a result of the task train": [odd],
-        "summary.json: epoch 7 has no certified_median, clean_acc": [unsummed],
+        "summary.json: epoch 7 has no right certified_median, clean_acc": [unsummed],
         "about.json: missing": [silent],
         "about.json: damaged: it holds no dict": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],

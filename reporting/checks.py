@@ -1,0 +1,63 @@
+"""Do results have the form that figures and tables take for granted? A form is a function, or a dict of forms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Form = Any  # a function value -> bool, or {key: form}: a dict that has these keys
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def number_or_none(value: Any) -> bool:
+    return value is None or number(value)
+
+
+def numbers(value: Any) -> bool:
+    """A list of numbers, or an array of them, with at least one."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf" and value.size > 0
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(number, value))
+
+
+def matrix(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.ndim == 2 and min(value.shape) > 1
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def several(form: Form) -> Callable[[Any], bool]:
+    """A list of values of a form, at least one."""
+    return lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(not wrong(v, form) for v in value)
+
+
+def each(form: Form, key: Callable[[Any], bool] = text) -> Callable[[Any], bool]:
+    """A dict of values of a form, at least one, whose keys are of a form."""
+    return lambda value: (
+        isinstance(value, dict) and len(value) > 0 and all(key(k) and not wrong(v, form) for k, v in value.items())
+    )
+
+
+def whole_text(value: Any) -> bool:
+    return isinstance(value, str) and value.isdecimal() and len(value) < 19
+
+
+def number_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and np.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def wrong(value: Any, form: Form) -> list[str]:
+    """The keys of value that are missing or of another form; [''] for a value that is of another form as a whole."""
+    if not isinstance(form, dict):
+        return [] if form(value) else [""]
+    if not isinstance(value, dict):
+        return [""]
+    return sorted(key for key, inner in form.items() if key not in value or wrong(value[key], inner))
