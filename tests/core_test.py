@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import recompute
 from conftest import ROOT, TINY
 
 import results
@@ -404,3 +405,13 @@ def test_stdout_and_pickle_in_the_working_directory_tell_the_run(tiny_flags):
     with open(path / "res", "rb") as file:
         assert pickle.load(file)["flags"]["B"] == 50
     assert json.loads((path / "journal.jsonl").read_text().splitlines()[0])["eid"] == 1
+
+
+def test_an_independent_forward_pass_and_mpmath_give_what_was_recorded(tiny_flags):
+    description = [["C", 4, [3, 2]], ["A"], ["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
+    path = Core(
+        tiny_flags | {"E": 12, "log_frame0": 3.0, "model": tiny_flags["model"] | {"description": description}}
+    ).run()
+    recorded = results.load(path)["raw"][12]["stats"]
+    for name, value in recompute.recomputed(str(path), 12).items():
+        assert recorded[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name

@@ -284,7 +284,7 @@ def killed_until_done(words, resume, rng, most):
 @pytest.mark.skipif(not WHOLE, reason="long: ./test.sh --soak")
 def test_fifty_kills_of_a_training(tmp_path):
     logs = tmp_path / "logs"
-    E = ["--E", "2500", "--archive", "50", "--checkpoint_every", "0.05"]
+    E = ["--E", "5000", "--archive", "50", "--checkpoint_every", "0.05"]
     done = command("run.sh", QUICK, *SMALL, *E, "--logs_dir", str(tmp_path / "whole"))
     assert done.returncode == 0
     run = lambda: (logs / QUICK / "latest").resolve()  # noqa: E731
