@@ -62,8 +62,8 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         records = np.lib.format.open_memmap(path, "r+")
     except OSError as error:
         raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged ({error}); {otherwise}") from None
+    except Exception as error:  # a damaged header can raise nearly anything
+        raise UserError(f"{path}: damaged ({type(error).__name__}); {otherwise}") from None
     older = [field for field in fields if field[0] != "crc"]
     if records.dtype not in (np.dtype(fields), np.dtype(older)) or records.shape != (n,):
         raise UserError(f"{path}: holds other results; {otherwise}")

@@ -24,6 +24,7 @@ import flags as flag_table
 import launch
 import results
 import safe_pickle
+from attacks import measurement
 from context import Context
 from core import Core
 from errors import UserError
@@ -132,6 +133,33 @@ def test_plain_pickle_reads_res_and_older_files_without_checksums_load_and_that_
     caplog.set_level("INFO", "margin")
     assert results.load(own) == res and len(results.read_journal(own)) == 6
     assert len([m for m in caplog.messages if "without checksums" in m]) == 1
+
+
+def test_no_flipped_bit_passes_in_an_attacks_records(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "eid-000003.npy"
+    records = measurement.open_records(path, 6, (4, 4, 1))
+    found = {
+        "image": rng.random((4, 4, 4, 1), np.float32),
+        "error": rng.random(4),
+        "success": np.ones(4, bool),
+        "clean_correct": np.ones(4, bool),
+        "certified": rng.random(4),
+    }
+    measurement.store(records, 0, found)
+    whole, content, draw = np.array(records), path.read_bytes(), random.Random(0)
+    del records
+    noticed = 0
+    for _ in range(300):
+        path.write_bytes(flipped(content, draw.randrange(8 * len(content))))
+        try:
+            read = measurement.open_records(path, 6, (4, 4, 1))
+        except UserError as error:
+            noticed += 1
+            assert str(path) in str(error)
+        else:  # in what is not done yet, or done again
+            done = read["done"]
+            assert all((read[name][done] == whole[name][done]).all() for name in found)
+    assert noticed > 150
 
 
 # Data and flags that lie

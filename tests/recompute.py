@@ -1,8 +1,8 @@
 """Recompute what a run recorded of an epoch: `python tests/recompute.py DIRECTORY [--eid n]`.
 
 From the stored weights and the data alone: an own forward pass in float64 NumPy, an own loss in mpmath at 50 digits.
-Prints rho, q_min and log_loss as recorded and recomputed, and their relative deviations. For networks of convolutions,
-pools and fully connected layers with relu; no batch norm.
+Prints rho, q_min and log_loss as recorded and recomputed, and their relative deviations. For networks of
+convolutions, pools and fully connected layers with relu; no batch norm.
 """
 
 import argparse
