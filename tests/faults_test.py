@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands_test import ENV, QUICK, SMALL, assert_one_line, command
 from conftest import ROOT
+from results_test import READERS
 
 import checksums
 import datasets
@@ -309,7 +310,7 @@ def test_peeking_takes_network_and_data_from_the_run(own):
 
 
 @pytest.mark.parametrize("kind", ["directory", "loop", "pipe"])
-@pytest.mark.parametrize("name", ["flags.json", "about.json", "res", "journal.jsonl", "checkpoint.npz"])
+@pytest.mark.parametrize("name", READERS)
 def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
     path = own / name
     path.unlink()
@@ -319,15 +320,8 @@ def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
         path.symlink_to(path)
     else:
         os.mkfifo(path)
-    readers = {
-        "flags.json": results.read_flags,
-        "about.json": results.read_about,
-        "res": results.load,
-        "journal.jsonl": results.read_journal,
-        "checkpoint.npz": results.load_weights,
-    }
     with pytest.raises(UserError) as error:
-        readers[name](own)
+        READERS[name](own)
     assert str(path) in str(error.value) and "damaged" not in str(error.value)
 
 

@@ -13,6 +13,13 @@ from errors import UserError
 from results import WorkDir
 
 WEIGHTS = [(f"layer{k}/weight", np.full((2, 3), k, np.float32)) for k in range(12)]
+READERS = {
+    "flags.json": results.read_flags,
+    "about.json": results.read_about,
+    "res": results.load,
+    "journal.jsonl": results.read_journal,
+    "checkpoint.npz": results.load_weights,
+}
 
 
 class Malicious:
@@ -217,7 +224,7 @@ class Refused(OSError):
         super().__init__(errno.EIO, "Input/output error")
 
 
-@pytest.mark.parametrize("name", ["flags.json", "about.json", "res", "journal.jsonl", "checkpoint.npz"])
+@pytest.mark.parametrize("name", READERS)
 def test_a_file_that_cannot_be_read_is_not_called_damaged_or_missing(run, monkeypatch, name):
     run.write_json("about.json", {})
     run.write_res({"raw": {}})
@@ -231,13 +238,6 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged_or_missing(run, monkey
         return read(path)
 
     monkeypatch.setattr(type(run.path), "read_bytes", refuse)
-    readers = {
-        "flags.json": results.read_flags,
-        "about.json": results.read_about,
-        "res": results.load,
-        "journal.jsonl": results.read_journal,
-        "checkpoint.npz": results.load_weights,
-    }
     with pytest.raises(UserError) as error:
-        readers[name](run.path)
+        READERS[name](run.path)
     assert str(error.value) == f"{run.path / name}: cannot be read: Input/output error"
