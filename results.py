@@ -223,7 +223,7 @@ class WorkDir:
         path = self.path / "journal.jsonl"
         have = path.stat().st_size if path.exists() else 0
         if n_bytes is None:
-            n_bytes = path.read_bytes().rfind(b"\n") + 1 if have else 0
+            n_bytes = read_bytes(path).rfind(b"\n") + 1 if have else 0
         if have < n_bytes:
             raise UserError(
                 f"{path}: has {have} bytes where the checkpoint needs {n_bytes}: it was cut or replaced, "

@@ -1,5 +1,6 @@
 """Faults: two processes at once, flipped bits, files that are not what they claim, flags that lie."""
 
+import errno
 import io
 import json
 import os
@@ -325,6 +326,48 @@ def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
     assert str(path) in str(error.value) and "damaged" not in str(error.value)
 
 
+def read_labels(path):
+    return datasets.with_labels_of(datasets.load("digits", train_N=40), path)
+
+
+OTHERS = {
+    "archive/eid-000003.npz": lambda path: results.load_weights(path.parent.parent, 3),
+    "summary.json": lambda path: results.read_summary(path.parent),
+    "eid-000003.npy": lambda path: measurement.open_records(path, 6, (4, 4, 1)),
+    "data.npz": lambda path: datasets.load(str(path)),
+    "labels.npz": read_labels,
+    "cifar-10-python.tar.gz": lambda path: datasets.load("cifar10", data_dir=str(path.parent)),
+    "train-images-idx3-ubyte": lambda path: datasets.load("mnist", data_dir=str(path.parent)),
+    "data_batch_1": lambda path: datasets.load("cifar10", data_dir=str(path.parent)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_disk_that_fails_under_a_read_is_named_and_nothing_is_called_damaged(own, monkeypatch, name):
+    beside = ["t10k-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte", "test_batch"]
+    for other in [
+        name,
+        *(beside + [f"data_batch_{k}" for k in range(1, 6)] if "batch" in name or "idx" in name else []),
+    ]:
+        (own / other).touch()
+    read, memory_map = type(own).read_bytes, np.lib.format.open_memmap
+
+    def failing(real):
+        def run(path, *args):
+            if str(path) == str(own / name):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(path, *args)
+
+        return run
+
+    monkeypatch.setattr(type(own), "read_bytes", failing(read))
+    monkeypatch.setattr(np.lib.format, "open_memmap", failing(memory_map))
+    with pytest.raises(UserError) as error:
+        OTHERS[name](own / name)
+    assert str(own / name) in str(error.value) and "Input/output error" in str(error.value)
+    assert "damaged" not in str(error.value)
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "loop/run", "a\0b"])
 def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -347,6 +390,19 @@ def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, o
     path = (tmp_path / "logs" / QUICK / "latest").resolve()
     assert len(results.load(path)["raw"]) == 5
     assert len([line for line in (path / "stdout").read_text().splitlines() if line.startswith("epoch #")]) == 5
+
+
+@pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "| true"])
+def test_an_attack_goes_on_without_a_stdout(own, redirected):
+    words = [ROOT / "eval.sh", "eval-final-mnist-l2-ddn", own, "--eid", "last", "--attack_N", "20", "--attack_K", "5"]
+    words += ["--gpu", "-1", "--figures", "false"]
+    script = f'"$@" {redirected}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *map(str, words)], capture_output=True, text=True, env=ENV, timeout=200
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+    path = (own / "eval-final-mnist-l2-ddn" / "latest").resolve()
+    assert len(results.load(path)[6]["errors"]) == 20 and "done: results in" in (path / "stdout").read_text()
 
 
 @pytest.mark.parametrize("program", ["figures.py", "report.py"])

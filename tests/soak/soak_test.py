@@ -27,6 +27,7 @@ import datasets
 import flags as flag_table
 import launch
 import results
+from attacks import measurement
 from core import Core
 from errors import UserError
 from reporting import kinds, page
@@ -54,6 +55,33 @@ def attacked(trained):
 
 
 # Mutated files
+
+AFTER = shutil.ignore_patterns("eval-*", "tiny-*", "figures")  # what later tasks leave in a run
+TASKS = {
+    "attack": {"task": "attack", "attack_method": "ddn", "attack_K": 5, "attack_N": 20, "eid": "last"},
+    "measure_radius": {"task": "measure_radius", "directions": 2, "eid": "last"},
+}
+
+
+class Read(Exception):
+    """The task has read all that it needs."""
+
+
+def task_on(run, task, *words):
+    run = [] if "--resume" in words else [str(run)]
+    return Core(flag_table.command_line([*run, *words, "--gpu", "-1"], TASKS[task]), f"tiny-{task}").run()
+
+
+def outcome(action, *files):
+    """'right', or what a refusal says: an error of one line that names one of the files."""
+    try:
+        action()
+    except Read:
+        return "right"
+    except UserError as error:
+        assert "\n" not in str(error) and any(str(file) in str(error) for file in files), error
+        return str(error)
+    return "right"
 
 
 def mutated(content, rng):
@@ -92,7 +120,7 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_is_read_right_or_refused_in_one_line_that_names_it(trained, tmp_path, name):
-    own = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*", "figures"))
+    own = shutil.copytree(trained, tmp_path / "run", ignore=AFTER)
     content, rng = (own / name).read_bytes(), random.Random(name)
     refused = 0
     for _ in range(cases(2000, 60)):
@@ -108,15 +136,17 @@ def test_a_mutated_file_is_read_right_or_refused_in_one_line_that_names_it(train
     assert refused
 
 
-def test_a_mutated_summary_is_shown_or_refused_in_one_line_that_names_it(attacked, tmp_path):
-    own = shutil.copytree(attacked, tmp_path / "attack", ignore=shutil.ignore_patterns("figures"))
-    content, rng = (own / "summary.json").read_bytes(), random.Random(1)
-    for _ in range(cases(200, 5)):
-        (own / "summary.json").write_bytes(mutated(content, rng))
-        try:
-            page.page([own])
-        except UserError as error:
-            assert str(own) in str(error) and "\n" not in str(error), error
+@pytest.mark.parametrize("task, name", [("attack", "summary.json"), ("attack", "res"), ("measure_radius", "res")])
+def test_mutated_results_are_shown_or_refused_in_one_line_that_names_them(trained, tmp_path, task, name):
+    path = task_on(shutil.copytree(trained, tmp_path / "run", ignore=AFTER), task)
+    content = (path / name).read_bytes()
+    if name == "res":  # of an older version: without a digest every change reaches the figures
+        content = pickle.dumps(results.load(path), protocol=4)
+    rng, found = random.Random(task + name), []
+    for _ in range(cases(300, 5)):
+        (path / name).write_bytes(mutated(content, rng))
+        found.append(outcome(lambda: page.page([path]), path))
+    print(f"{task}, another {name}: {len(found)} cases, {len(found) - found.count('right')} refused")
 
 
 @pytest.mark.parametrize("name", ["data.npz", "labels.npz"])
@@ -135,6 +165,68 @@ def test_mutated_data_is_read_right_or_refused_in_one_line_that_names_it(tmp_pat
             datasets.load(str(path)) if name == "data.npz" else datasets.with_labels_of(dataset, path)
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error), error
+
+
+# Mutated files under tasks that read a run
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "res"])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_on_a_run_with_a_mutated_file_works_or_is_refused_in_one_line(
+    trained, tmp_path, monkeypatch, task, name
+):
+    own = shutil.copytree(trained, tmp_path / "run", ignore=AFTER)
+    content, rng, found = (own / name).read_bytes(), random.Random(task + name), []
+
+    def reads(executor, *_):
+        """In place of the work itself: the network is built and its weights are loaded."""
+        for eid in results.choose_eids(own, "last"):
+            executor.context.stored_weights(own, eid)
+        raise Read
+
+    monkeypatch.setattr("execution.Serial.run", reads)
+    words = ["--eid", "3"] if name.startswith("archive") else []
+    for number in range(cases(2000, 12)):
+        (own / name).unlink()
+        (own / name).write_bytes(mutated(content, rng) if number else content)
+        # A flag that a mutation made unusable is refused by its own name.
+        files = [own, *(["--", "flags"] if name == "flags.json" else [])]
+        found.append(outcome(lambda: task_on(own, task, *words), *files))
+        assert number or found == ["right"]
+        for path in own.glob("tiny-*"):
+            shutil.rmtree(path)
+    print(f"{task} on a run with another {name}: {len(found)} cases, {len(found) - found.count('right')} refused")
+
+
+RESUMED = [(task, name) for task in TASKS for name in ("flags.json", "about.json", "records")]
+
+
+@pytest.mark.parametrize("task, name", [*RESUMED, ("measure_radius", "records of an older version")])
+def test_a_resumed_task_with_a_mutated_file_works_or_is_refused_in_one_line(trained, tmp_path, task, name):
+    own = shutil.copytree(trained, tmp_path / "run", ignore=AFTER)
+    path = task_on(own, task)
+    if task == "attack":  # as it was before its end: with the records of its images
+        res = results.load(path)[6]
+        records = measurement.open_records(path / "eid-000006.npy", 20, res["images"].shape[1:])
+        names = {"image": "images", "error": "errors"}
+        measurement.store(records, 0, {key: res[names.get(key, key)] for key in measurement.RESULTS})
+    (path / "res").unlink()
+    records = path / ("eid-000006.npy" if task == "attack" else "journal.jsonl")
+    if name.endswith("older version"):
+        records.write_text("".join(re.sub(r', "crc32": \d+', "", line) for line in records.open()))
+    changed = records if name.startswith("records") else path / name
+    content, rng, found = changed.read_bytes(), random.Random(task + name), []
+    kept = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for number in range(cases(300, 5)):
+        for file in path.iterdir():
+            file.unlink() if file not in kept else file.write_bytes(kept[file])
+        changed.write_bytes(mutated(content, rng) if number else content)
+        files = [path, *(["--", "flags"] if name == "flags.json" else [])]
+        found.append(outcome(lambda: task_on(own, task, "--resume", str(path)), *files))
+        assert number or found == ["right"]
+    print(
+        f"{task} resumed with another {changed.name}: {len(found)} cases, {len(found) - found.count('right')} refused"
+    )
 
 
 # Hostile pickles
@@ -302,7 +394,7 @@ def test_fifty_kills_of_a_training(tmp_path):
 @pytest.mark.skipif(not WHOLE, reason="long: ./test.sh --soak")
 @pytest.mark.parametrize("name", ["eval-final-mnist-l2-ddn", "measure_radius"])
 def test_ten_kills_of_an_attack_and_of_a_radius(trained, tmp_path, name):
-    own = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval-*"))
+    own = shutil.copytree(trained, tmp_path / "run", ignore=AFTER)
     program = "eval.sh" if name.startswith("eval") else "run.sh"
     words = ["--attack_K", "20000", "--attack_B", "8"] if program == "eval.sh" else ["--radius_step", "0.0002"]
     words = [str(own), "--eid", "last", "--gpu", "-1", "--figures", "false", *words]
