@@ -36,6 +36,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import checksums
+import forms
 from errors import UserError
 from screen import log
 
@@ -312,7 +313,20 @@ def read_flags(directory: Path | str) -> dict:
 
 def read_about(directory: Path | str) -> dict:
     """about.json: where, when and with what the run was begun. Raises: UserError (no run, or damaged)."""
-    return _read_json(check_run(directory) / "about.json")
+    path = check_run(directory) / "about.json"
+    found = _read_json(path)
+    for key, form in ABOUT.items():
+        if key in found and forms.wrong(found[key], form):
+            raise UserError(f"{path}: damaged: {key} is not what a run writes there; get the file again")
+    return found
+
+
+ABOUT = {  # what is used of about.json; a directory of an older version may lack it
+    "experiment": forms.text,
+    "data": {},
+    "threads": forms.each(forms.whole),
+    "measured": forms.each(forms.number),
+}
 
 
 def read_summary(directory: Path | str) -> dict:

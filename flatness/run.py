@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import datasets
+import forms
 import results
 from context import Context
 from errors import Stopped, UserError
@@ -21,6 +22,10 @@ from flatness import curvature, interpolation, radius
 from flatness.networks import Place, checked_networks
 from flatness.published import published_radius, table_row
 from screen import Ticker, log, shown_path
+
+# The forms of what a measurement's journal has of a unit
+WALK = {"network": forms.text, "radius": forms.number, "profile": forms.numbers, "end": forms.number}
+CURVATURE = {"network": forms.text, "eigenvalues": forms.numbers}
 
 
 def make_random_labels(context: Context) -> Path:
@@ -78,7 +83,7 @@ def measure_radius(context: Context) -> Path:
         log.info("%s", row["text"])
         return {"networks": found, "row": row}
 
-    return measure(context, networks, units, say, finish)
+    return measure(context, networks, units, say, WALK, finish)
 
 
 def make_points(context: Context) -> Path:
@@ -105,7 +110,7 @@ def make_points(context: Context) -> Path:
     def finish(rows: list[dict]) -> dict:
         return {"X": X, "Y": Y, "Z": np.array([row["losses"] for row in rows]), "networks": list(networks)}
 
-    path = measure(context, networks, units, say, finish)
+    path = measure(context, networks, units, say, {"losses": forms.numbers}, finish)
     raw = results.load(path)["raw"]
     for name in "XYZ":
         results.replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
@@ -134,7 +139,7 @@ def measure_curvature(context: Context) -> Path:
     def finish(found: list[dict]) -> dict:
         return {part["network"]: part for part in found}
 
-    return measure(context, networks, units, say, finish)
+    return measure(context, networks, units, say, CURVATURE, finish)
 
 
 def measure(
@@ -142,6 +147,7 @@ def measure(
     networks: dict[str, Place],
     units: list[Unit],
     say: Callable[[Unit, Any], dict],
+    form: forms.Form,
     finish: Callable[[list[dict]], dict],
 ) -> Path:
     """Work on the units that are not in the journal yet, then write `res`. Returns the directory.
@@ -149,6 +155,7 @@ def measure(
     Args:
       networks: what is measured.
       say: logs a unit's result, and returns what of it goes into the journal.
+      form: of such an entry.
       finish: all journal entries, in the order of the units -> `raw` of `res`; also logs.
     """
     measured = {name: eid for name, (_, eid) in networks.items()}
@@ -173,6 +180,10 @@ def measure(
 
     with context.writing(path):
         done |= work_dir.rewind(key="part")
+        for k, entry in done.items():
+            if k not in range(len(units)) or forms.wrong(entry, form):
+                journal = path / "journal.jsonl"
+                raise UserError(f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure anew")
         log.info("measures: %s", shown_path(Path(context.f.load_dir)))
         try:
             with Ticker(len(units), "unit", context.stop_if_asked) as ticker:

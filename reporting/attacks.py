@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+import forms
 import results
 from errors import UserError
-from reporting import checks, style
+from reporting import style
 from reporting.runs import Run, title
 from reporting.tables import Entry, Table, number, percent
 
@@ -74,9 +75,9 @@ def linf_grid(runs: list[Run]) -> "Figure":
 
 
 SUMMARY = {  # what `attacks.run` writes of an epoch
-    **dict.fromkeys(("n", "clean_acc", "success", "median", "mean", "certified_median"), checks.number),
-    **dict.fromkeys(("log_loss", "q_bar_min"), checks.number_or_none),
-    "robust_acc": checks.each(checks.number, checks.number_text),
+    **dict.fromkeys(("n", "clean_acc", "success", "median", "mean", "certified_median"), forms.number),
+    **dict.fromkeys(("log_loss", "q_bar_min"), forms.number_or_none),
+    "robust_acc": forms.each(forms.number, forms.number_text),
 }
 
 
@@ -84,7 +85,7 @@ def _summary(run: Run) -> dict[str, dict]:
     """summary.json: {epoch, as text: its numbers}. Raises: UserError when something in it is missing or wrong."""
     found = results.read_summary(run.path)
     for eid, numbers in found.items():
-        bad = checks.wrong(numbers, SUMMARY) if checks.whole_text(eid) else [""]
+        bad = forms.wrong(numbers, SUMMARY) if forms.whole_text(eid) else [""]
         if bad:
             raise UserError(
                 f"{run.path / 'summary.json'}: epoch {eid:.20} has no right {', '.join(bad)}; "

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forms
 import results
 from errors import UserError
 from flags.table import DEFAULTS, flatten, renamed
-from reporting import attacks, checks, flatness, training
-from reporting.checks import each, matrix, number, number_or_none, numbers, several, text
+from forms import each, matrix, number, number_or_none, numbers, pair_or_none, several, text
+from reporting import attacks, flatness, training
 from reporting.runs import Run
 from reporting.tables import Entry, Table
 
@@ -21,7 +22,7 @@ class Kind:
     Attributes:
       task: what left it.
       heading: its section's in a report.
-      form: of each part of its results (`reporting.checks`).
+      form: of each part of its results (`forms`).
       parts: `raw` of `res` -> these parts.
       figures: {name: its function of runs}. A function's docstring begins with the caption; it returns None
         where there is nothing to draw.
@@ -30,7 +31,7 @@ class Kind:
 
     task: str
     heading: str
-    form: dict[str, checks.Form]
+    form: dict[str, forms.Form]
     figures: dict[str, Callable[[list[Run]], Any]]
     tables: Callable[[list[Entry]], list[Table]]
     parts: Callable[[dict], Iterable[dict]] = lambda raw: raw.values()
@@ -43,7 +44,10 @@ def _whole(raw: dict) -> list[dict]:
 ATTACKED = {"errors": numbers, "success": numbers, "clean_correct": numbers}
 STATS = {"log_loss": number}
 INFO = {"eid": number, "lr": number, "log_frame": number, "time": number, "stats": each(number_or_none)}
-NETWORK = {"I": number, "radii": numbers, "profiles": several(numbers), "mean": number}
+NETWORK = {"radii": numbers, "profiles": several(numbers)}
+NETWORK |= dict.fromkeys(("I", "mean", "norm", "mean_by_norm"), number)
+ROW = dict.fromkeys(("mean", "sd", "by_norm_mean", "by_norm_sd"), number) | {"published": pair_or_none}
+CURVATURE = dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss", "parameters"), number)
 KINDS = {
     "train": Kind(
         "train",
@@ -64,7 +68,7 @@ KINDS = {
     "measure_radius": Kind(
         "measure_radius",
         "Flatness radius",
-        {"networks": each(NETWORK), "row": lambda row: isinstance(row, dict)},
+        {"networks": each(NETWORK), "row": ROW},
         {"profiles": flatness.profiles, "radii": flatness.radii},
         flatness.radius_tables,
         _whole,
@@ -80,7 +84,7 @@ KINDS = {
     "measure_curvature": Kind(
         "measure_curvature",
         "Curvature",
-        {"eigenvalues": numbers, **dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss"), number)},
+        CURVATURE | {"eigenvalues": numbers},
         {"curvature": flatness.curvature},
         flatness.curvature_table,
     ),
@@ -129,9 +133,9 @@ def _run(path: Path) -> Run:
     kind = KINDS[run.kind]
     parts = list(kind.parts(raw)) if isinstance(raw, dict) else [None]
     for part in parts:
-        bad = checks.wrong(part, kind.form)
+        bad = forms.wrong(part, kind.form)
         if not bad and part is not None and kind.task == "train":
-            bad = checks.wrong(part["stats"], STATS)
+            bad = forms.wrong(part["stats"], STATS)
         if bad:
             which = f"it has no right {', '.join(bad)}" if bad != [""] else "it has no such numbers"
             raise UserError(f"{path / 'res'}: damaged, or not a result of the task {task} ({which}); run it again")

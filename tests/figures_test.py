@@ -389,9 +389,13 @@ def a_radius(path, names, published=None, eids=None, **flat):
     """A radius's directory, of networks with these names: the k-th one's mean is k + 3."""
     networks = {
         name: {"I": 0.01, "radii": [k + 2, k + 4], "profiles": [[0.01, 0.02], [0.01, 0.06]], "mean": k + 3}
+        | {"norm": 2.0, "mean_by_norm": (k + 3) / 2}
         for k, name in enumerate(names)
     }
-    raw = {"networks": networks, "row": {"published": published}}
+    raw = {
+        "networks": networks,
+        "row": {"published": published, "mean": 3.0, "sd": 1.0, "by_norm_mean": 1.5, "by_norm_sd": 0.5},
+    }
     return measured_as(work_dir(path, {"task": "measure_radius"} | flat, {"flags": {}, "raw": raw}), names, eids)
 
 
@@ -403,7 +407,7 @@ def measured_as(path, names, eids=None):
 
 
 def a_curvature(path, names, eids=None):
-    found = {"eigenvalues": [3.0, 2.0], "trace": 9.0, "log_frame": -1.0, "log_loss": -2.0}
+    found = {"eigenvalues": [3.0, 2.0], "trace": 9.0, "parameters": 9, "log_frame": -1.0, "log_loss": -2.0}
     found["trace_error"] = 0.9
     res = {"flags": {}, "raw": dict.fromkeys(names, found)}
     return measured_as(work_dir(path, {"task": "measure_curvature"}, res), names, eids)

@@ -1,4 +1,4 @@
-"""Do results have the form that figures and tables take for granted? A form is a function, or a dict of forms."""
+"""Has what was read from a file the form that its readers take for granted?"""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +25,16 @@ def numbers(value: Any) -> bool:
 
 def matrix(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and value.ndim == 2 and min(value.shape) > 1
+
+
+def whole(value: Any) -> bool:
+    """A whole number from 1 to 2^31."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
+
+
+def pair_or_none(value: Any) -> bool:
+    """Two numbers, as of a mean and its standard deviation; or None."""
+    return value is None or (numbers(value) and len(value) == 2)
 
 
 def text(value: Any) -> bool:
