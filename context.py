@@ -26,7 +26,7 @@ import numpy as np
 import datasets
 import flags as flag_table
 import results
-from device import choose_parts, cores, import_tensorflow, set_threads, set_up_device
+from device import choose_parts, choose_xla, cores, import_tensorflow, set_threads, set_up_device
 from errors import UserError
 from flags.table import TRAINING
 from results import ROOT
@@ -71,7 +71,7 @@ class Context:
     def changed(self, **changes: Any) -> "Context":
         """Other flags, and the data, device and network of this Context, which must not depend on them."""
         other = Context(self._flags | changes, self.name, self.stop_if_asked)
-        shared = ("dataset", "fingerprint", "device", "threads", "parts", "model", "train_set", "test_set")
+        shared = ("dataset", "fingerprint", "device", "threads", "parts", "xla", "model", "train_set", "test_set")
         vars(other).update({name: vars(self)[name] for name in shared if name in vars(self)})
         return other
 
@@ -115,12 +115,18 @@ class Context:
     @cached_property
     def train_set(self) -> tuple:
         """(images, labels) of the training set on the device."""
-        return tuple(map(import_tensorflow().constant, self.dataset[0]))
+        return self._on_device(self.dataset[0])
 
     @cached_property
     def test_set(self) -> tuple:
         """(images, labels) of the test set on the device."""
-        return tuple(map(import_tensorflow().constant, self.dataset[1]))
+        return self._on_device(self.dataset[1])
+
+    def _on_device(self, part: tuple) -> tuple:
+        import_tensorflow()
+        from models.network import on_device
+
+        return on_device(*part)
 
     # Device and network
 
@@ -131,8 +137,13 @@ class Context:
 
     @cached_property
     def _began_with(self) -> dict:
-        """The threads and parts that the run to resume began with; empty where that is not known."""
-        return results.read_about(self.f.resume).get("threads", {}) if self.f.resume else {}
+        """Threads, parts, xla that the run to resume began with; empty where that is not known."""
+        if not self.f.resume:
+            return {}
+        about = results.read_about(self.f.resume)
+        began = about.get("threads", {}) | {"xla": about.get("xla")}
+        # A GPU's way is no CPU's way.
+        return began if str(about.get("device")).startswith("CPU") == self.device.startswith("CPU") else {}
 
     @cached_property
     def threads(self) -> int:
@@ -156,6 +167,16 @@ class Context:
         return choose_parts(wanted, self.f.model["description"], shape, self.f.B, self.device, self.threads)
 
     @cached_property
+    def xla(self) -> bool:
+        """Whether XLA compiles the training turn."""
+        if self.f.task not in TRAINING:
+            return False
+        wanted = self.f.xla
+        if wanted == "auto" and self._began_with.get("xla") is not None:
+            wanted = self._began_with["xla"]
+        return choose_xla(wanted, self.device)
+
+    @cached_property
     def model(self) -> Any:
         """The network, with the initial weights of the flag seed. Raises: UserError where it does not fit."""
         (x_train, _), _ = self.dataset
@@ -165,7 +186,7 @@ class Context:
             )
         set_threads(self.threads, self.parts)  # before TensorFlow computes anything; `parts` needs the device
         self.device  # noqa: B018 (chosen before the first variable is made)
-        return build_network(self.f.model, self.dataset, self.f.seed, self.parts)
+        return build_network(self.f.model, self.dataset, self.f.seed, self.parts, self.xla)
 
     def check_weights(self, weights: list[tuple[str, np.ndarray]], where: str) -> list[np.ndarray]:
         """The arrays of stored weights. Raises: UserError when they are another network's."""
@@ -223,6 +244,7 @@ class Context:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "device": self.device,
             "threads": {"threads": self.threads, "parts": self.parts},
+            "xla": self.xla,
             "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
         }
 
@@ -238,7 +260,8 @@ class Context:
             for name, value in flag_table.flatten(self._flags).items():
                 log.info("  --%s %s", name, value)
             parts = f", batches in {self.parts} parts" if self.parts > 1 else ""
-            log.info("device: %s, %d threads%s", self.device, self.threads, parts)
+            compiled = ", turns compiled by XLA" if self.xla else ""
+            log.info("device: %s, %d threads%s%s", self.device, self.threads, parts, compiled)
             began = self._began_with.get("threads", self.threads), self._began_with.get("parts", self.parts)
             if began != (self.threads, self.parts):
                 log.info(
@@ -251,7 +274,7 @@ class Context:
             yield
 
 
-def build_network(model: dict, dataset: datasets.Dataset, seed: int, parts: int = 1) -> Any:
+def build_network(model: dict, dataset: datasets.Dataset, seed: int, parts: int = 1, xla: bool = False) -> Any:
     """The network of the `model` flags for a data set's images: a `models.network.Network`.
 
     Raises: UserError when they do not fit.
@@ -267,7 +290,7 @@ def build_network(model: dict, dataset: datasets.Dataset, seed: int, parts: int 
         auto = {"input_mean": mean, "input_std": std}
         model = model | {name: auto[name] for name in auto if model[name] == "auto"}
     try:
-        network = Network(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed, parts=parts)
+        network = Network(**model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed, parts=parts, xla=xla)
     except ValueError as error:
         flag = "--model." if str(error).startswith("input_") else "--model.description: "
         raise UserError(f"{flag}{error}") from None

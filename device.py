@@ -79,6 +79,15 @@ def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, devic
     return wanted
 
 
+def choose_xla(wanted: bool | str, device: str) -> bool:
+    """Whether XLA compiles the training turn: the flag `xla`.
+
+    auto: on a GPU, where the step of a small network waits for the launches of its kernels. Not on a CPU: XLA's
+    convolutions were many times slower there (`bench/train_step.py --xla`).
+    """
+    return not device.startswith("CPU") if wanted == "auto" else bool(wanted)
+
+
 _pools: list[tuple[int, int]] = []  # (ops at the same time, threads of an op) of this process, once they are set
 
 

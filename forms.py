@@ -12,6 +12,10 @@ def number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def boolean(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def number_or_none(value: Any) -> bool:
     return value is None or number(value)
 

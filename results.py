@@ -325,6 +325,7 @@ ABOUT = {  # what is used of about.json; a directory of an older version may lac
     "experiment": forms.text,
     "data": {},
     "threads": forms.each(forms.whole),
+    "xla": forms.boolean,
     "measured": forms.each(forms.number),
 }
 

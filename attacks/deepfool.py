@@ -75,11 +75,13 @@ class DeepFool(Attack):
             rows = tf.argsort(tf.cast(~inside, tf.int32), stable=True)[:size][:, None]
             x_rows, x0_rows = tf.gather_nd(x, rows), tf.gather_nd(x0, rows)
             r_step, outside = self._nearest_face(x_rows, tf.gather_nd(y, rows))
-            outside |= ~tf.gather_nd(inside, rows)
+            outside |= ~tf.gather(inside, rows[:, 0])
             r = tf.tensor_scatter_nd_add(r, rows, tf.where(per_image(outside), 0.0, r_step))
             moved = tf.clip_by_value(x0_rows + (1 + self.overshoot) * tf.gather_nd(r, rows), 0, 1)
             x = tf.tensor_scatter_nd_update(x, rows, tf.where(per_image(outside), x_rows, moved))
-            inside = tf.tensor_scatter_nd_update(inside, rows, ~outside)
+            # As numbers: on a GPU TensorFlow scatters no booleans.
+            still = tf.cast(~outside, tf.float32)
+            inside = tf.tensor_scatter_nd_update(tf.cast(inside, tf.float32), rows, still) > 0
             return k + 1, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r
 
         return tf.while_loop(

@@ -31,6 +31,9 @@ from models.architectures import LayerSpec
 from results import ROOT
 
 tf = import_tensorflow()
+
+from models.network import on_device
+
 ROOF_SIZE = 4096
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="held in memory, as a real data set would be")
     parser.add_argument("--threads", type=int, default=0, help="cores to use; 0: all")
     parser.add_argument("--parts", default="auto", help="as the flag of the experiments")
+    parser.add_argument("--xla", action="store_true", help="compile the training turn with XLA")
     parser.add_argument("--ops", action="store_true", help="also a table of each op alone")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
@@ -195,6 +199,12 @@ def main() -> None:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
+def network_of(flags: dict, shape: tuple, parts: int = 1, xla: bool = False):
+    """The network of an experiment's flags, for images of a shape."""
+    few = np.zeros((10, *shape), np.uint8), np.arange(10, dtype=np.int32)
+    return build_network(flags["model"], Dataset(few, few, flags["dataset"], 1 / 255), 0, parts, xla)
+
+
 def compare(flags: dict, args: argparse.Namespace) -> tuple[dict, object]:
     """Times of this program's epoch and evaluation, of the plain ones and of the roof; and the network."""
     # Random pixels of the data set's shape: speed does not depend on what they show.
@@ -204,15 +214,14 @@ def compare(flags: dict, args: argparse.Namespace) -> tuple[dict, object]:
     n_images = max(n, args.images)
     images = rng.integers(0, 256, (n_images, *shape), dtype=np.uint8)
     labels = rng.integers(0, 10, n_images).astype(np.int32)
-    dataset = Dataset((images, labels), (images[:1], labels[:1]), flags["dataset"], 1 / 255)
     wanted_parts = args.parts if args.parts == "auto" else int(args.parts)
     parts = choose_parts(wanted_parts, flags["model"]["description"], shape, batch, device, cores())
     set_threads(cores(), parts)
-    model = build_network(flags["model"], dataset, 0, parts)
-    plain = Plain(build_network(flags["model"], dataset, 0))
-    x, y = tf.constant(images), tf.constant(labels)
+    model = network_of(flags, shape, parts, args.xla)
+    plain = Plain(network_of(flags, shape))
+    x, y = on_device(images, labels)
     batches = rng.permutation(n_images)[:n].reshape(args.batches, batch).astype(np.int32)
-    x_eval, y_eval = x[:n], y[:n]
+    x_eval, y_eval = on_device(images[:n], labels[:n])
 
     a, b = (tf.random.normal([ROOF_SIZE, ROOF_SIZE]) for _ in range(2))
     # In as many parts as the network, so that all cores are used whatever the threads are set to.
@@ -222,9 +231,9 @@ def compare(flags: dict, args: argparse.Namespace) -> tuple[dict, object]:
         {
             "roof": lambda: product().numpy(),
             "train": lambda: model.train_epoch(x, y, batches, 0.0, 0.0, np.inf),
-            "plain_train": lambda: plain.train(x, y, batches),
+            "plain_train": lambda: plain.train(tf.convert_to_tensor(x), y, batches),
             "eval": lambda: model.evaluate(x_eval, y_eval),
-            "plain_eval": lambda: plain.evaluate(x_eval, batch),
+            "plain_eval": lambda: plain.evaluate(tf.convert_to_tensor(x_eval), batch),
         },
         args.repeats,
     )

@@ -14,7 +14,7 @@ import results
 from attacks.registry import ABORT_RULES, METHODS
 from errors import UserError, nearest
 from flags import values
-from flags.values import boolean, choice, number, optional, several, text, whole
+from flags.values import boolean, boolean_or_auto, choice, number, optional, several, text, whole
 from models import lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
@@ -87,6 +87,8 @@ SECTIONS = (
         Flag("B", 100, whole(1), "batch size"),
         Flag("parts", "auto", whole(1, "auto"),
              "slices of a batch computed at the same time; auto: one a core for a small network on a CPU"),
+        Flag("xla", "auto", boolean_or_auto,
+             "compile a turn of an epoch into one program with XLA; auto: on a GPU, or as a resumed run began"),
         Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
         Flag("augment", "none", choice("none", "crop-flip"), "random changes of training images: none, crop-flip"),
         Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
@@ -180,7 +182,7 @@ ALIASES = {
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
 FREE_ON_RESUME = (
-    *("E", "data_dir", "gpu", "threads", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
+    *("E", "data_dir", "gpu", "threads", "xla", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
 )
 
 # What an attack has from its own script and command line. All else comes from the run that is attacked.

@@ -121,6 +121,12 @@ def boolean(value):
     return value
 
 
+def boolean_or_auto(value):
+    if value != "auto" and not isinstance(value, bool):
+        raise Bad("true, false or auto")
+    return value
+
+
 def text(value):
     if not isinstance(value, str) or not value:
         raise Bad("a name or path")

@@ -25,6 +25,20 @@ Weights = Sequence[Any]  # an array or a tensor for each of `Network.tensors`, i
 Tick = Callable[[int], None]  # is told how much is done; raises Stopped to end a pass
 
 
+def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Variable, tf.Tensor]:
+    """A data set as a GPU can gather batches from it without the host.
+
+    TensorFlow's GPU kernels gather bytes from a variable only, and it keeps int32 tensors on the host
+    (`bench/gpu_placement.py`).
+
+    Args:
+      images: integer pixels [N, h, w, c]. labels: integers [N].
+
+    Returns: images, as they are; labels, int64.
+    """
+    return tf.Variable(images, trainable=False, name="images"), tf.constant(labels, tf.int64)
+
+
 class Network(tf.Module):
     """The network of a description (`models.architectures`).
 
@@ -40,6 +54,7 @@ class Network(tf.Module):
       parts: into how many slices of examples every batch is cut. They do not need one another, so
         TensorFlow computes them at the same time: one on each core wastes less time than all cores sharing
         every small op (`device.parts_that_pay`). Must be 1 with batch norm, which looks at whole batches.
+      xla: compile a turn of an epoch, its loop included, into one program (`device.choose_xla`).
 
     Attributes:
       layers: the layers with weights, in order.
@@ -60,6 +75,7 @@ class Network(tf.Module):
         input_mean: Sequence[float] | None = None,
         input_std: Sequence[float] | None = None,
         parts: int = 1,
+        xla: bool = False,
     ):
         super().__init__()
         self.specs = parse(description, bias_mode, input_shape)
@@ -76,6 +92,7 @@ class Network(tf.Module):
             factor = self._input_factor
             self._pipeline.append(lambda x: x * factor + shift)
         self.layers = self._append_layers(seed)
+        self._train_turn = tf.function(self._steps, jit_compile=xla or None)
 
     def _append_layers(self, seed: int) -> list[Weighted]:
         """Fill the pipeline after the input's normalization. Returns the layers with weights."""
@@ -284,7 +301,7 @@ class Network(tf.Module):
         """An epoch of gradient steps; stops after the first bad batch.
 
         Args:
-          images: integer pixels [N, h, w, c]; labels: int32 [N].
+          images: integer pixels [N, h, w, c]; labels: integers [N]. Both as `on_device` makes them, or tensors.
           batches: int32 [n, B], indices into both.
           lr, loss_ub: in frame units. log_frame: natural log of the frame.
           augment_seed: int32 [2], of random crops and flips; None for the images as they are.
@@ -302,32 +319,35 @@ class Network(tf.Module):
         for begin, end in _turns(n, 3 * self.flops * batches.shape[1]):
             tick(begin)
             turn = tf.constant(begin), tf.constant(end)
-            ok, part = self._train_turn(images, labels, batches, *turn, *scalars, augment_seed)
-            losses.append(part.numpy())
+            ok, done, part = self._train_turn(images, labels, batches, *turn, *scalars, augment_seed)
+            losses.append(part.numpy()[begin : int(done)])
             if not ok:
                 break
         return bool(ok), np.concatenate(losses)
 
-    @tf.function
-    def _train_turn(
+    def _steps(
         self, images: Any, labels: Any, batches: Any, begin: Any, end: Any, lr: Any, log_frame: Any, loss_ub: Any,
         augment_seed: Any,
-    ) -> tuple[tf.Tensor, tf.Tensor]:  # fmt: skip
-        """The gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:  # fmt: skip
+        """The gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors.
+
+        Returns: ok; the first batch that is not done; losses, float64 [n], of which [begin:done] are filled.
+        """
 
         def step(i: tf.Tensor, ok: tf.Tensor, losses: tf.TensorArray) -> tuple[Any, ...]:
             batch = batches[i]
             x, y = tf.gather(images, batch), tf.gather(labels, batch)
             if augment_seed is not None:
-                x = crop_and_flip(x, tf.stack([augment_seed[0], augment_seed[1] + i]))
+                # As float32: on a GPU TensorFlow gathers no bytes from a tensor.
+                x = crop_and_flip(tf.cast(x, tf.float32), tf.stack([augment_seed[0], augment_seed[1] + i]))
             loss = self.step(x, y, lr, log_frame)
-            return i + 1, loss <= loss_ub, losses.write(i - begin, loss)  # NaN is not <= anything
+            return i + 1, loss <= loss_ub, losses.write(i, loss)  # NaN is not <= anything
 
-        losses = tf.TensorArray(tf.float64, end - begin, element_shape=[])
+        losses = tf.TensorArray(tf.float64, batches.shape[0], element_shape=[])  # of a size that XLA knows
         done, ok, losses = tf.while_loop(
             lambda i, ok, losses: ok & (i < end), step, (begin, tf.constant(True), losses)
         )
-        return ok, losses.stack()[: done - begin]
+        return ok, done, losses.stack()
 
     # Evaluation
 
