@@ -419,11 +419,21 @@ def plain(value):
 
 
 @pytest.mark.skipif(not WHOLE, reason="long: ./test.sh --soak")
-def test_ten_thousand_epochs_with_all_batch_losses_take_no_longer_at_the_end(tmp_path):
+def test_ten_thousand_epochs_with_all_batch_losses_take_no_longer_and_no_more_memory_at_the_end(
+    tmp_path, monkeypatch
+):
+    held, append = {}, results.WorkDir.append
+
+    def weighed(work_dir, info):
+        held[info["eid"]] = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+        return append(work_dir, info)
+
+    monkeypatch.setattr(results.WorkDir, "append", weighed)
     flags = TINY | {"E": 10_000, "include_all_rt_loss_in_res": True, "logs_dir": str(tmp_path), "archive": "idle"}
     began, path = time.time(), Core(flags | {"lr": 0.01, "log_frame0": 3.0}, QUICK).run()
     times = np.array([info["time"] for info in results.read_journal(path).values()])
     early, late = np.median(times[100:2000]), np.median(times[-2000:])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"10000 epochs in {time.time() - began:.0f} s; an epoch {early:.4f} s, then {late:.4f} s; {peak:.0f} MiB")
+    print(f"10000 epochs in {time.time() - began:.0f} s; an epoch {early:.4f} s, then {late:.4f} s")
+    print(f"memory {held[1000]:.0f} MiB after 1000 epochs, {held[10_000]:.0f} after 10000")
     assert len(results.load(path)["raw"]) == 10_000
+    assert held[10_000] - held[1000] < 200  # the infos themselves
