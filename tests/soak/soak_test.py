@@ -6,6 +6,7 @@ tried. What it would catch: a traceback, a signal, a message without the file's 
 
 import errno
 import os
+import pathlib
 import pickle
 import random
 import re
@@ -425,7 +426,7 @@ def test_ten_thousand_epochs_with_all_batch_losses_take_no_longer_and_no_more_me
     held, append = {}, results.WorkDir.append
 
     def weighed(work_dir, info):
-        held[info["eid"]] = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+        held[info["eid"]] = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
         return append(work_dir, info)
 
     monkeypatch.setattr(results.WorkDir, "append", weighed)
