@@ -426,7 +426,8 @@ def test_ten_thousand_epochs_with_all_batch_losses_take_no_longer_and_no_more_me
     held, append = {}, results.WorkDir.append
 
     def weighed(work_dir, info):
-        held[info["eid"]] = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        held[info["eid"]] = int(pages) * resource.getpagesize() / 2**20
         return append(work_dir, info)
 
     monkeypatch.setattr(results.WorkDir, "append", weighed)
