@@ -334,6 +334,49 @@ def an_attempt(name: str, rows: list[dict]) -> dict:
     return {"network": name, "function": "an attempt", "once": total, "loop": nothing, "results": results}
 
 
+@dataclass
+class Gpu:
+    """What the model of a step's time assumes of a GPU; by default NVIDIA's A100, from its data sheet.
+
+    Attributes:
+      launch_us: microseconds between two launches of TensorFlow's executor; kernel_us: between two kernels of one
+        compiled program.
+      tflops: float32 operations a second, 10^12, without TensorFloat-32. reached: the part of it that
+        convolutions and products reach.
+      gb_s: gigabytes a second of its memory.
+    """
+
+    launch_us: float = 5.0
+    kernel_us: float = 2.0
+    tflops: float = 19.5
+    reached: float = 0.5
+    gb_s: float = 1555.0
+
+
+def modelled(name: str, rows: list[dict], gpu: Gpu) -> dict[str, float]:
+    """A training step on a GPU that nobody has measured, in ms: launches, operations, bytes; with XLA and without.
+
+    Every activation is written, and read by what follows, once forward and twice backward; every weight is read
+    forward and backward, its gradient written and read, and the weight written.
+    """
+    batch, model = NETWORKS[name][3], network_of(name, False)
+    first = next(spec for spec in model.specs if spec.weight_shape)
+    operations = batch * (3 * sum(spec.flops for spec in model.specs) - first.flops)
+    activations = batch * sum(math.prod(spec.out_shape) for spec in model.specs)
+    weights = sum(math.prod(v.shape) for v in model.weights)
+    turn = next(row for row in rows if row["function"] == "training turn")
+    kernels = sum(kernels_of(compiled_turn(network_of(name, True), NETWORKS[name][1], batch)).values())
+    found = {
+        "launches": (turn["loop"]["ops"] + turn["loop"]["programs"]) * gpu.launch_us / 1e3,
+        "launches with XLA": kernels * gpu.kernel_us / 1e3,
+        "operations": operations / (gpu.tflops * gpu.reached * 1e9),
+        "bytes": 4 * (6 * activations + 5 * weights) / (gpu.gb_s * 1e6),
+    }
+    work = found["operations"] + found["bytes"]
+    # The host launches ahead while the GPU works: the slower of the two sets the pace.
+    return found | {"step": max(found["launches"], work), "step with XLA": max(found["launches with XLA"], work)}
+
+
 def too_much(row: dict) -> list[str]:
     """What a row breaks: at most ALLOWED bytes may cross in a loop, and only scalars and shapes may fall back."""
     # Where there is no loop in the graph, the program calls it in one.
@@ -380,6 +423,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--network", choices=NETWORKS, action="append", help="only this one")
     parser.add_argument("--xla", action="store_true", help="training turns as --xla true makes them")
+    parser.add_argument(
+        "--model", action="store_true", help="also what a step would take: a model, not a measurement"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
     rows = []
@@ -397,6 +443,9 @@ def main() -> None:
             print(f"  {row['function']:22} {''.join(cells)} {''.join(moved)}  {fallen}")
             for text in too_much(row):
                 print(f"    too much: {text}")
+        if args.model and not args.xla:
+            times = modelled(name, [row for row in rows if row["network"] == name], Gpu())
+            print(f"  a model, in ms: {', '.join(f'{what} {ms:.3f}' for what, ms in times.items())}")
         if args.xla:
             _, shape, _, batch = NETWORKS[name]
             found = kernels_of(compiled_turn(network_of(name, True), shape, batch))
