@@ -51,6 +51,7 @@ class Context:
     Attributes:
       f: the flags as attributes.
       published: {name: weights} that units of work refer to (`execution`).
+      say: shows how far a piece of work is.
 
     Raises: UserError for flags, here and when data or network are asked for.
     """
@@ -60,6 +61,7 @@ class Context:
         self.f = _Values(**self._flags)
         self.name, self.stop_if_asked = name, stop_if_asked
         self.published: dict[str, Any] = {}
+        self.say: Callable[[str], None] = lambda text: None
         self._kept: dict[str, tuple[Any, Any]] = {}
         self._lock = threading.RLock()
 
@@ -147,10 +149,16 @@ class Context:
 
     @cached_property
     def threads(self) -> int:
-        """How many threads compute: the flag, or those that a resumed run began with, or one a core."""
+        """How many threads compute, in this process or in each worker.
+
+        The flag, or those that a resumed run began with, or one a core.
+        """
         if self.f.threads != "auto":
             return self.f.threads
-        return int(self._began_with.get("threads", cores()))
+        share = cores()
+        if self.f.cluster is not None:  # a worker's: of those on this machine each has its share of the cores
+            share = max(cores() // self.f.cluster, 1) if isinstance(self.f.cluster, int) else 1
+        return int(self._began_with.get("threads", share))
 
     @cached_property
     def parts(self) -> int:
@@ -245,6 +253,7 @@ class Context:
             "device": self.device,
             "threads": {"threads": self.threads, "parts": self.parts},
             "xla": self.xla,
+            "cluster": self.f.cluster,
             "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
         }
 

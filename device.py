@@ -6,6 +6,8 @@ import sys
 import tempfile
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 from errors import UserError
 from models.architectures import parse
 from screen import log
@@ -98,6 +100,7 @@ def set_threads(threads: int, parts: int) -> None:
     first computes anything. A later task of the process that asks for others goes on with those, and says so.
     """
     wanted = (parts, threads // parts) if parts > 1 else (threads, threads)
+    threadpool_limits(threads, "blas")  # NumPy's own, whose count changes last bits, too
     if not _pools:
         tf = import_tensorflow()
         with contextlib.suppress(RuntimeError):  # something has been computed: TensorFlow has its threads, one a core

@@ -1,11 +1,12 @@
-"""Runs units of work: one after the other, or a few at once in threads of this process.
+"""Runs units of work: one after the other, a few at once in threads of this process, or on a cluster (`cluster`).
 
 A unit is plain data that can be pickled: a top-level function, a key, arguments. Weights are named in it, by
 (path, epoch) or by a name under which they were published; the function gets them from its Context. So a unit
 can be worked on anywhere where the flags, the data and the files are. Only the driver, the process that calls
-`run`, writes files.
+`run`, writes files; but a whole run that is a unit (a seed) writes its own working directory.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from context import Context
-from screen import Ticker
+from screen import Uncounted
 
 Tick = Callable[[float], None]  # is told which fraction of a unit is done, 0 to 1; raises Stopped to end it
 
@@ -51,7 +52,7 @@ class Serial:
         """Make weights known to units by a name."""
         self.context.published[name] = weights
 
-    def run(self, units: Iterable[Unit], done: Callable[[Unit, Any], bool | None], ticker: Ticker) -> None:
+    def run(self, units: Iterable[Unit], done: Callable[[Unit, Any], bool | None], ticker: Uncounted) -> None:
         """Work on units, in order.
 
         Args:
@@ -70,7 +71,7 @@ class Serial:
                 break
             ticker.stop_if_asked()
 
-    def _work(self, unit: Unit, ticker: Ticker) -> Any:
+    def _work(self, unit: Unit, ticker: Uncounted) -> Any:
         told = 0.0
 
         def tick(fraction: float) -> None:
@@ -82,7 +83,7 @@ class Serial:
         ticker.advance((1.0 - told) * unit.size)  # never stops: a result is not thrown away
         return result
 
-    def _in_threads(self, units: Iterable[Unit], ticker: Ticker) -> Iterator[tuple[Unit, Any]]:
+    def _in_threads(self, units: Iterable[Unit], ticker: Uncounted) -> Iterator[tuple[Unit, Any]]:
         waiting: deque[tuple[Unit, Any]] = deque()
         units = iter(units)
         with ThreadPoolExecutor(self.at_once) as pool:
@@ -98,9 +99,25 @@ class Serial:
                 for _, future in waiting:
                     future.cancel()
 
-    def _submit(self, pool: ThreadPoolExecutor, units: Iterator[Unit], ticker: Ticker) -> list[tuple[Unit, Any]]:
+    def _submit(self, pool: ThreadPoolExecutor, units: Iterator[Unit], ticker: Uncounted) -> list[tuple[Unit, Any]]:
         """Start the next unit, if there is one."""
         return [(unit, pool.submit(self._work, unit, ticker)) for unit in [next(units, None)] if unit is not None]
+
+
+@contextlib.contextmanager
+def executor(context: Context, at_once: int = 1, priority: int = 0) -> Iterator[Any]:
+    """The executor that the flag `cluster` means: a Serial, or a `cluster.Remote` while its cluster lasts.
+
+    Args:
+      at_once: of a Serial. priority: of units on a cluster; higher ones go first.
+    """
+    if context.f.cluster is None:
+        yield Serial(context, at_once)
+        return
+    from cluster import Cluster
+
+    with Cluster(context.f.cluster, context.threads, context.f.gpu) as cluster:
+        yield cluster.executor(context, priority)
 
 
 def weights_of(context: Context, network: Any) -> Any:

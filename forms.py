@@ -36,6 +36,10 @@ def whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
 
 
+def whole_or_text_or_none(value: Any) -> bool:
+    return value is None or whole(value) or text(value)
+
+
 def pair_or_none(value: Any) -> bool:
     """Two numbers, as of a mean and its standard deviation; or None."""
     return value is None or (numbers(value) and len(value) == 2)

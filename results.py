@@ -327,6 +327,7 @@ ABOUT = {  # what is used of about.json; a directory of an older version may lac
     "threads": forms.each(forms.whole),
     "xla": forms.boolean,
     "measured": forms.each(forms.number),
+    "cluster": forms.whole_or_text_or_none,
 }
 
 

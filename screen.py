@@ -92,7 +92,26 @@ class Throttle:
         return due
 
 
-class Ticker:
+class Uncounted:
+    """Counts nothing, and answers signals.
+
+    Args:
+      stop_if_asked: called at every call; what it raises goes up.
+    """
+
+    def __init__(self, stop_if_asked: Callable[[], None]):
+        self.stop_if_asked = stop_if_asked
+
+    def __call__(self, n: float) -> None:
+        """So many more are done. Raises what `stop_if_asked` raises."""
+        self.advance(n)
+        self.stop_if_asked()
+
+    def advance(self, n: float) -> None:
+        """So many more are done."""
+
+
+class Ticker(Uncounted):
     """Shows how much is done: a bar on a terminal, and a log line a minute everywhere.
 
     Args:
@@ -101,7 +120,8 @@ class Ticker:
     """
 
     def __init__(self, total: float, unit: str, stop_if_asked: Callable[[], None]):
-        self.total, self.unit, self.stop_if_asked = total, unit, stop_if_asked
+        super().__init__(stop_if_asked)
+        self.total, self.unit = total, unit
         self.due, self.began = Throttle(60), time.monotonic()
         self.done = self.done_here = 0.0  # the bar counts on a terminal only
         self.lock = threading.Lock()
@@ -120,11 +140,6 @@ class Ticker:
         """So many were done before this began."""
         self.done += n
         self.bar.update(n)
-
-    def __call__(self, n: float) -> None:
-        """So many more are done. Raises what `stop_if_asked` raises."""
-        self.advance(n)
-        self.stop_if_asked()
 
     def advance(self, n: float) -> None:
         """So many more are done."""

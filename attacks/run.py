@@ -10,7 +10,7 @@ import results
 from attacks import certificate, measurement, registry
 from context import Context
 from errors import Stopped, UserError
-from execution import Serial, Tick, Unit, weights_of
+from execution import Tick, Unit, executor, weights_of
 from screen import Ticker, log, shown_path
 
 AT_ONCE = 2  # blocks attacked at once on a CPU: one fills the core that a one-threaded op of the other leaves idle
@@ -28,10 +28,11 @@ def attack(context: Context) -> Path:
     Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once; Stopped.
     """
     run = AttackRun(context)
-    with context.writing(run.work_dir.path):
+    at_once = AT_ONCE if context.device.startswith("CPU") else 1
+    with context.writing(run.work_dir.path), executor(run.context, at_once) as workers:
         log.info("attacking: %s", shown_path(run.source))
         try:
-            run.attack_all()
+            run.attack_all(workers)
         except Stopped:
             log.info("stopped; go on with:")
             log.info("  ./eval.sh %s --resume %s", context.name, shown_path(run.work_dir.path))
@@ -98,11 +99,8 @@ class AttackRun:
         context.check_data(self.source)
         self.eids = results.choose_eids(self.source, f.eid)
         self.context = context.changed(eid=self.eids)  # resumed, it keeps to these, whatever the run has by then
-        self.executor = Serial(self.context, AT_ONCE if context.device.startswith("CPU") else 1)
         for eid in self.eids:
-            weights = context.stored_weights(self.source, eid)
-        # The last epoch may not be in the archive, and will be gone if the run is still going on.
-        self.executor.publish("last", weights)
+            self.last_weights = context.stored_weights(self.source, eid)
         self.method = registry.METHODS[f.attack_method]
         self.indices = choose_images(context)
         self.images, self.labels = (
@@ -117,18 +115,20 @@ class AttackRun:
     def _records_path(self, eid: int) -> Path:
         return self.work_dir.path / f"eid-{eid:06d}.npy"
 
-    def attack_all(self) -> None:
+    def attack_all(self, workers: Any) -> None:
         """Attack every image at every epoch that is not done, then write `res` and the summary."""
         if (self.work_dir.path / "res").exists():
             log.info("nothing to do: all epochs are attacked already")
             return
+        # The last epoch may not be in the archive, and will be gone if the run is still going on.
+        workers.publish("last", self.last_weights)
         raw, summaries = results.read_journal(self.source), {}
         n = len(self.images)
         with Ticker(len(self.eids) * n, "image", self.context.stop_if_asked) as ticker:
             for eid in self.eids:
                 records = measurement.open_records(self._records_path(eid), n, self.images.shape[1:])
                 ticker.found(int(records["done"].sum()))
-                self.executor.run(self._blocks(eid, records), partial(self._store, records), ticker)
+                workers.run(self._blocks(eid, records), partial(self._store, records), ticker)
                 eps_list = self.context.f.attack_eps_list
                 summaries[eid] = measurement.summary(records, eps_list, self.method.eps_grid)
                 stats = raw.get(eid, {}).get("stats") or {}

@@ -54,6 +54,8 @@ SECTIONS = (
         Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
         Flag("threads", "auto", whole(1, "auto", most=4096),
              "threads to compute with; auto: one a core, or those that a resumed run began with"),
+        Flag("cluster", None, optional(values.cluster),
+             "share the work among workers: so many of this machine, tcp://host:port, or a scheduler file"),
         Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
         Flag("deterministic", False, boolean, "let TensorFlow use deterministic kernels only (slower on a GPU)"),
         Flag("logs_dir", None, optional(text), "where working directories go; default: logs beside the program"),
@@ -89,6 +91,8 @@ SECTIONS = (
              "slices of a batch computed at the same time; auto: one a core for a small network on a CPU"),
         Flag("xla", "auto", boolean_or_auto,
              "compile a turn of an epoch into one program with XLA; auto: on a GPU, or as a resumed run began"),
+        Flag("speculate", False, boolean,
+             "with a cluster: make the next attempts at an epoch at the same time, in case the first is rejected"),
         Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
         Flag("augment", "none", choice("none", "crop-flip"), "random changes of training images: none, crop-flip"),
         Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
@@ -182,12 +186,13 @@ ALIASES = {
 
 # What a resumed run may change: how and how long it runs, but not what it computes.
 FREE_ON_RESUME = (
-    *("E", "data_dir", "gpu", "threads", "xla", "checkpoint_every", "logs_dir", "figures", "tensorboard", "resume"),
+    *("E", "data_dir", "gpu", "threads", "xla", "cluster", "speculate", "checkpoint_every", "logs_dir", "figures"),
+    *("tensorboard", "resume"),
 )
 
 # What an attack has from its own script and command line. All else comes from the run that is attacked.
 OF_AN_ATTACK = (
-    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "threads", "tf32", "deterministic"),
+    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "threads", "cluster", "tf32", "deterministic"),
     *("figures", "tensorboard"),
     *(flag.name for section in SECTIONS if section.tasks == ("attack",) for flag in section.flags),
 )

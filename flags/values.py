@@ -121,6 +121,13 @@ def boolean(value):
     return value
 
 
+def cluster(value):
+    """How many workers of this machine, a scheduler's address, or a scheduler file."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return whole(1, most=1024)(value)
+    return text(value) if isinstance(value, str) else whole(1)(value)
+
+
 def boolean_or_auto(value):
     if value != "auto" and not isinstance(value, bool):
         raise Bad("true, false or auto")

@@ -16,7 +16,7 @@ import forms
 import results
 from context import Context
 from errors import Stopped, UserError
-from execution import Serial, Unit
+from execution import Unit, executor
 from flags.table import stored
 from flatness import curvature, interpolation, radius
 from flatness.networks import Place, checked_networks
@@ -186,9 +186,9 @@ def measure(
                 raise UserError(f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure anew")
         log.info("measures: %s", shown_path(Path(context.f.load_dir)))
         try:
-            with Ticker(len(units), "unit", context.stop_if_asked) as ticker:
+            with executor(context) as workers, Ticker(len(units), "unit", context.stop_if_asked) as ticker:
                 ticker.found(len(done))
-                Serial(context).run([u for u in units if number[u.key] not in done], store, ticker)
+                workers.run([u for u in units if number[u.key] not in done], store, ticker)
         except Stopped:
             log.info("stopped after %d of %d units; go on with:", len(done), len(units))
             log.info("  ./run.sh %s --resume %s", context.name, shown_path(path))

@@ -52,15 +52,15 @@ def attempts_of(golden: dict) -> list[dict]:
     progress, rng = Progress(context), np.random.RandomState(7)
     progress.weights = [initial(rng, v.shape) for v in context.model.weights]
 
-    def noting(*args):
-        outcome = attempt(*args)
+    def noting(*args, **named):
+        outcome = attempt(*args, **named)
         infos.append(outcome.info)
         return outcome
 
     def permutation(context, eid, number):
         return stream.permutation(len(context.dataset[0][0]))
 
-    with mock.patch("training.run.attempt", noting), mock.patch("training.attempt.permutation", permutation):
+    with mock.patch("training.attempt.attempt", noting), mock.patch("training.attempt.permutation", permutation):
         while len(infos) < len(golden["attempts"]):
             progress.epoch()
     return infos

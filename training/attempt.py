@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from context import Context
+from execution import Tick
 from training import measures
 
 Say = Callable[[str], None]  # shows how far an attempt is
@@ -89,6 +90,12 @@ def attempt(
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
     return Outcome(info, after, trained - began, time.perf_counter() - trained)
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> Outcome:
+    """A unit of work: an attempt. Arguments as of `attempt`; the weights are those published as `before`."""
+    args = {name: value for name, value in args.items() if name != "then"}
+    return attempt(context, context.published["before"], **args, say=context.say)
 
 
 def _finite(context: Context, stats: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from tqdm import tqdm
 import flags as flag_table
 import results
 from context import Context
-from errors import Stopped, TrainingDiverged
+from errors import Stopped, TrainingDiverged, UserError
+from execution import Serial, Unit, executor
 from models import archivers, lr_scheduler
 from models.lr_scheduler import USE_FRAME
-from screen import log, shown_path
-from training import measures
-from training.attempt import Say, attempt
+from screen import Uncounted, log, shown_path
+from training import attempt, measures
+from training.attempt import Outcome
 
+ATTEMPTS_FIRST = 10  # their priority on a cluster: a run waits for each of them
 RES_EVERY = 10.0  # seconds between two writes of `res`, at least
 
 
@@ -43,6 +46,10 @@ def _check(context: Context) -> None:
         from reporting.live import require_tensorboard
 
         require_tensorboard()
+    if context.f.speculate and context.f.cluster is None:
+        raise UserError("--speculate: the next attempts need workers; give --cluster, too")
+    if context.f.cluster is not None and not context.f.speculate:
+        raise UserError("--cluster: one training uses it with --speculate only; give that, too")
     context.model  # noqa: B018 (made now)
 
 
@@ -52,8 +59,9 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
     Args:
       whole: the directory to resume: path, or the run that it is a part of.
     """
-    with context.writing(path):
-        run = Run(context, path)
+    alone = context if context.f.speculate else context.changed(cluster=None)
+    with context.writing(path), executor(alone, priority=ATTEMPTS_FIRST) as workers:
+        run = Run(context, path, workers)
         if run.live:
             log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
         if run.eid or context.f.resume:
@@ -82,37 +90,56 @@ class Progress:
     Attributes:
       eid: that epoch, 0 at the start. weights: after it, on the device.
       lr, log_frame: for the next attempt.
+      executor: makes the attempts.
     """
 
-    def __init__(self, context: Context):
+    def __init__(self, context: Context, executor: Any = None):
         f = context.f
-        self.context = context
+        self.context, self.executor = context, executor or Serial(context)
+        self.ticker = Uncounted(context.stop_if_asked)  # nobody knows how many attempts there will be
         self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
         self.eid, self.weights = 0, context.model.initial_weights(f.seed)
         self.log_frame: float = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
         _, self.lr = self.scheduler.get()
 
-    def epoch(self, say: Say = lambda text: None) -> dict[str, Any]:
+    def epoch(self) -> dict[str, Any]:
         """Attempts at the next epoch until the scheduler accepts one; returns its info, and goes there.
 
         Raises: TrainingDiverged when no lr makes an acceptable epoch; Stopped.
         """
-        f, eid, number = self.context.f, self.eid + 1, 0
-        began, train_time, eval_time = time.perf_counter(), 0.0, 0.0
-        while True:
-            number += 1
-            self._check_lr(eid, number)
-            limit = self.scheduler.loss_limit() if f.early_reject else math.inf
-            outcome = attempt(self.context, self.weights, eid, number, self.lr, self.log_frame, limit, say)
-            train_time, eval_time = train_time + outcome.train_time, eval_time + outcome.eval_time
+        began, made, accepted = time.perf_counter(), [], []  # type: ignore[var-annotated]
+
+        def judge(unit: Unit, outcome: Outcome) -> bool:
+            """Whether attempts after this one are of no use: it is accepted, or they have another lr than is due."""
+            made.append(outcome)
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
-                info = outcome.info
-                info["stats"] |= {"train_time": train_time, "eval_time": eval_time, "attempts": number}
-                info["time"] = time.perf_counter() - began
-                self._go_to(info, outcome.weights)
-                return info
-            self.context.stop_if_asked()
+                accepted.append(outcome)
+            return command == "go" or self.lr != unit.args["then"]
+
+        self.executor.publish("before", self.weights)
+        while not accepted:
+            self._check_lr(self.eid + 1, len(made) + 1)
+            self.executor.run(self._attempts(len(made) + 1), judge, self.ticker)
+        info = accepted[0].info
+        times = {name: sum(getattr(outcome, name) for outcome in made) for name in ("train_time", "eval_time")}
+        info["stats"] |= times | {"attempts": len(made)}
+        info["time"] = time.perf_counter() - began
+        self._go_to(info, accepted[0].weights)
+        return info
+
+    def _attempts(self, number: int) -> Iterator[Unit]:
+        """Attempt `number` at the next epoch, and those that follow if each is rejected."""
+        f, scheduler, lr = self.context.f, copy.deepcopy(self.scheduler), self.lr
+        while lr >= f.lr_lb:
+            limit = scheduler.loss_limit() if f.early_reject else math.inf
+            args = {"eid": self.eid + 1, "number": number, "lr": lr, "log_frame": self.log_frame, "loss_limit": limit}
+            try:
+                _, lr = scheduler.get({**args, "stats": None})
+            except TrainingDiverged:
+                lr = 0.0  # none follows
+            yield Unit(attempt.work, (self.eid + 1, number), args | {"then": lr})
+            number += 1
 
     def _check_lr(self, eid: int, number: int) -> None:
         if self.lr < self.context.f.lr_lb:
@@ -141,13 +168,13 @@ class Run(Progress):
       raw: {eid: info}.
     """
 
-    def __init__(self, context: Context, path: Path):
-        super().__init__(context)
+    def __init__(self, context: Context, path: Path, executor: Any = None):
+        super().__init__(context, executor)
         self.archiver = archivers.build(context.f.archive)
         self.raw: dict[int, dict[str, Any]] = {}
         self.work_dir = results.WorkDir(path)
         # What flags.json and res say. A resumed run may have another E; that stands there once the run has gone on.
-        self._flags = flag_table.complete(results.read_flags(path)) if context.f.resume else context.flags
+        self._flags = flag_table.complete(results.read_flags(path))
         self._resume()
         self.saved_eid = self.eid if self.eid else None
         self.last_save = self.last_res = time.monotonic()
@@ -190,8 +217,9 @@ class Run(Progress):
         """Accept epochs until there are E."""
         E = self.context.f.E
         with tqdm(total=E, initial=self.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
+            self.context.say = bar.set_postfix_str
             while self.eid < E:
-                info = self.epoch(bar.set_postfix_str)
+                info = self.epoch()
                 self._record(info)
                 log.info("%s", epoch_line(info))
                 bar.update()
@@ -206,6 +234,7 @@ class Run(Progress):
         wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
         if f.measure and (wanted if f.measure_every == "archived" else self._measure_now(f.measure_every)):
             began = time.perf_counter()
+            self.context.model.set_weights(self.weights)  # the accepted attempt may have been made elsewhere
             epoch = measures.Epoch(self.context, info["log_frame"], tick=lambda done: None)
             info["stats"] |= measures.record(epoch, f.measure)
             info["time"] += time.perf_counter() - began

@@ -4,11 +4,13 @@ A run of several seeds is a working directory that has one of its own for each s
 """
 
 from pathlib import Path
+from typing import Any
 
 import results
 from context import Context
 from errors import UserError
-from screen import log, shown_path
+from execution import Tick, Unit, executor
+from screen import Uncounted, log, shown_path
 from training.run import train_in
 
 
@@ -23,6 +25,8 @@ def train_seeds(context: Context) -> Path:
     f = context.f
     if f.seeds is None:
         raise UserError("--task train_seeds needs --seeds, such as 0,1,2")
+    if f.speculate:
+        raise UserError("--speculate: of several seeds each is trained by a worker of its own; leave it out")
     # Made now: what does not fit is said before anything is on the disk. All seeds share them.
     context.model, context.train_set, context.test_set  # noqa: B018
     if f.resume:
@@ -31,14 +35,27 @@ def train_seeds(context: Context) -> Path:
         run = results.create(context.logs_dir, context.name, {"about.json": context.about()})
     with results.locked(run):
         results.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
+        for seed in f.seeds:
+            path = run / f"seed-{seed}"
+            if not (path / "flags.json").exists():
+                results.fill(path, _child(context, seed).first_files())
+        units = [Unit(work, (k,), {"seed": seed, "run": str(run)}) for k, seed in enumerate(f.seeds)]
+        with executor(context) as workers:
+            workers.run(units, lambda unit, path: log.info("trained: %s", path), Uncounted(context.stop_if_asked))
         raw = {}
         for seed in f.seeds:
             path = run / f"seed-{seed}"
-            child = context.changed(task="train", seed=seed, seeds=None, resume=None)
-            if not (path / "flags.json").exists():
-                results.fill(path, child.first_files())
-            train_in(child, path, run)
             raw[seed] = results.read_journal(path)[results.stored_eids(path)[-1]]
         results.WorkDir(run).write_res({"flags": context.flags, "raw": raw})
         log.info("all seeds are trained: %s", shown_path(run))
     return run
+
+
+def _child(context: Context, seed: int) -> Context:
+    return context.changed(task="train", seed=seed, seeds=None, resume=None, cluster=None)
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> str:
+    """A unit of work: train the network of `seed`, in its own directory in `run`. Returns that directory."""
+    run = Path(args["run"])
+    return str(train_in(_child(context, args["seed"]), run / f"seed-{args['seed']}", run))
