@@ -6,7 +6,10 @@ a time. It keeps a Context for each task (`spec_of`), and gets published weights
 Dask is an optional package (requirements-cluster.txt).
 """
 
+import contextlib
 import hashlib
+import json
+import logging
 import os
 import pickle
 import signal
@@ -27,10 +30,12 @@ import numpy as np
 from context import Context
 from errors import Stopped, UserError
 from execution import Unit
-from results import ROOT
+from results import ROOT, read_bytes
 from screen import Throttle, Uncounted, log
 
 PATHS = ("data_dir", "load_dir", "random_labels", "resume", "logs_dir", "dataset")  # flags that may hold a path
+START = 30.0  # seconds in which a scheduler and its first worker must be there
+PATIENCE = 5.0  # seconds that a scheduler may not answer
 LOOK = 0.2  # seconds between two looks at signals and workers, while a unit is waited for
 MALLOC = {  # Dask's own settings give memory back at every step: TensorFlow then takes up to 1.9 times the time
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -101,6 +106,8 @@ class Cluster:
         self.wanted, self.threads, self.gpu = wanted, threads, gpu
         self._id = uuid.uuid4().hex
         self._look_at_workers = Throttle(1.0)
+        self._had: set[str] = set()  # workers at the last look
+        self._silent_since: float | None = None
 
     def __enter__(self) -> "Cluster":
         import dask
@@ -114,10 +121,8 @@ class Cluster:
             if isinstance(self.wanted, int):
                 self._local = self._start_local(self.wanted)
                 self.client = distributed.Client(self._local)
-            elif "://" in self.wanted:
-                self.client = distributed.Client(self.wanted, timeout=10)
             else:
-                self.client = distributed.Client(scheduler_file=self.wanted, timeout=10)
+                self.client = distributed.Client(self._address(), timeout=10)
             self._check_workers()
         except (OSError, TimeoutError, ValueError) as error:
             self.close()
@@ -133,6 +138,20 @@ class Cluster:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+    def _address(self) -> str:
+        """The scheduler's. Raises: UserError for a file that is no scheduler file."""
+        if "://" in str(self.wanted):
+            return str(self.wanted)
+        path, end = Path(str(self.wanted)), time.monotonic() + START
+        while not path.exists() and time.monotonic() < end:  # a job script starts all at once
+            time.sleep(LOOK)
+        try:
+            return str(json.loads(read_bytes(path))["address"])
+        except FileNotFoundError:
+            raise UserError(f"--cluster {path}: no such file; start dask scheduler --scheduler-file {path}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"--cluster {path}: not a scheduler file, as `dask scheduler` writes one") from None
 
     def _start_local(self, n: int) -> Any:
         import distributed
@@ -152,14 +171,18 @@ class Cluster:
         client = getattr(self, "client", None)
         if client is not None:
             self._tell_workers(None)
-            client.close(timeout=5)
+            with contextlib.suppress(Exception):  # it is gone already
+                client.close(timeout=5)
         if self._local is not None:
             self._local.close(timeout=10)
             self._local = None
 
     @property
     def n(self) -> int:
-        return len(self.client.scheduler_info(n_workers=-1)["workers"])
+        return len(self._workers())
+
+    def _workers(self) -> set[str]:
+        return set(self.client.scheduler_info(n_workers=-1).get("workers", ()))
 
     def said(self) -> str:
         """How many workers of what kind, in words."""
@@ -186,8 +209,8 @@ class Cluster:
                     "(--threads of the run says on how many threads it computes)"
                 )
 
-    def _wait_for_workers(self, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
+    def _wait_for_workers(self) -> None:
+        end = time.monotonic() + START
         while not self.n:
             if time.monotonic() > end:
                 raise UserError(f"--cluster {self.wanted}: the scheduler has no worker; start some, and try again")
@@ -203,24 +226,25 @@ class Cluster:
 
     def _tell_workers(self, keys: list | None) -> None:
         """Cancel running units: those with these keys, or all of this driver."""
-        try:
-            self.client.run(_cancel, self._id, keys, wait=False)
-        except Exception as error:  # a worker that is gone needs no telling
-            log.debug("cancel: %s", error)
+        if self.client.status == "running":
+            with contextlib.suppress(Exception):  # a worker that is gone needs no telling
+                self.client.run(_cancel, self._id, keys, wait=False)
 
     def check_alive(self) -> None:
         """Say so when workers went or came. Raises: UserError when the scheduler is gone."""
-        if self.client.status not in ("running", "connecting"):
-            raise UserError(
-                f"--cluster {self.wanted}: the scheduler is gone; what is done is saved: go on with --resume"
-            )
-        if not self._look_at_workers():
-            return
-        have = set(self.client.scheduler_info(n_workers=-1)["workers"])
-        before = getattr(self, "_have", have)
-        for address in before - have:
-            log.info("note: the worker %s is gone; its unit goes to another one", address)
-        self._have = have
+        if self.client.status == "running":
+            self._silent_since = None
+        else:
+            self._silent_since = self._silent_since or time.monotonic()
+            if self.client.status != "connecting" or time.monotonic() - self._silent_since > PATIENCE:
+                raise UserError(
+                    f"--cluster {self.wanted}: the scheduler is gone; what is done is saved: go on with --resume"
+                )
+        if self._silent_since is None and self._look_at_workers():
+            have = self._workers()
+            for address in self._had - have:
+                log.info("note: the worker %s is gone; its unit goes to another one", address)
+            self._had = have
 
 
 class Remote:
@@ -254,7 +278,7 @@ class Remote:
         for left in range(20, -1, -1):
             try:
                 return action()
-            except (OSError, TimeoutError, ValueError) as error:
+            except Exception as error:
                 self.cluster.check_alive()
                 if not left:
                     raise UserError(f"--cluster: the workers cannot be reached ({type(error).__name__})") from None
@@ -285,7 +309,7 @@ class Remote:
 
     def _submit(self, unit: Unit) -> Any:
         return self.cluster.client.submit(
-            work_on, self._spec, unit, self._published(), self.cluster._id,
+            _work_by_value(), str(ROOT), pickle.dumps((self._spec, unit, self.cluster._id)), self._published(),
             key=f"{unit.work.__module__}.{unit.work.__name__}-{'-'.join(map(str, unit.key))}-{uuid.uuid4().hex[:8]}",
             priority=self.priority, pure=False,
         )  # fmt: skip
@@ -321,7 +345,8 @@ class Remote:
     def _cancel(self, waiting: deque) -> None:
         keys = [unit.key for unit, future in waiting if future.status == "pending"]
         for _, future in waiting:
-            future.cancel()
+            with contextlib.suppress(Exception):  # the scheduler is gone
+                future.cancel()
         if keys:
             self.cluster._tell_workers(keys)
 
@@ -378,6 +403,23 @@ def _facts_by_value() -> Callable[[str], dict[str, str]]:
     return there
 
 
+def _work_by_value() -> Callable:
+    """`work_on` as a function that a scheduler can read without this program."""
+
+    def there(root: str, content: bytes, published: dict[str, Any]) -> Any:
+        import pickle
+        import sys
+
+        if root not in sys.path:
+            sys.path.insert(0, root)
+        from cluster import work_on
+
+        spec, unit, driver = pickle.loads(content)
+        return work_on(spec, unit, driver, published)
+
+    return there
+
+
 # In a worker
 
 CANCELLED = "cancelled"  # the result of a unit that was ended before its time
@@ -405,7 +447,7 @@ def _stop_if_cancelled() -> None:
         raise Stopped(signal.SIGTERM)
 
 
-def work_on(spec: bytes, unit: Unit, published: dict[str, Any], driver: str) -> Any:
+def work_on(spec: bytes, unit: Unit, driver: str, published: dict[str, Any]) -> Any:
     """A unit's result; runs in a worker."""
     global _now
     _now = driver, tuple(unit.key)

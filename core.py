@@ -20,6 +20,7 @@ TASKS = {  # {task: 'module:function'}. A function takes a Context and returns t
     "train": "training.run:train",
     "train_seeds": "training.seeds:train_seeds",
     "train_peek": "training.peek:train_peek",
+    "sweep": "training.sweep:sweep",
     "attack": "attacks.run:attack",
     "make_random_labels": "flatness.run:make_random_labels",
     "make_points": "flatness.run:make_points",

@@ -20,7 +20,7 @@ from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
 from training.measures import ON_REQUEST
 
-TRAINING = ("train", "train_seeds", "train_peek")
+TRAINING = ("train", "train_seeds", "train_peek", "sweep")
 MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
 TASKS = (*TRAINING, "attack", "make_random_labels", *MEASUREMENTS)
 
@@ -119,6 +119,9 @@ SECTIONS = (
     )),
     Section("Several networks", ("train_seeds",), (
         Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),
+    )),
+    Section("A sweep", ("sweep",), (
+        Flag("axes", None, optional(several(text)), "what changes from run to run: seed=0:3 (sweep.py --grid)"),
     )),
     Section("Looking at a run", ("train_peek", "attack", *MEASUREMENTS), (
         Flag("load_dir", None, optional(text), "the working directory that is looked at"),

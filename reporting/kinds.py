@@ -60,6 +60,7 @@ KINDS = {
             "norms": training.norms,
             "steps": training.steps,
             "measures": training.asked_for,
+            "seeds": training.over_seeds,
         },
         training.table,
     ),
@@ -89,7 +90,8 @@ KINDS = {
         flatness.curvature_table,
     ),
 }
-TASKS_WITH_FIGURES = {"train_seeds", *(kind.task for kind in KINDS.values())}
+SEVERAL = {"train_seeds": "seed-*", "sweep": "*=*"}  # tasks whose directories hold those of trainings
+TASKS_WITH_FIGURES = {*SEVERAL, *(kind.task for kind in KINDS.values())}
 
 
 def read(directories: Iterable[Path | str]) -> list[Run]:
@@ -103,8 +105,8 @@ def read(directories: Iterable[Path | str]) -> list[Run]:
         if task not in TASKS_WITH_FIGURES:
             raise UserError(f"{path}: a {task}; of that there are no figures")
         own = [path]
-        if task == "train_seeds":
-            own = [p.resolve() for p in sorted(path.glob("seed-*")) if (p / "flags.json").is_file()]
+        if task in SEVERAL:
+            own = [p.resolve() for p in sorted(path.glob(SEVERAL[task])) if (p / "flags.json").is_file()]
         for part in own:
             if part not in runs:
                 runs[part] = _run(part)

@@ -73,6 +73,7 @@ NOT_SAID = {  # where and how a run ran, but not what it computed
     ),
     *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
     *("on_random_labels", "figures", "tensorboard", "stats_every", "E", "attack_certificate", "parts", "threads"),
+    *("xla", "cluster", "speculate", "axes"),
 }
 BIASES = {"NONE": "no bias", "FIRST_LAYER": "bias in first layer", "ALL": "bias in all layers"}
 SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "lr constant, then loss-based"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reporting import style
-from reporting.runs import Run, columns, styles, title
+from reporting.runs import NOT_SAID, Run, columns, groups, styles, title
 from reporting.tables import Code, Entry, Soft, Table, number, percent
 from training.measures import ASKED_FOR, cadence, describe
 
@@ -123,6 +123,44 @@ def steps(runs: list[Run]) -> "Figure":
     seconds.set(ylabel=f"seconds an epoch{mean}", xlabel="epoch", ylim=(0, None))
     attempts.set_xlim(0, None)
     return style.with_legend(figure, relative)
+
+
+def over_seeds(runs: list[Run]) -> "Figure | None":
+    """Mean over seeds, and a band of one standard deviation: loss, normalized margin, test error.
+
+    Runs whose flags differ in the seed only are one curve, up to the last epoch that all of them have.
+    """
+    same = groups(runs, lambda run: tuple(sorted((k, str(v)) for k, v in run.flags.items() if k not in PER_SEED)))
+    same = {key: own for key, own in same.items() if len({run.flags["seed"] for run in own}) > 1}
+    if not same:
+        return None
+    figure, axes = style.panels(1, 3, title(runs))
+    names = {"log_loss": "log₁₀ training loss", "q_bar_min": MARGINS["q_bar_min"], "test_acc": "test error, %"}
+    for own, look in zip(same.values(), style.cycle(len(same)), strict=True):
+        curve = f"{drop_seed(own[0].label) or 'mean'}, {len(own)} seeds"
+        for panel, name in zip(axes, names, strict=True):
+            found = [dict(zip(*columns(run, "eid", name), strict=True)) for run in own]
+            eids = sorted(set.intersection(*(set(values) for values in found)))
+            values = np.array([[values[eid] for eid in eids] for values in found])
+            if name == "log_loss":
+                values = values / style.LN10
+            if name == "test_acc":
+                values = 100 * (1 - values)
+            mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1)
+            panel.plot(eids, mean, **look | {"label": curve})
+            panel.fill_between(eids, mean - sd, mean + sd, color=look["color"], alpha=0.25, linewidth=0)
+    for panel, name in zip(axes, names, strict=True):
+        panel.set(xlabel="epoch", ylabel=names[name])
+        panel.set_xlim(0, None)
+    return style.with_legend(figure, axes[0])
+
+
+PER_SEED = {"seed", *NOT_SAID}
+
+
+def drop_seed(label: str) -> str:
+    """A run's label without its seed."""
+    return ", ".join(part for part in label.split(", ") if not part.startswith("seed "))
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

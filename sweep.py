@@ -1,0 +1,39 @@
+"""A grid of whole runs: python sweep.py <experiment> --grid seed=0:5 --grid lr=0.01,0.1 [--flag value ...]
+
+`--grid flag=value,value` once for each flag that changes; `--resume <directory>` goes on with a sweep.
+"""
+
+import runpy
+import sys
+
+import launch
+from errors import nearest
+from screen import one_line
+
+
+def main(words: list[str]) -> None:
+    """Start the task `sweep` of an experiment."""
+    known = launch.scripts("run")
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    name, *rest = words
+    script = known.get(name.removesuffix(".py"))
+    flags = runpy.run_path(str(script), run_name="sweep")["flags"] if script else {}
+    if flags.get("task") not in ("train", "train_seeds"):
+        trainings = [known_name for known_name in known if known_name.startswith(("exper", "train"))]
+        print(one_line(f"error: no training is named {name}{nearest(name, trainings)}"), file=sys.stderr)
+        sys.exit(2)
+    grids, others = [], []
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--grid"):
+            grids.append(word.partition("=")[2] if word != "--grid" else rest.pop(0) if rest else "")
+        else:
+            others.append(word)
+    sys.argv = [f"sweep.py {name}", *others, *([f"--axes={grids!r}"] if grids else [])]
+    launch.main(f"sweep-{script.stem}.py", flags | {"task": "sweep", "seeds": None}, __doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,297 @@
+"""A cluster gives what one process gives, bit for bit; it loses nothing when workers die; mistakes are one line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from commands_test import ENV, QUICK, assert_one_line, command
+from conftest import ROOT, TINY
+from core_test import assert_same_weights, without_times
+
+import cluster
+import flags as flag_table
+import results
+from core import Core
+from errors import Stopped, UserError
+from training.run import Progress
+
+pytest.importorskip("distributed")
+FLAGS = {
+    "dataset": "digits", "train_N": 300, "B": 50, "E": 25, "gpu": -1, "archive": 10, "threads": 1,
+    "model": {"description": TINY, "init": {"weight": "he_normal"}}, "figures": False,
+    "lr": ("loss-based-v1", 1.0, 2 ** (1 / 2), 2 ** (1 / 4)),
+}  # fmt: skip
+CODE = "import sys; from core import Core; print(Core(eval(sys.argv[1]), sys.argv[2]).run())"
+
+
+def alone(flags, name):
+    """The working directory of a task in a process of its own, without a cluster, with one thread."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, repr(flags), name], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()[-1]
+
+
+def looking(run, flags):
+    """The flags of a task that looks at a run."""
+    return flag_table.command_line([str(run), "--gpu", "-1", "--threads", "1"], {"figures": False} | flags)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def serial(logs):
+    """A training that rejects often."""
+    run = alone(FLAGS | {"logs_dir": logs}, "serial")
+    assert sum(info["stats"]["attempts"] for info in results.read_journal(run).values()) > 40
+    return run
+
+
+@pytest.fixture(scope="module")
+def scheduler_file(tmp_path_factory):
+    """A scheduler and two workers, each a command of its own, as a job script starts them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file)]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
+    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [subprocess.Popen([*dask, "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"], **quiet)]
+    started += [subprocess.Popen([*worker, "--no-dashboard", "--memory-limit", "0"], **quiet) for _ in range(2)]
+    yield str(file)
+    for process in started[::-1]:
+        process.terminate()
+    for process in started:
+        process.wait(20)
+
+
+def assert_same_runs(one, other):
+    assert without_times(results.read_journal(one)) == without_times(results.read_journal(other))
+    assert results.stored_eids(one) == results.stored_eids(other)
+    for eid in results.stored_eids(one):
+        assert_same_weights(results.load_weights(one, eid), results.load_weights(other, eid))
+
+
+def plain(value):
+    """Without flags, with arrays as bytes."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items() if key != "flags"}
+    return value.tobytes() if isinstance(value, np.ndarray) else value
+
+
+# Equality
+
+
+def test_attempts_at_once_give_the_run_that_one_after_the_other_give(serial, scheduler_file, logs):
+    flags = FLAGS | {"logs_dir": logs, "cluster": scheduler_file, "speculate": True}
+    run = Core(flags | {"E": 15}, "speculative").run()
+    assert_same_runs(serial, Core(flags | {"resume": str(run)}, "speculative").run())
+
+
+def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_same(serial, logs, monkeypatch, caplog):
+    killed, submit = [], cluster.Remote._submit
+
+    def killing(remote, unit):
+        if unit.key == (12, 1) and not killed:
+            address, pid = next(iter(remote.cluster.client.run(os.getpid).items()))
+            killed.append(address)
+            os.kill(pid, signal.SIGKILL)
+        return submit(remote, unit)
+
+    monkeypatch.setattr(cluster.Remote, "_submit", killing)
+    monkeypatch.setattr(cluster.log, "propagate", True)
+    caplog.set_level("INFO", "margin")
+    run = Core(FLAGS | {"logs_dir": logs, "cluster": 3, "speculate": True}, "killed").run()
+    assert killed and f"note: the worker {killed[0]} is gone; its unit goes to another one" in caplog.messages
+    assert_same_runs(serial, run)
+
+
+@pytest.mark.parametrize(
+    "task, asked",
+    [
+        ("attack", {"attack_method": "ddn", "attack_K": 20, "attack_B": 64, "eid": [10, 25]}),
+        ("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}),
+        ("measure_curvature", {"eigenvalues": 2, "probes": 3, "eid": [10, 25]}),
+    ],
+)
+def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, task, asked):
+    flags = looking(serial, {"task": task} | asked)
+    one = alone(flags, f"{task}-alone")
+    other = Core(flags | {"cluster": scheduler_file}, f"{task}-cluster").run()
+    assert plain(results.load(one)) == plain(results.load(other))
+
+
+def test_seeds_and_a_surface_through_them_are_the_same_on_a_cluster(scheduler_file, logs):
+    flags = FLAGS | {"logs_dir": logs, "task": "train_seeds", "seeds": [0, 1, 2], "E": 3, "lr": 0.02}
+    one = alone(flags, "seeds-alone")
+    other = Core(flags | {"cluster": scheduler_file}, "seeds-cluster").run()
+    for seed in (0, 1, 2):
+        assert_same_runs(f"{one}/seed-{seed}", f"{other}/seed-{seed}")
+        assert "done: 3 epochs" in (other / f"seed-{seed}" / "stdout").read_text()
+    surface = looking(one, {"task": "make_points", "grid": 5, "eid": "last"})
+    found = Core(surface | {"cluster": scheduler_file}, "surface-cluster").run()
+    assert plain(results.load(alone(surface, "surface-alone"))) == plain(results.load(found))
+
+
+# Units that have to end
+
+
+def test_units_that_are_no_longer_wanted_end_within_a_second(scheduler_file):
+    context = Core(FLAGS | {"cluster": scheduler_file}).context
+    with cluster.Cluster(scheduler_file, 1, -1) as workers:
+        remote = workers.executor(context)
+        progress, began = Progress(context, remote), time.monotonic()
+
+        def ask_to_stop():
+            if time.monotonic() - began > 3:
+                raise Stopped(signal.SIGINT)
+
+        progress.ticker.stop_if_asked = ask_to_stop
+        with pytest.raises(Stopped):
+            while True:
+                progress.epoch()
+        time.sleep(1)
+        assert not any(workers.client.run(lambda: __import__("cluster")._now is not None).values())
+
+
+def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path):
+    words = [str(ROOT / "run.sh"), QUICK, "--train_N", "300", "--E", "100000", "--gpu", "-1", "--figures", "false"]
+    words += ["--logs_dir", str(tmp_path / "logs"), "--cluster", "2", "--speculate"]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch #2 "):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with:" in out and "Traceback" not in err, err
+    with pytest.raises(ProcessLookupError):  # nothing is left running
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    path = (tmp_path / "logs" / QUICK / "latest").resolve()
+    last = max(results.read_journal(path))
+    done = command("run.sh", QUICK, "--resume", str(path), "--E", str(last + 1), "--figures", "false")
+    assert done.returncode == 0 and max(results.read_journal(path)) == last + 1
+
+
+def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_path, serial, monkeypatch):
+    file = tmp_path / "scheduler.json"
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*dask, "--host", "127.0.0.1", "--dashboard-address", ":0"], **quiet)
+    other = subprocess.Popen([*worker, "--no-dashboard", "--death-timeout", "5"], **quiet)
+    submit = cluster.Remote._submit
+
+    def killing(remote, unit):
+        if unit.key == (5, 1):
+            scheduler.kill()
+            scheduler.wait()
+        return submit(remote, unit)
+
+    monkeypatch.setattr(cluster.Remote, "_submit", killing)
+    flags = FLAGS | {"logs_dir": str(tmp_path / "logs")}
+    try:
+        with pytest.raises(UserError, match=r"the scheduler is gone; what is done is saved: go on with --resume$"):
+            Core(flags | {"cluster": str(file), "speculate": True}, "orphan").run()
+    finally:
+        other.kill()
+        other.wait()
+    run = (tmp_path / "logs" / "orphan" / "latest").resolve()
+    assert max(results.read_journal(run)) == 4
+    again = shutil.copytree(run, tmp_path / "again")
+    assert_same_runs(serial, Core(flags | {"resume": str(again)}, "orphan").run())
+
+
+# Mistakes
+
+
+def test_an_address_where_nobody_listens_is_one_line(tmp_path, monkeypatch):
+    words = [QUICK, "--speculate", "--logs_dir", str(tmp_path), "--cluster", "tcp://127.0.0.1:1"]
+    assert_one_line(command("run.sh", *words), 2, "--cluster tcp://127.0.0.1:1: no scheduler answers there")
+    monkeypatch.setattr(cluster, "START", 0.5)
+    with pytest.raises(UserError, match=r"none\.json: no such file; start dask scheduler"):
+        cluster.Cluster(str(tmp_path / "none.json"), 1).__enter__()
+    (tmp_path / "bad.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"bad\.json: not a scheduler file"):
+        cluster.Cluster(str(tmp_path / "bad.json"), 1).__enter__()
+
+
+def test_a_scheduler_without_workers_is_one_line(tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(cluster, "START", 0.5)
+    with LocalCluster(n_workers=0, dashboard_address=None) as empty, pytest.raises(UserError, match="has no worker"):
+        cluster.Cluster(empty.scheduler_address, 1).__enter__()
+
+
+@pytest.mark.parametrize("what", ["program", "tensorflow"])
+def test_a_worker_with_another_version_is_one_line(scheduler_file, monkeypatch, what):
+    facts = cluster.facts
+    monkeypatch.setattr(cluster, "facts", lambda root: facts(root) | {what: "another"})
+    with pytest.raises(UserError, match=rf"--cluster: the worker tcp://.* has {what} .*, here it is another"):
+        cluster.Cluster(scheduler_file, 1, -1).__enter__()
+
+
+def test_a_worker_that_sees_other_data_or_none_is_one_line(scheduler_file, tmp_path):
+    x, y = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 10
+    np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    flags = FLAGS | {"dataset": str(tmp_path / "set.npz"), "train_N": "all", "logs_dir": str(tmp_path / "logs")}
+    core = Core(flags | {"cluster": scheduler_file, "speculate": True}, "blind")
+    core.context.model  # noqa: B018 (the driver has read it)
+    (tmp_path / "set.npz").unlink()
+    with pytest.raises(UserError, match=r"^the worker tcp://.*set\.npz: no such file"):
+        core.run()
+    np.savez(tmp_path / "set.npz", x_train=x + 1, y_train=y, x_test=x, y_test=y)
+    core = Core(flags | {"cluster": scheduler_file, "speculate": True}, "other")
+    core.context.__dict__["fingerprint"] = 7
+    with pytest.raises(UserError, match=r"^the worker tcp://.*: has other data"):
+        core.run()
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ({"cluster": 2}, "one training uses it with --speculate only"),
+        ({"speculate": True}, "need workers; give --cluster"),
+        ({"cluster": 2, "speculate": True, "task": "train_seeds", "seeds": [0]}, "of several seeds each"),
+        ({"cluster": 0}, "--cluster 0: expected"),
+        ({"cluster": 1.5}, "--cluster 1.5: expected"),
+    ],
+)
+def test_flags_that_do_not_fit_a_cluster_are_one_line(flags, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        Core(FLAGS | flags | {"logs_dir": str(tmp_path)}).run()
+
+
+def test_without_dask_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"not installed: pip install -r requirements-cluster\.txt$"):
+        cluster.require_dask()
+
+
+# Shares
+
+
+def test_each_worker_has_its_share_of_the_cores_and_one_gpu_in_turn():
+    found = cluster.local_workers(5, 3, ["0", "2"])
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in found] == ["0", "2", "0", "2", "0"]
+    assert all(env["OMP_NUM_THREADS"] == "3" for env in found)
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in cluster.local_workers(2, 1, [])} == {""}
+
+
+def test_gpus_that_are_hidden_from_this_process_are_hidden_from_its_workers(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
+    assert cluster.visible_gpus() == ["3", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cluster.visible_gpus() == []

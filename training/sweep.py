@@ -1,0 +1,162 @@
+"""A grid of whole runs of one experiment: every combination of the values of some flags.
+
+A sweep is a working directory that has one of its own for each run, named after its point: `seed=0,lr=0.01`.
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import flags as flag_table
+import results
+from context import Context
+from errors import Stopped, TrainingDiverged, UserError
+from execution import Tick, Unit, executor
+from flags.table import BY_NAME, flatten, nest, renamed
+from flags.values import shown
+from screen import Ticker, log, shown_path
+from training.run import train_in
+
+MOST_RUNS = 10_000
+TOLD = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
+
+
+def points(grid: list[str]) -> list[dict[str, Any]]:
+    """The flags of each run of a grid, in order: the last axis changes first.
+
+    Args:
+      grid: axes, 'flag=value,value,...', or 'flag=value|value' where the values have commas, or 'flag=a:b' for the
+        whole numbers a, a + 1, ..., b - 1.
+
+    Raises: UserError.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in grid:
+        name, equals, listed = text.partition("=")
+        name = next(iter(renamed({name: None})))
+        if not equals or not listed or name not in BY_NAME or name in axes:
+            raise UserError(f"--grid {text}: expected flag=value,value,... with a flag's name, each flag once")
+        low, colon, high = listed.partition(":")
+        if colon and low.isdecimal() and high.isdecimal():
+            axes[name] = list(range(int(low), min(int(high), int(low) + MOST_RUNS + 1)))
+        else:
+            axes[name] = [flag_table.from_text(word) for word in listed.split("|" if "|" in listed else ",")]
+        if len(axes[name]) != len({repr(value) for value in axes[name]}) or not axes[name]:
+            raise UserError(f"--grid {text}: expected values that differ, at least one")
+    n = int(np.prod([float(len(values)) for values in axes.values()]))
+    if not axes or n > MOST_RUNS:
+        raise UserError(f"--grid: {n if axes else 'no'} runs; expected 1 to {MOST_RUNS}, such as --grid seed=0:3")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def name_of(point: dict[str, Any]) -> str:
+    """A point's directory: 'seed=0,lr=0.01'."""
+    said = ",".join(f"{name}={shown(value)}" for name, value in point.items())
+    return "".join(c if c.isalnum() or c in "=,.-+_[]() " else "_" for c in said)[:200]
+
+
+def sweep(context: Context) -> Path:
+    """Train the experiment at every point of `axes`. Returns the sweep's directory.
+
+    A run that is finished is left alone, one that was broken off goes on. One that diverges is told and left. Leaves
+    `res` = {'flags': flags, 'raw': {point: {'point': its flags, 'info': of its last epoch, or None}}}.
+
+    Raises: UserError; Stopped; OSError.
+    """
+    f = context.f
+    experiment = context.name.removeprefix("sweep-")
+    places = {name_of(point): _flags_at(context, point) for point in points(f.axes or [])}
+    if len(places) != len(points(f.axes)):
+        raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
+    if f.resume:
+        path = context.check_resumed(f"python sweep.py {experiment}, not")
+    else:
+        path = results.create(context.logs_dir, context.name, context.first_files())
+    with context.writing(path):
+        units = []
+        for k, (name, flags) in enumerate(places.items()):
+            if not (path / name / "flags.json").exists():
+                results.fill(path / name, Context(flags, experiment).first_files())
+            if not _finished(path / name, flags):
+                units.append(Unit(work, (k,), {"flags": flags, "path": str(path / name), "experiment": experiment}))
+        try:
+            with executor(context) as workers, Ticker(len(places), "run", context.stop_if_asked) as ticker:
+                ticker.found(len(places) - len(units))
+                workers.run(units, _say, ticker)
+        except Stopped:
+            log.info("stopped; go on with:")
+            log.info("  python sweep.py %s --resume %s", experiment, shown_path(path))
+            raise
+        pairs = zip(places, points(f.axes), strict=True)
+        raw = {name: {"point": point, "info": _last(path / name)} for name, point in pairs}
+        results.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
+        for line in table(list(raw.values())):
+            log.info("%s", line)
+        log.info("done: %d runs in %s", len(raw), shown_path(path))
+    return path
+
+
+def _flags_at(context: Context, point: dict[str, Any]) -> dict[str, Any]:
+    """The complete flags of the run at a point. Raises: UserError for values that their flags do not take."""
+    alone = {"task": "train", "seeds": None, "axes": None, "cluster": None, "speculate": False, "resume": None}
+    return flag_table.complete(nest(flatten(context.flags) | alone | point))
+
+
+def _last(path: Path) -> dict[str, Any] | None:
+    journal = results.read_journal(path)
+    return journal[max(journal)] if journal else None
+
+
+def _finished(path: Path, flags: dict[str, Any]) -> bool:
+    last = _last(path)
+    return last is not None and last["eid"] >= flags["E"] and (path / "res").exists()
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+    """A unit of work: a whole run, in its own directory. Returns: path; error, where it diverged."""
+    path = Path(args["path"])
+    here = {"threads": context.threads, "gpu": context.f.gpu}
+    try:
+        train_in(Context(args["flags"] | here, args["experiment"], context.stop_if_asked), path, path)
+    except TrainingDiverged as error:
+        return {"path": str(path), "error": str(error)}
+    return {"path": str(path), "error": None}
+
+
+def _say(unit: Unit, found: dict[str, Any]) -> None:
+    log.info("%s: %s", Path(found["path"]).name, found["error"] or "done")
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A line a run, and for runs that differ in their seeds only a line with mean and standard deviation.
+
+    Args:
+      rows: values of a sweep's `raw`.
+    """
+    names = list(rows[0]["point"])
+    lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *TOLD.values()))]
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        key = {name: shown(value) for name, value in row["point"].items()}
+        info = row["info"] or {"eid": 0, "stats": {}}
+        told = [_told(name, info["stats"].get(name)) for name in TOLD]
+        lines.append(" ".join(f"{text:>14.14}" for text in (*key.values(), str(info["eid"]), *told)))
+        groups.setdefault(str(key | {"seed": None}), []).append(row)
+    for group in groups.values():
+        infos = [row["info"] for row in group if row["info"]]
+        if "seed" in names and len(infos) > 1:
+            key = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
+            told = []
+            for name in TOLD:
+                values = np.array([info["stats"].get(name, np.nan) for info in infos])
+                told.append(f"{_told(name, values.mean())}±{_told(name, values.std(ddof=1))}")
+            lines.append(" ".join(f"{text:>14}" for text in (*key, f"{len(infos)} runs", *told)))
+    return lines
+
+
+def _told(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value / np.log(10):.4f}" if name == "log_loss" else f"{value:.4g}"
