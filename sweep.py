@@ -20,7 +20,7 @@ def main(words: list[str]) -> None:
     name, *rest = words
     script = known.get(name.removesuffix(".py"))
     flags = runpy.run_path(str(script), run_name="sweep")["flags"] if script else {}
-    if flags.get("task") not in ("train", "train_seeds"):
+    if script is None or flags.get("task") not in ("train", "train_seeds"):
         trainings = [known_name for known_name in known if known_name.startswith(("exper", "train"))]
         print(one_line(f"error: no training is named {name}{nearest(name, trainings)}"), file=sys.stderr)
         sys.exit(2)

@@ -128,7 +128,7 @@ class AttackRun:
             for eid in self.eids:
                 records = measurement.open_records(self._records_path(eid), n, self.images.shape[1:])
                 ticker.found(int(records["done"].sum()))
-                workers.run(self._blocks(eid, records), partial(self._store, records), ticker)
+                workers.run(self.blocks(eid, records["done"]), partial(self._store, records), ticker)
                 eps_list = self.context.f.attack_eps_list
                 summaries[eid] = measurement.summary(records, eps_list, self.method.eps_grid)
                 stats = raw.get(eid, {}).get("stats") or {}
@@ -138,7 +138,7 @@ class AttackRun:
             log.info("%s", line)
         self._gather(summaries)
 
-    def _blocks(self, eid: int, records: np.ndarray) -> list[Unit]:
+    def blocks(self, eid: int, done: np.ndarray) -> list[Unit]:
         """The blocks of images that are not done at an epoch. Two epochs are never attacked at once."""
         network = "last" if eid == self.eids[-1] else (str(self.source), eid)
         size = self.context.f.attack_B
@@ -150,7 +150,7 @@ class AttackRun:
                 size=len(self.indices[first : first + size]),
             )
             for first in range(0, len(self.indices), size)
-            if not records["done"][first : first + size].all()
+            if not done[first : first + size].all()
         ]
 
     def _store(self, records: np.memmap, unit: Unit, found: dict[str, np.ndarray]) -> None:

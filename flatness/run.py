@@ -52,11 +52,6 @@ def measure_radius(context: Context) -> Path:
     """
     f = context.f
     networks = checked_networks(context)
-    units = [
-        Unit(radius.work, (n, k), {"label": label, "number": n, "network": place, "direction": k})
-        for n, (label, place) in enumerate(networks.items())
-        for k in range(f.directions)
-    ]
 
     def say(unit: Unit, walk: dict) -> dict:
         named = {"network": unit.args["label"], "direction": unit.args["direction"]}
@@ -83,7 +78,16 @@ def measure_radius(context: Context) -> Path:
         log.info("%s", row["text"])
         return {"networks": found, "row": row}
 
-    return measure(context, networks, units, say, WALK, finish)
+    return measure(context, networks, directions(context, networks), say, WALK, finish)
+
+
+def directions(context: Context, networks: dict[str, Place]) -> list[Unit]:
+    """The units of a radius: each direction of each network."""
+    return [
+        Unit(radius.work, (n, k), {"label": label, "number": n, "network": place, "direction": k})
+        for n, (label, place) in enumerate(networks.items())
+        for k in range(context.f.directions)
+    ]
 
 
 def make_points(context: Context) -> Path:

@@ -16,8 +16,10 @@ from core_test import assert_same_weights, without_times
 import cluster
 import flags as flag_table
 import results
+from bench import scale
 from core import Core
 from errors import Stopped, UserError
+from training import sweep
 from training.run import Progress
 
 pytest.importorskip("distributed")
@@ -295,3 +297,102 @@ def test_gpus_that_are_hidden_from_this_process_are_hidden_from_its_workers(monk
     assert cluster.visible_gpus() == ["3", "GPU-abc"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cluster.visible_gpus() == []
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize(
+    "grid, expected",
+    [
+        (["seed=0:3"], [{"seed": "0"}, {"seed": "1"}, {"seed": "2"}]),
+        (["seed=4", "lr=0.01,0.1"], [{"seed": "4", "lr": "0.01"}, {"seed": "4", "lr": "0.1"}]),
+        (["lr=0.1|loss-based-v1,0.1"], [{"lr": "0.1"}, {"lr": "loss-based-v1,0.1"}]),
+        (["model.bias_mode=NONE,ALL"], [{"model.bias_mode": "NONE"}, {"model.bias_mode": "ALL"}]),
+    ],
+)
+def test_a_grid_is_every_combination(grid, expected):
+    assert sweep.points(grid) == expected
+
+
+@pytest.mark.parametrize(
+    "grid", [[], ["seed"], ["seed="], ["sed=1"], ["seed=1", "seed=2"], ["seed=1,1"], ["seed=3:3"]]
+)
+def test_a_grid_that_makes_no_sense_is_one_line(grid):
+    with pytest.raises(UserError, match=r"^--grid"):
+        sweep.points(grid)
+
+
+def python(*words):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=ENV, timeout=300)
+
+
+def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_broken(tmp_path, scheduler_file):
+    words = ["sweep.py", QUICK, "--grid", "seed=0:3", "--grid=lr=0.02", "--E", "4", "--train_N", "300", "--gpu", "-1"]
+    done = python(*words, "--archive", "2", "--logs_dir", str(tmp_path), "--cluster", scheduler_file)
+    assert done.returncode == 0, done.stderr
+    path = (tmp_path / f"sweep-{QUICK}" / "latest").resolve()
+    names = [f"seed={k},lr=0.02" for k in range(3)]
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert ["0", "0.02", "4"] in [row[:3] for row in table] and ["all", "0.02", "3"] in [row[:3] for row in table]
+    raw = results.load(path)["raw"]
+    assert list(raw) == names and all(part["info"]["eid"] == 4 for part in raw.values())
+    assert raw[names[1]] == {"point": {"seed": 1, "lr": 0.02}, "info": results.load(path / names[1])["raw"][4]}
+    assert {"seeds.png", "loss_margin.png"} <= {p.name for p in (path / "figures").iterdir()}
+    whole = {name: (path / name / "journal.jsonl").read_bytes() for name in names}
+    for file in ("checkpoint.npz", "res", "archive/eid-000004.npz"):  # as if it had been killed after epoch 2
+        (path / names[2] / file).unlink()
+    shutil.copy(path / names[2] / "archive" / "eid-000002.npz", path / names[2] / "checkpoint.npz")
+    (path / "res").unlink()
+    done = python("sweep.py", QUICK, "--resume", str(path), "--figures", "false")
+    assert done.returncode == 0 and f"{names[2]}: done" in done.stdout and f"{names[1]}: done" not in done.stdout
+    assert results.load(path)["raw"][names[2]]["info"]["eid"] == 4
+    for name in names:
+        again = results.read_journal(path / name)
+        (path / name / "journal.jsonl").write_bytes(whole[name])
+        assert without_times(again) == without_times(results.read_journal(path / name))
+
+
+def test_a_run_of_a_sweep_that_diverges_is_told_and_the_others_go_on(tmp_path):
+    flags = FLAGS | {"task": "sweep", "axes": ["lr=0.01,1e9"], "E": 2, "logs_dir": str(tmp_path)}
+    raw = results.load(Core(flags, f"sweep-{QUICK}").run())["raw"]
+    assert raw["lr=0.01"]["info"]["eid"] == 2 and raw["lr=1e9"]["info"] is None
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["no-such"], "error: no training is named no-such"),
+        (["measure_radius"], "error: no training is named measure_radius"),
+        ([QUICK], "--grid: no runs"),
+        ([QUICK, "--grid", "lr=x"], "--lr"),
+        ([QUICK, "--grid", "E=0"], "--E 0: expected"),
+    ],
+)
+def test_a_mistyped_sweep_is_one_line(words, says, tmp_path):
+    more = ["--logs_dir", str(tmp_path / "logs")] if len(words) > 1 else []
+    assert_one_line(python("sweep.py", *words, *more), 2, says)
+    assert not (tmp_path / "logs").exists()
+
+
+# The simulation
+
+
+def test_the_simulation_of_attempts_agrees_with_counting_by_hand():
+    assert scale.speculative([[1.0] * 4], 1) == (4.0, 4)
+    assert scale.speculative([[1.0] * 4], 2) == (2.0, 4)
+    assert scale.speculative([[1.0] * 3], 2) == (2.0, 4)  # one begun in vain
+    assert scale.speculative([[1.0] * 2, [1.0]], 4)[0] == 2.0
+
+
+def test_the_simulation_of_units_is_bound_by_workers_and_by_the_driver():
+    assert scale.shared_out([1.0] * 8, 4, 0.0) == pytest.approx(2.0)
+    assert scale.shared_out([1.0] * 1000, 10_000, 0.01) == pytest.approx(11.0, rel=0.01)
+
+
+def test_the_bench_runs_to_its_end(serial, tmp_path, monkeypatch, capsys):
+    words = ["--only_simulate", "--simulate", serial, "--json", str(tmp_path / "j")]
+    monkeypatch.setattr(sys, "argv", ["bench", *words])
+    scale.main()
+    said = capsys.readouterr().out
+    assert "8 workers: " in said and "10000 workers: " in said and (tmp_path / "j").exists()

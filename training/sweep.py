@@ -23,8 +23,8 @@ MOST_RUNS = 10_000
 TOLD = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
 
 
-def points(grid: list[str]) -> list[dict[str, Any]]:
-    """The flags of each run of a grid, in order: the last axis changes first.
+def points(grid: list[str]) -> list[dict[str, str]]:
+    """The flags of each run of a grid, as typed, in order: the last axis changes first.
 
     Args:
       grid: axes, 'flag=value,value,...', or 'flag=value|value' where the values have commas, or 'flag=a:b' for the
@@ -32,7 +32,7 @@ def points(grid: list[str]) -> list[dict[str, Any]]:
 
     Raises: UserError.
     """
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, list[str]] = {}
     for text in grid:
         name, equals, listed = text.partition("=")
         name = next(iter(renamed({name: None})))
@@ -40,10 +40,10 @@ def points(grid: list[str]) -> list[dict[str, Any]]:
             raise UserError(f"--grid {text}: expected flag=value,value,... with a flag's name, each flag once")
         low, colon, high = listed.partition(":")
         if colon and low.isdecimal() and high.isdecimal():
-            axes[name] = list(range(int(low), min(int(high), int(low) + MOST_RUNS + 1)))
+            axes[name] = [str(k) for k in range(int(low), min(int(high), int(low) + MOST_RUNS + 1))]
         else:
-            axes[name] = [flag_table.from_text(word) for word in listed.split("|" if "|" in listed else ",")]
-        if len(axes[name]) != len({repr(value) for value in axes[name]}) or not axes[name]:
+            axes[name] = listed.split("|" if "|" in listed else ",")
+        if len(axes[name]) != len(set(axes[name])) or not axes[name]:
             raise UserError(f"--grid {text}: expected values that differ, at least one")
     n = int(np.prod([float(len(values)) for values in axes.values()]))
     if not axes or n > MOST_RUNS:
@@ -51,9 +51,9 @@ def points(grid: list[str]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def name_of(point: dict[str, Any]) -> str:
+def name_of(point: dict[str, str]) -> str:
     """A point's directory: 'seed=0,lr=0.01'."""
-    said = ",".join(f"{name}={shown(value)}" for name, value in point.items())
+    said = ",".join(f"{name}={value}" for name, value in point.items())
     return "".join(c if c.isalnum() or c in "=,.-+_[]() " else "_" for c in said)[:200]
 
 
@@ -89,8 +89,9 @@ def sweep(context: Context) -> Path:
             log.info("stopped; go on with:")
             log.info("  python sweep.py %s --resume %s", experiment, shown_path(path))
             raise
-        pairs = zip(places, points(f.axes), strict=True)
-        raw = {name: {"point": point, "info": _last(path / name)} for name, point in pairs}
+        raw = {}
+        for (name, flags), point in zip(places.items(), points(f.axes), strict=True):
+            raw[name] = {"point": {flag: flatten(flags)[flag] for flag in point}, "info": _last(path / name)}
         results.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
         for line in table(list(raw.values())):
             log.info("%s", line)
@@ -98,10 +99,12 @@ def sweep(context: Context) -> Path:
     return path
 
 
-def _flags_at(context: Context, point: dict[str, Any]) -> dict[str, Any]:
+def _flags_at(context: Context, point: dict[str, str]) -> dict[str, Any]:
     """The complete flags of the run at a point. Raises: UserError for values that their flags do not take."""
     alone = {"task": "train", "seeds": None, "axes": None, "cluster": None, "speculate": False, "resume": None}
-    return flag_table.complete(nest(flatten(context.flags) | alone | point))
+    return flag_table.complete(
+        nest(flatten(context.flags) | alone | {name: flag_table.from_text(text) for name, text in point.items()})
+    )
 
 
 def _last(path: Path) -> dict[str, Any] | None:
@@ -137,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """
     names = list(rows[0]["point"])
     lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *TOLD.values()))]
-    groups: dict[str, list[dict]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         key = {name: shown(value) for name, value in row["point"].items()}
         info = row["info"] or {"eid": 0, "stats": {}}
@@ -147,12 +150,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     for group in groups.values():
         infos = [row["info"] for row in group if row["info"]]
         if "seed" in names and len(infos) > 1:
-            key = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
+            where = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
             told = []
             for name in TOLD:
                 values = np.array([info["stats"].get(name, np.nan) for info in infos])
                 told.append(f"{_told(name, values.mean())}±{_told(name, values.std(ddof=1))}")
-            lines.append(" ".join(f"{text:>14}" for text in (*key, f"{len(infos)} runs", *told)))
+            lines.append(" ".join(f"{text:>14}" for text in (*where, f"{len(infos)} runs", *told)))
     return lines
 
 
