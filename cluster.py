@@ -34,6 +34,7 @@ from results import ROOT, read_bytes
 from screen import Throttle, Uncounted, log
 
 PATHS = ("data_dir", "load_dir", "random_labels", "resume", "logs_dir", "dataset")  # flags that may hold a path
+CONNECT = 10.0  # seconds in which a scheduler must answer
 START = 30.0  # seconds in which a scheduler and its first worker must be there
 PATIENCE = 5.0  # seconds that a scheduler may not answer
 LOOK = 0.2  # seconds between two looks at signals and workers, while a unit is waited for
@@ -44,7 +45,6 @@ MALLOC = {  # Dask's own settings give memory back at every step: TensorFlow the
 }
 QUIET = ("distributed", "distributed.scheduler", "distributed.nanny", "distributed.client", "distributed.core")
 SETTINGS = {
-    "distributed.comm.timeouts.connect": "10s",
     "distributed.scheduler.allowed-failures": 20,
     "distributed.scheduler.worker-ttl": "15 minutes",  # a long turn of a graph lets a worker say nothing
     "distributed.nanny.pre-spawn-environ": MALLOC | {"DASK_LOGGING__DISTRIBUTED": "critical"},
@@ -113,7 +113,7 @@ class Cluster:
         import dask
         import distributed
 
-        dask.config.set(SETTINGS)
+        dask.config.set(SETTINGS | {"distributed.comm.timeouts.connect": f"{CONNECT}s"})
         for name in QUIET:  # what matters is said by this program
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._local = None
@@ -122,7 +122,7 @@ class Cluster:
                 self._local = self._start_local(self.wanted)
                 self.client = distributed.Client(self._local)
             else:
-                self.client = distributed.Client(self._address(), timeout=10)
+                self.client = distributed.Client(self._address(), timeout=CONNECT)
             self._check_workers()
         except (OSError, TimeoutError, ValueError) as error:
             self.close()

@@ -113,6 +113,15 @@ def word(text: str) -> str:
     return quoted if quoted == text or set(text) & set('"$`\\!') else f'"{text}"'
 
 
+def workers(about: dict[str, Any]) -> str:
+    """How many workers of what kind made a result."""
+    cluster, threads = about.get("cluster"), (about.get("threads") or {}).get("threads")
+    each = f", {threads} thread{'s' * (threads > 1)} each" if threads else ""
+    if cluster is None:
+        return f"one process{each.removesuffix(' each')}"
+    return (f"{cluster} workers of one machine" if isinstance(cluster, int) else f"the workers of {cluster}") + each
+
+
 def _article(entry: Entry) -> dict[str, Any]:
     """Who, where, when and with which flags."""
     about, flags = entry.run.about, entry.flags
@@ -129,6 +138,7 @@ def _article(entry: Entry) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "machine": about.get("machine"),
         "device": about.get("device"),
+        "computed by": workers(about),
         "data": f"{flags['dataset']}: " + ", ".join(f"{name} {value}" for name, value in data.items()),
     }
     rows = [[Code(f"--{name}"), Code(value), Code(defaults.get(name, ""))] for name, value in flags.items()]

@@ -19,6 +19,7 @@ import results
 from bench import scale
 from core import Core
 from errors import Stopped, UserError
+from reporting import page
 from training import sweep
 from training.run import Progress
 
@@ -135,6 +136,8 @@ def test_seeds_and_a_surface_through_them_are_the_same_on_a_cluster(scheduler_fi
     flags = FLAGS | {"logs_dir": logs, "task": "train_seeds", "seeds": [0, 1, 2], "E": 3, "lr": 0.02}
     one = alone(flags, "seeds-alone")
     other = Core(flags | {"cluster": scheduler_file}, "seeds-cluster").run()
+    said = page.workers(results.read_about(other / "seed-1"))
+    assert said == f"the workers of {scheduler_file}, 1 thread each"
     for seed in (0, 1, 2):
         assert_same_runs(f"{one}/seed-{seed}", f"{other}/seed-{seed}")
         assert "done: 3 epochs" in (other / f"seed-{seed}" / "stdout").read_text()
@@ -219,8 +222,9 @@ def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_pa
 
 
 def test_an_address_where_nobody_listens_is_one_line(tmp_path, monkeypatch):
-    words = [QUICK, "--speculate", "--logs_dir", str(tmp_path), "--cluster", "tcp://127.0.0.1:1"]
-    assert_one_line(command("run.sh", *words), 2, "--cluster tcp://127.0.0.1:1: no scheduler answers there")
+    monkeypatch.setattr(cluster, "CONNECT", 1.0)
+    with pytest.raises(UserError, match=r"^--cluster tcp://127.0.0.1:1: no scheduler answers there"):
+        Core(FLAGS | {"cluster": "tcp://127.0.0.1:1", "speculate": True, "logs_dir": str(tmp_path)}).run()
     monkeypatch.setattr(cluster, "START", 0.5)
     with pytest.raises(UserError, match=r"none\.json: no such file; start dask scheduler"):
         cluster.Cluster(str(tmp_path / "none.json"), 1).__enter__()
@@ -283,6 +287,14 @@ def test_without_dask_it_is_said_what_to_install(monkeypatch):
 
 
 # Shares
+
+
+def test_the_job_script_starts_what_these_tests_start():
+    script = (ROOT / "docs" / "cluster.slurm").read_text()
+    assert subprocess.run(["bash", "-n", str(ROOT / "docs" / "cluster.slurm")]).returncode == 0
+    for words in ("distributed.cli.dask_scheduler --scheduler-file", "distributed.cli.dask_worker --scheduler-file"):
+        assert words in script
+    assert "--nthreads 1" in script and '--cluster "$FILE"' in script
 
 
 def test_each_worker_has_its_share_of_the_cores_and_one_gpu_in_turn():

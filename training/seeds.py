@@ -38,7 +38,7 @@ def train_seeds(context: Context) -> Path:
         for seed in f.seeds:
             path = run / f"seed-{seed}"
             if not (path / "flags.json").exists():
-                results.fill(path, _child(context, seed).first_files())
+                results.fill(path, _child(context, seed).first_files(cluster=f.cluster))
         units = [Unit(work, (k,), {"seed": seed, "run": str(run)}) for k, seed in enumerate(f.seeds)]
         with executor(context) as workers:
             workers.run(units, lambda unit, path: log.info("trained: %s", path), Uncounted(context.stop_if_asked))

@@ -78,7 +78,7 @@ def sweep(context: Context) -> Path:
         units = []
         for k, (name, flags) in enumerate(places.items()):
             if not (path / name / "flags.json").exists():
-                results.fill(path / name, Context(flags, experiment).first_files())
+                results.fill(path / name, Context(flags, experiment).first_files(cluster=f.cluster))
             if not _finished(path / name, flags):
                 units.append(Unit(work, (k,), {"flags": flags, "path": str(path / name), "experiment": experiment}))
         try:
@@ -102,9 +102,8 @@ def sweep(context: Context) -> Path:
 def _flags_at(context: Context, point: dict[str, str]) -> dict[str, Any]:
     """The complete flags of the run at a point. Raises: UserError for values that their flags do not take."""
     alone = {"task": "train", "seeds": None, "axes": None, "cluster": None, "speculate": False, "resume": None}
-    return flag_table.complete(
-        nest(flatten(context.flags) | alone | {name: flag_table.from_text(text) for name, text in point.items()})
-    )
+    given = {name: flag_table.from_text(text) for name, text in point.items()}
+    return flag_table.complete(nest(flatten(context.flags) | alone | given))
 
 
 def _last(path: Path) -> dict[str, Any] | None:
