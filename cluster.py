@@ -43,6 +43,7 @@ MALLOC = {  # Dask's own settings give memory back at every step: TensorFlow the
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+HERE = {"host": "127.0.0.1"}  # who can connect to a scheduler can run code on its workers
 QUIET = ("distributed", "distributed.scheduler", "distributed.nanny", "distributed.client", "distributed.core")
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 20,
@@ -96,7 +97,7 @@ class Cluster:
       threads: with which each worker computes. gpu: below 0: no worker uses a GPU.
 
     Attributes:
-      n: how many workers there are now.
+      n: how many workers there were at the last look, about a second ago.
 
     Raises: UserError for an address where nobody listens, or workers that cannot work with this program.
     """
@@ -123,7 +124,9 @@ class Cluster:
                 self.client = distributed.Client(self._local)
             else:
                 self.client = distributed.Client(self._address(), timeout=CONNECT)
-            self._check_workers()
+            if not isinstance(self.wanted, int):
+                self._wait_for_workers()
+            self._check(self._workers())
         except (OSError, TimeoutError, ValueError) as error:
             self.close()
             what = str(error).split("\n")[0] or type(error).__name__
@@ -158,10 +161,10 @@ class Cluster:
 
         gpus = visible_gpus() if self.gpu >= 0 else []
         workers = {
-            k: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": env, "name": k}}
+            k: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": env, "name": k} | HERE}
             for k, env in enumerate(local_workers(n, self.threads, gpus))
         }
-        scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": "127.0.0.1:8787"}}
+        scheduler = {"cls": distributed.Scheduler, "options": {"dashboard_address": "127.0.0.1:8787"} | HERE}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the dashboard's usual port is taken: it takes another
             return distributed.SpecCluster(workers=workers, scheduler=scheduler)
@@ -179,7 +182,7 @@ class Cluster:
 
     @property
     def n(self) -> int:
-        return len(self._workers())
+        return len(self._had)  # not asked for anew: that would take milliseconds
 
     def _workers(self) -> set[str]:
         return set(self.client.scheduler_info(n_workers=-1).get("workers", ()))
@@ -189,29 +192,27 @@ class Cluster:
         kind = "of this machine" if isinstance(self.wanted, int) else f"of {self.wanted}"
         return f"{self.n} workers {kind}, {self.threads} thread{'s' * (self.threads > 1)} each"
 
-    def _check_workers(self) -> None:
+    def _check(self, workers: set[str]) -> None:
         """Raises: UserError for a worker that cannot give the same results as this process."""
-        if not isinstance(self.wanted, int):
-            self._wait_for_workers()
         here = facts(str(ROOT))
-        for address, there in self.client.run(_facts_by_value(), str(ROOT)).items():
+        for address, there in self.client.run(_facts_by_value(), str(ROOT), workers=sorted(workers)).items():
             for what, value in here.items():
                 if there.get(what) != value:
                     raise UserError(
                         f"--cluster: the worker {address} has {what} {there.get(what)}, here it is {value}; "
                         "give all the same, and restart the worker"
                     )
-        threads = self.client.nthreads()
-        for address, count in threads.items():
+        for address, count in self.client.nthreads().items():
             if count != 1:
                 raise UserError(
                     f"--cluster: the worker {address} takes {count} units at a time; start it with --nthreads 1 "
                     "(--threads of the run says on how many threads it computes)"
                 )
+        self._had |= workers
 
     def _wait_for_workers(self) -> None:
         end = time.monotonic() + START
-        while not self.n:
+        while not self._workers():
             if time.monotonic() > end:
                 raise UserError(f"--cluster {self.wanted}: the scheduler has no worker; start some, and try again")
             time.sleep(LOOK)
@@ -244,7 +245,10 @@ class Cluster:
             have = self._workers()
             for address in self._had - have:
                 log.info("note: the worker %s is gone; its unit goes to another one", address)
-            self._had = have
+            self._had &= have
+            if have - self._had:
+                with contextlib.suppress(OSError):  # it is gone again
+                    self._check(have - self._had)
 
 
 class Remote:
@@ -269,7 +273,7 @@ class Remote:
         """{name: a future of the weights}."""
         for name, arrays in self._weights.items():
             if name not in self._futures:
-                scatter = partial(self.cluster.client.scatter, [arrays], hash=False)
+                scatter = partial(self.cluster.client.scatter, [arrays], hash=False, broadcast=True)
                 self._futures[name] = self._patiently(scatter)[0]
         return dict(self._futures)
 
@@ -324,22 +328,22 @@ class Remote:
             while not arrived.wait(LOOK) and future.status == "pending":
                 ticker.stop_if_asked()
                 self.cluster.check_alive()
+            if future.status == "error":
+                error = future.exception()
+                if isinstance(error, KilledWorker):
+                    raise UserError(f"--cluster: a unit ended its worker again and again ({error})")
+                raise error
             try:
                 found = future.result(timeout=30)
-            except (CancelledError, TimeoutError, OSError):  # the published weights died with their worker
-                self.cluster.check_alive()
-                ticker.stop_if_asked()
+                if not isinstance(found, str) or found != CANCELLED:
+                    return found
+            except (CancelledError, TimeoutError, OSError):  # the result, or the weights, died with their worker
                 self._futures.clear()
-                for k, (other, old) in enumerate(waiting):
-                    if old.status in ("cancelled", "lost") or old is future:
-                        waiting[k] = other, self._submit(other)
-                future = waiting[0][1]
-                continue
-            except KilledWorker as error:
-                raise UserError(f"--cluster: a unit ended its worker again and again ({error})") from None
-            if not isinstance(found, str) or found != CANCELLED:
-                return found
-            waiting[0] = unit, self._submit(unit)
+            self.cluster.check_alive()
+            ticker.stop_if_asked()
+            for k, (other, old) in enumerate(waiting):
+                if old.status in ("cancelled", "lost") or old is future:
+                    waiting[k] = other, self._submit(other)
             future = waiting[0][1]
 
     def _cancel(self, waiting: deque) -> None:
@@ -429,7 +433,7 @@ _cancelled: set[tuple[str, tuple | None]] = set()
 
 
 def prepare() -> None:
-    """Ready a worker: Ctrl-C in the driver's terminal is the driver's to answer; runs write their own logs."""
+    """Ready a worker: runs write their own logs; Ctrl-C in the driver's terminal is the driver's to answer."""
     log.setLevel("INFO")
     log.propagate = False
     if threading.current_thread() is threading.main_thread():

@@ -1,5 +1,6 @@
 """A cluster gives what one process gives, bit for bit; it loses nothing when workers die; mistakes are one line."""
 
+import operator
 import os
 import shutil
 import signal
@@ -19,7 +20,9 @@ import results
 from bench import scale
 from core import Core
 from errors import Stopped, UserError
+from execution import Unit
 from reporting import page
+from screen import Uncounted
 from training import sweep
 from training.run import Progress
 
@@ -165,6 +168,13 @@ def test_units_that_are_no_longer_wanted_end_within_a_second(scheduler_file):
                 progress.epoch()
         time.sleep(1)
         assert not any(workers.client.run(lambda: __import__("cluster")._now is not None).values())
+
+
+def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, serial):
+    context = Core(FLAGS | {"cluster": scheduler_file}).context
+    with cluster.Cluster(scheduler_file, 1, -1) as workers, pytest.raises(TypeError):
+        unit = Unit(operator.truediv, (0,))  # takes two arguments, not a unit's three
+        workers.executor(context).run([unit], lambda unit, found: None, Uncounted(lambda: None))
 
 
 def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path):
