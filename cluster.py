@@ -20,7 +20,6 @@ import uuid
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -262,31 +261,12 @@ class Remote:
         self.cluster, self.context, self.priority = cluster, context, priority
         self._spec = spec_of(context, cluster)
         self._weights: dict[str, list[np.ndarray]] = {}
-        self._futures: dict[str, Any] = {}
+        self._pickled = pickle.dumps(self._weights)
 
     def publish(self, name: str, weights: Any) -> None:
-        """Make weights known to units by a name."""
+        """Make weights known to units by a name. They go to a worker with each unit: so none can be lost."""
         self._weights[name] = [np.asarray(w) for w in weights]
-        self._futures.pop(name, None)
-
-    def _published(self) -> dict[str, Any]:
-        """{name: a future of the weights}."""
-        for name, arrays in self._weights.items():
-            if name not in self._futures:
-                scatter = partial(self.cluster.client.scatter, [arrays], hash=False, broadcast=True)
-                self._futures[name] = self._patiently(scatter)[0]
-        return dict(self._futures)
-
-    def _patiently(self, action: Callable[[], Any]) -> Any:
-        """The result of an action that fails just after a worker's death."""
-        for left in range(20, -1, -1):
-            try:
-                return action()
-            except Exception as error:
-                self.cluster.check_alive()
-                if not left:
-                    raise UserError(f"--cluster: the workers cannot be reached ({type(error).__name__})") from None
-                time.sleep(0.5)
+        self._pickled = pickle.dumps(self._weights)
 
     def run(self, units: Iterable[Unit], done: Callable[[Unit, Any], bool | None], ticker: Uncounted) -> None:
         """As `execution.Serial.run`. At most 2 units a worker are not done. Raises also: UserError."""
@@ -313,7 +293,7 @@ class Remote:
 
     def _submit(self, unit: Unit) -> Any:
         return self.cluster.client.submit(
-            _work_by_value(), str(ROOT), pickle.dumps((self._spec, unit, self.cluster._id)), self._published(),
+            _work_by_value(), str(ROOT), pickle.dumps((self._spec, unit, self.cluster._id)), self._pickled,
             key=f"{unit.work.__module__}.{unit.work.__name__}-{'-'.join(map(str, unit.key))}-{uuid.uuid4().hex[:8]}",
             priority=self.priority, pure=False,
         )  # fmt: skip
@@ -337,8 +317,8 @@ class Remote:
                 found = future.result(timeout=30)
                 if not isinstance(found, str) or found != CANCELLED:
                     return found
-            except (CancelledError, TimeoutError, OSError):  # the result, or the weights, died with their worker
-                self._futures.clear()
+            except (CancelledError, TimeoutError, OSError) as error:  # the result died with its worker
+                log.debug("%s: %s", unit.key, error)
             self.cluster.check_alive()
             ticker.stop_if_asked()
             for k, (other, old) in enumerate(waiting):
@@ -410,7 +390,7 @@ def _facts_by_value() -> Callable[[str], dict[str, str]]:
 def _work_by_value() -> Callable:
     """`work_on` as a function that a scheduler can read without this program."""
 
-    def there(root: str, content: bytes, published: dict[str, Any]) -> Any:
+    def there(root: str, content: bytes, published: bytes) -> Any:
         import pickle
         import sys
 
@@ -419,7 +399,7 @@ def _work_by_value() -> Callable:
         from cluster import work_on
 
         spec, unit, driver = pickle.loads(content)
-        return work_on(spec, unit, driver, published)
+        return work_on(spec, unit, driver, pickle.loads(published))
 
     return there
 

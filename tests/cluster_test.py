@@ -123,7 +123,6 @@ def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_sa
 @pytest.mark.parametrize(
     "task, asked",
     [
-        ("attack", {"attack_method": "ddn", "attack_K": 20, "attack_B": 64, "eid": [10, 25]}),
         ("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}),
         ("measure_curvature", {"eigenvalues": 2, "probes": 3, "eid": [10, 25]}),
     ],
@@ -132,6 +131,15 @@ def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, ta
     flags = looking(serial, {"task": task} | asked)
     one = alone(flags, f"{task}-alone")
     other = Core(flags | {"cluster": scheduler_file}, f"{task}-cluster").run()
+    assert plain(results.load(one)) == plain(results.load(other))
+
+
+def test_ddn_over_1500_digits_in_blocks_is_the_same_on_a_cluster(scheduler_file, logs):
+    run = alone(FLAGS | {"logs_dir": logs, "train_N": "all", "E": 2, "archive": 1, "lr": 0.02}, "all-digits")
+    asked = {"task": "attack", "attack_method": "ddn", "attack_K": 20, "attack_B": 128, "eid": [1, 2]}
+    flags = looking(run, asked)
+    one, other = alone(flags, "ddn-alone"), Core(flags | {"cluster": scheduler_file}, "ddn-cluster").run()
+    assert len(results.load(one)[2]["errors"]) == 1500
     assert plain(results.load(one)) == plain(results.load(other))
 
 
@@ -225,7 +233,7 @@ def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_pa
     run = (tmp_path / "logs" / "orphan" / "latest").resolve()
     assert max(results.read_journal(run)) == 4
     again = shutil.copytree(run, tmp_path / "again")
-    assert_same_runs(serial, Core(flags | {"resume": str(again)}, "orphan").run())
+    assert_same_runs(serial, alone(flags | {"resume": str(again)}, "orphan"))
 
 
 # Mistakes

@@ -21,7 +21,6 @@ from errors import Stopped, TrainingDiverged, UserError
 from models import losses, lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
 from training import attempt as attempts
-from training import run
 from training.run import Progress
 
 TIMES = ("time", "train_time", "eval_time")
@@ -88,12 +87,12 @@ def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, 
 
     seen, attempt = [], attempts.attempt
 
-    def noting(context, weights, eid, number, lr, *rest):
-        outcome = attempt(context, weights, eid, number, lr, *rest)
+    def noting(context, weights, eid, number, lr, **rest):
+        outcome = attempt(context, weights, eid, number, lr, **rest)
         seen.append((eid, number, lr, outcome.info["rt_loss"]))
         return outcome
 
-    monkeypatch.setattr(run, "attempt", noting)
+    monkeypatch.setattr(attempts, "attempt", noting)
     path = Core(flags).run()
     raw = results.load(path)["raw"]
     assert seen == [(eid, number, lr, rt) for eid, number, lr, _, rt in decisions]

@@ -331,9 +331,9 @@ def test_the_last_epoch_is_attacked_even_if_the_run_has_left_it_behind(own, monk
     prepared = prepare(own, "--eid", "3,8")
     real = attack_run.AttackRun.attack_all
 
-    def attack_all(self):
+    def attack_all(self, workers):
         (own / "checkpoint.npz").unlink(missing_ok=True)  # as if the run had saved another epoch there
-        return real(self)
+        return real(self, workers)
 
     monkeypatch.setattr(attack_run.AttackRun, "attack_all", attack_all)
     assert set(results.load(prepared.run())) == {3, 8}
