@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from commands_test import ENV, QUICK, assert_one_line, command
+from commands_test import ENV, QUICK, SMALL, assert_one_line
 from conftest import ROOT, TINY
 from core_test import assert_same_weights, without_times
 
@@ -186,7 +186,7 @@ def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, seria
 
 
 def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path):
-    words = [str(ROOT / "run.sh"), QUICK, "--train_N", "300", "--E", "100000", "--gpu", "-1", "--figures", "false"]
+    words = [str(ROOT / "run.sh"), QUICK, *SMALL, "--E", "100000", "--threads", "1"]
     words += ["--logs_dir", str(tmp_path / "logs"), "--cluster", "2", "--speculate"]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True
@@ -203,8 +203,9 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
             time.sleep(0.1)
     path = (tmp_path / "logs" / QUICK / "latest").resolve()
     last = max(results.read_journal(path))
-    done = command("run.sh", QUICK, "--resume", str(path), "--E", str(last + 1), "--figures", "false")
-    assert done.returncode == 0 and max(results.read_journal(path)) == last + 1
+    again = {"resume": str(path), "E": last + 1, "cluster": None, "speculate": False}
+    assert Core(flag_table.table.stored(path) | again, QUICK).run() == path
+    assert max(results.read_journal(path)) == last + 1
 
 
 def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_path, serial, monkeypatch):
