@@ -123,7 +123,6 @@ class Cluster:
                 self.client = distributed.Client(self._local)
             else:
                 self.client = distributed.Client(self._address(), timeout=CONNECT)
-            if not isinstance(self.wanted, int):
                 self._wait_for_workers()
             self._check(self._workers())
         except (OSError, TimeoutError, ValueError) as error:
@@ -189,7 +188,10 @@ class Cluster:
     def said(self) -> str:
         """How many workers of what kind, in words."""
         kind = "of this machine" if isinstance(self.wanted, int) else f"of {self.wanted}"
-        return f"{self.n} workers {kind}, {self.threads} thread{'s' * (self.threads > 1)} each"
+        workers, threads = (
+            f"{n} {what}{'s' * (n > 1)}" for n, what in ((self.n, "worker"), (self.threads, "thread"))
+        )
+        return f"{workers} {kind}, {threads} each"
 
     def _check(self, workers: set[str]) -> None:
         """Raises: UserError for a worker that cannot give the same results as this process."""

@@ -67,11 +67,12 @@ def sweep(context: Context) -> Path:
     """
     f = context.f
     experiment = context.name.removeprefix("sweep-")
-    places = {name_of(point): _flags_at(context, point) for point in points(f.axes or [])}
-    if len(places) != len(points(f.axes)):
+    grid = points(f.axes or [])
+    places = {name_of(point): _flags_at(context, point) for point in grid}
+    if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
     if f.resume:
-        path = context.check_resumed(f"python sweep.py {experiment}, not")
+        path = context.check_resumed()
     else:
         path = results.create(context.logs_dir, context.name, context.first_files())
     with context.writing(path):
@@ -90,7 +91,7 @@ def sweep(context: Context) -> Path:
             log.info("  python sweep.py %s --resume %s", experiment, shown_path(path))
             raise
         raw = {}
-        for (name, flags), point in zip(places.items(), points(f.axes), strict=True):
+        for (name, flags), point in zip(places.items(), grid, strict=True):
             raw[name] = {"point": {flag: flatten(flags)[flag] for flag in point}, "info": _last(path / name)}
         results.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
         for line in table(list(raw.values())):
