@@ -89,7 +89,8 @@ class Context:
     @cached_property
     def natural_dataset(self) -> datasets.Dataset:
         """The data set with its own labels."""
-        return datasets.load(self.f.dataset, self.f.data_dir, None if self.f.train_N == "all" else self.f.train_N)
+        train_N, test_N = (None if n == "all" else n for n in (self.f.train_N, self.f.test_N))
+        return datasets.load(self.f.dataset, self.f.data_dir, train_N, test_N, self.f.classes, self.f.subset_seed)
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
@@ -103,7 +104,13 @@ class Context:
         """The file that the flag random_labels means."""
         if self.f.random_labels not in (None, "default"):
             return Path(self.f.random_labels)
-        part = "" if self.f.train_N == "all" else f"-first-{self.f.train_N}"
+        part = "" if self.f.classes is None else "-classes-" + "-".join(map(str, self.f.classes))
+        if self.f.train_N != "all":
+            part += (
+                f"-first-{self.f.train_N}"
+                if self.f.subset_seed is None
+                else f"-{self.f.train_N}-of-{self.f.subset_seed}"
+            )
         return ROOT / "random_labels" / f"{Path(self.f.dataset).stem}{part}.npz"
 
     @cached_property

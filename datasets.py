@@ -46,15 +46,25 @@ class Dataset(tuple):
         return 1 + max(int(y.max()) for _, y in self)
 
 
-def load(name: str, data_dir: str | Path | None = None, train_N: int | None = None) -> Dataset:
-    """Load a data set.
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    train_N: int | None = None,
+    test_N: int | None = None,
+    classes: tuple[int, ...] | None = None,
+    subset_seed: int | None = None,
+) -> Dataset:
+    """Load a data set, or a part of it.
 
     Args:
-      name: 'digits', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file with integer
-        arrays x_train [N, h, w] or [N, h, w, c], y_train [N], x_test, y_test and, if its pixels are
+      name: 'digits', 'separable', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file with
+        integer arrays x_train [N, h, w] or [N, h, w, c], y_train [N], x_test, y_test and, if its pixels are
         not 0..255, their largest value as `levels`.
       data_dir: the first place to look in; then DATA_DIR, ./data, Keras's cache.
-      train_N: only the first train_N training examples.
+      classes: only examples of these classes, which become 0, 1, ... in this order; None for all.
+      train_N, test_N: only the first so many examples, of these classes; None for all.
+      subset_seed: train_N random training examples instead of the first. A smaller train_N of the same seed
+        gives a part of a larger one.
 
     Raises: UserError when it is nowhere to be had, or its files are not what they should be.
     """
@@ -62,21 +72,45 @@ def load(name: str, data_dir: str | Path | None = None, train_N: int | None = No
         raise UserError(f"--data_dir {data_dir}: no such directory")
     if str(name).endswith(".npz"):
         dataset = _load_npz(Path(name), str(name))
-    elif name not in DATASETS:
-        raise UserError(
-            f"--dataset {name}: there is none of that name{nearest(name, DATASETS)} "
-            f"(known are {', '.join(DATASETS)}, or the path of an .npz)"
-        )
-    elif name == "digits":
-        dataset = _load_digits()
-    else:
+    elif name in BUNDLED:
+        dataset = BUNDLED[name]()
+    elif name in DATASETS:
         dataset = _find(name, data_dir)
-    if train_N is not None:
-        (x, y), test = dataset
-        if train_N > len(x):
-            raise UserError(f"train_N is {train_N}, but {name} has {len(x)} training examples: give at most that")
-        dataset = Dataset((x[:train_N], y[:train_N]), test, dataset.name, dataset.scale)
-    return dataset
+    else:
+        known = (*BUNDLED, *DATASETS)
+        raise UserError(
+            f"--dataset {name}: there is none of that name{nearest(name, known)} "
+            f"(known are {', '.join(known)}, or the path of an .npz)"
+        )
+    train, test = dataset
+    if classes is not None:
+        train, test = (_of_classes(part, classes, dataset) for part in (train, test))
+    if subset_seed is not None:
+        order = np.random.default_rng(subset_seed).permutation(len(train[1]))
+        train = train[0][order], train[1][order]
+    train = _first(train, train_N, f"train_N is {train_N}, but {name} has {len(train[1])} training examples")
+    test = _first(test, test_N, f"test_N is {test_N}, but {name} has {len(test[1])} test examples")
+    return Dataset(train, test, dataset.name, dataset.scale)
+
+
+def _first(part: tuple, n: int | None, too_many: str) -> tuple:
+    x, y = part
+    if n is not None and n > len(x):
+        raise UserError(f"{too_many}: give at most that")
+    return x[:n], y[:n]
+
+
+def _of_classes(part: tuple, classes: tuple[int, ...], dataset: Dataset) -> tuple:
+    x, y = part
+    for k in classes:
+        if not (y == k).any():
+            raise UserError(
+                f"--classes {k}: {dataset.name} has no such class in both sets (0 to {dataset.n_classes - 1})"
+            )
+    new = np.full(dataset.n_classes, -1, np.int32)
+    new[list(classes)] = np.arange(len(classes))
+    chosen = new[y] >= 0
+    return x[chosen], new[y[chosen]]
 
 
 def _load_digits() -> Dataset:
@@ -91,6 +125,38 @@ def _load_digits() -> Dataset:
     return Dataset((x[:n], y[:n]), (x[n:], y[n:]), "digits", 1 / 16)
 
 
+SEPARABLE_CONTRAST = 32  # pixel levels that a half is brighter or darker than their mean
+
+
+def _load_separable() -> Dataset:
+    """Two classes of 8x8 images, levels 0..255, whose best linear classifier is known: 200 train, 100 test.
+
+    An image of class 0 is bright on the left and dark on the right, of class 1 the other way round: 128 +- c, plus
+    noise whose sum over each half is 0. Of every image there are its mirror image, in the other class, and both
+    with the negative noise. So the sum of the four y_i x_i is a multiple of u, 1/8 on the left and -1/8 on the
+    right, and u is the direction of the largest margin through 0: min_i y_i <u, x_i> = 8 c / 255 in pixels of
+    [0, 1], with c = SEPARABLE_CONTRAST at half of the images and more at the others.
+    """
+    rng = np.random.default_rng(0)
+
+    def part(n: int) -> tuple[np.ndarray, np.ndarray]:
+        images = []
+        for k in range(n // 4):
+            noise = rng.integers(-8, 9, (8, 2, 4))
+            noise[0, :, 0] -= noise.sum(axis=(0, 2)) % 32
+            noise -= noise.sum(axis=(0, 2), keepdims=True) // 32
+            c = SEPARABLE_CONTRAST + (rng.integers(1, 41) if k % 2 else 0)
+            half = np.array([c, -c])[:, None]
+            left = [(128 + half + sign * noise).reshape(8, 8) for sign in (1, -1)]
+            images += [*left, *(image[:, ::-1] for image in left)]
+        return np.array(images, np.uint8)[..., None], np.tile(np.array([0, 0, 1, 1], np.int32), n // 4)
+
+    return Dataset(part(200), part(100), "separable", 1 / 255)
+
+
+BUNDLED = {"digits": _load_digits, "separable": _load_separable}
+
+
 # Where files are
 
 
@@ -103,7 +169,6 @@ def _roots(data_dir: str | Path | None) -> list[Path]:
 def _find(name: str, data_dir: str | Path | None) -> Dataset:
     """Try every place in turn, then a download. When all fail the error says where it looked."""
     looked, reader = [], DATASETS[name]
-    assert reader is not None  # the bundled digits need no search
     for root in _roots(data_dir):
         dataset = reader(root)
         if dataset is not None:
@@ -386,8 +451,7 @@ def _join_cifar(batches: list, where: str) -> Dataset:
     return _checked((x_train, y_train, *test), name="cifar10", where=where)
 
 
-DATASETS: dict[str, Callable[[Path], Dataset | None] | None] = {
-    "digits": None,
+DATASETS: dict[str, Callable[[Path], Dataset | None]] = {
     "mnist": _mnist_like("mnist", ("mnist", "MNIST/raw", "."), "mnist.npz"),
     "fashion_mnist": _mnist_like(
         "fashion_mnist", ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw", "."), "fashion_mnist.npz"

@@ -63,9 +63,13 @@ SECTIONS = (
         Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
     )),
     Section("Data", TASKS, (
-        Flag("dataset", None, optional(text), "digits, mnist, fashion_mnist, cifar10, or the path of an .npz"),
+        Flag("dataset", None, optional(text),
+             "digits, separable, mnist, fashion_mnist, cifar10, or the path of an .npz"),
         Flag("data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
+        Flag("classes", None, optional(values.classes), "use only these classes, numbered anew from 0: 3,5"),
         Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
+        Flag("subset_seed", None, optional(whole(0)), "with train_N: use so many random ones, not the first"),
+        Flag("test_N", "all", whole(1, "all"), "use only the first so many test examples"),
         Flag("random_labels", None, optional(text),
              "learn the labels of this file (make_random_labels); default: random_labels/<dataset>.npz"),
     )),
@@ -200,11 +204,14 @@ OF_AN_ATTACK = (
     *(flag.name for section in SECTIONS if section.tasks == ("attack",) for flag in section.flags),
 )
 
+# Which data
+DATA = ("dataset", "classes", "train_N", "subset_seed", "test_N", "random_labels")
+
 # What a peek has from the run that it looks at.
-OF_THE_PEEKED_RUN = ("dataset", "train_N", "random_labels", "model")
+OF_THE_PEEKED_RUN = (*DATA, "model")
 
 # What a flatness measurement has from the run that is measured.
-OF_THE_RUN = ("dataset", "train_N", "random_labels", "model", "B")
+OF_THE_RUN = (*DATA, "model", "B")
 
 
 def flatten(flags: dict, prefix: str = "") -> dict:
@@ -270,6 +277,8 @@ def _check_together(flat: dict) -> None:
         raise UserError(f"--lr {values.shown(flat['lr'])}: {error}") from None
     if flat["stats_every"] > 1 and not (isinstance(flat["lr"], float) and flat["train_mode"] == "NORMAL"):
         raise UserError("--stats_every above 1 needs a constant --lr and --train_mode NORMAL")
+    if flat["subset_seed"] is not None and flat["train_N"] == "all":
+        raise UserError(f"--subset_seed {flat['subset_seed']}: give --train_N, how many examples to draw, too")
     method, target = flat["attack_method"], flat["attack_target"]
     if target is not None and not METHODS[method].targeted:
         can = ", ".join(name for name, row in METHODS.items() if row.targeted)

@@ -183,12 +183,12 @@ def ascending(kind: Callable) -> Callable:
     return lambda value: tuple(sorted(set(several(kind)(value))))
 
 
-def different(kind: Callable) -> Callable:
+def different(kind: Callable, at_least: int = 1) -> Callable:
     """Several values of a kind, none of them twice."""
 
     def check(value):
         values = several(kind)(value)
-        if len(set(values)) < len(values):
+        if len(set(values)) < max(len(values), at_least):
             raise Bad("no value twice")
         return values
 
@@ -205,6 +205,7 @@ indices = expecting("indices into the set, such as 0 or 3,14,15", ascending(whol
 radii = expecting("positive numbers, such as 0.5,1,2", ascending(number(0)))
 target = expecting("next, or a class", whole(0, "next"))
 confidence = expecting("a number, at least 0", number(-1e-300))
+classes = expecting("two or more different classes, such as 3,5", different(whole(0), at_least=2))
 seeds = expecting("different whole numbers such as 0,1,2", different(whole(0)))
 input_statistic = either("auto", expecting("a number, or one for each channel", several(number())))
 

@@ -273,7 +273,9 @@ def test_nowhere_to_be_had_says_where_it_looked_and_what_to_do(tmp_path):
 
 
 def test_an_unknown_name_and_a_missing_place_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, mnist"):
+    with pytest.raises(
+        UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, separable, mnist"
+    ):
         datasets.load("nope")
     with pytest.raises(UserError, match="no such directory"):
         datasets.load("mnist", tmp_path / "nowhere")
@@ -298,3 +300,49 @@ def test_the_real_mnist_is_complete(real_data):
 def test_the_real_cifar_part_is_read(real_data):
     (x_train, y_train), (x_test, _) = datasets.load("cifar10", real_data)
     assert x_train.shape[1:] == x_test.shape[1:] == (32, 32, 3) and set(y_train) == set(range(10))
+
+
+def test_classes_are_numbered_in_the_given_order_in_both_sets():
+    (whole_x, whole_y), (_, whole_test) = datasets.load("digits")
+    (x, y), (_, test) = datasets.load("digits", classes=(5, 3))
+    np.testing.assert_array_equal(x, whole_x[(whole_y == 5) | (whole_y == 3)])
+    np.testing.assert_array_equal(y, [0 if k == 5 else 1 for k in whole_y if k in (5, 3)])
+    assert len(test) == ((whole_test == 5) | (whole_test == 3)).sum()
+
+
+def test_a_random_subset_holds_the_smaller_one_of_its_seed():
+    (x, y), _ = datasets.load("digits", train_N=50, subset_seed=1)
+    (smaller, _), _ = datasets.load("digits", train_N=20, subset_seed=1)
+    (other, _), _ = datasets.load("digits", train_N=50, subset_seed=2)
+    np.testing.assert_array_equal(x[:20], smaller)
+    assert not np.array_equal(x, other)
+    (whole, labels), _ = datasets.load("digits")
+    where = [int(np.flatnonzero((whole == image).all(axis=(1, 2, 3)))[0]) for image in x]
+    np.testing.assert_array_equal(y, labels[where])
+
+
+def test_test_N_takes_the_first_test_images():
+    whole, part = datasets.load("digits"), datasets.load("digits", test_N=7)
+    np.testing.assert_array_equal(part[1][0], whole[1][0][:7])
+    assert len(part[0][0]) == 1500
+
+
+def test_a_class_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match=r"--classes 11: digits has no such class in both sets \(0 to 9\)"):
+        datasets.load("digits", classes=(1, 11))
+    with pytest.raises(UserError, match="test_N is 298, but digits has 297 test examples"):
+        datasets.load("digits", test_N=298)
+
+
+def test_the_separable_sets_largest_margin_is_the_one_that_is_promised():
+    from sklearn.svm import SVC
+
+    (x, y), test = datasets.load("separable")
+    signed = np.where(y == 0, 1, -1)[:, None] * x.reshape(len(x), -1) / 255
+    both = np.concatenate([signed, -signed])  # symmetric: the best plane goes through 0
+    svm = SVC(kernel="linear", C=1e6, tol=1e-10).fit(both, np.repeat([1, -1], len(x)))
+    assert 1 / np.linalg.norm(svm.coef_) == pytest.approx(8 * datasets.SEPARABLE_CONTRAST / 255, rel=1e-5)
+    assert (
+        np.where(test[1] == 0, 1, -1) * ((test[0][:, :, :4] * 1.0).sum((1, 2, 3)) - test[0][:, :, 4:].sum((1, 2, 3)))
+        > 0
+    ).all()
