@@ -5,6 +5,7 @@ They notice accidents, not forgers. Directories of older versions have none; tha
 
 import hashlib
 import json
+import math
 import zlib
 from typing import Any
 
@@ -12,6 +13,10 @@ import safe_pickle
 from screen import log
 
 _CRC = b', "crc32": '
+
+
+# One object for every NaN that is read, so that equal records compare equal.
+_CONSTANTS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def with_crc(info: dict) -> bytes:
@@ -22,7 +27,7 @@ def with_crc(info: dict) -> bytes:
 
 def without_crc(line: bytes) -> dict:
     """The info of a line. Raises: ValueError for a line that is no JSON, or has another CRC than it says."""
-    info = json.loads(line)
+    info = json.loads(line, parse_constant=_CONSTANTS.__getitem__)
     if isinstance(info, dict) and (crc := info.pop("crc32", None)) is not None:
         if crc != zlib.crc32(line.rsplit(_CRC, 1)[0]):
             raise ValueError("another CRC")

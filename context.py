@@ -261,7 +261,12 @@ class Context:
             "threads": {"threads": self.threads, "parts": self.parts},
             "xla": self.xla,
             "cluster": self.f.cluster,
-            "data": {"train": len(x), "test": len(x_test), "crc32": self.fingerprint},
+            "data": {
+                "train": len(x),
+                "test": len(x_test),
+                "classes": self.model.n_classes,
+                "crc32": self.fingerprint,
+            },
         }
 
     @contextlib.contextmanager

@@ -26,6 +26,7 @@ TASKS = {  # {task: 'module:function'}. A function takes a Context and returns t
     "make_points": "flatness.run:make_points",
     "measure_radius": "flatness.run:measure_radius",
     "measure_curvature": "flatness.run:measure_curvature",
+    "measure_epochs": "training.peek:measure_epochs",
 }
 
 

@@ -38,9 +38,11 @@ import numpy as np
 import checksums
 import forms
 from errors import UserError
+from models import margins
 from screen import log
 
 ROOT = Path(__file__).resolve().parent  # of the program
+KEPT = "kept "  # begins the names of a checkpoint's arrays that are no weights
 MOST_BYTES = 1 << 33  # of one array in an .npz
 
 
@@ -236,14 +238,22 @@ class WorkDir:
 
     # Checkpoints
 
-    def save(self, weights: list[tuple[str, np.ndarray]], state: dict, archive: bool = False) -> None:
+    def save(
+        self,
+        weights: list[tuple[str, np.ndarray]],
+        state: dict,
+        archive: bool = False,
+        kept: dict[str, np.ndarray] | None = None,
+    ) -> None:
         """Write the current checkpoint, and keep it in the archive too if asked.
 
         Args:
           weights: [(name, array), ...] in layer order.
           state: JSON-able; has 'eid'.
+          kept: arrays that the run needs to go on with.
         """
         arrays = {f"{k:03d} {name}": array for k, (name, array) in enumerate(weights)}
+        arrays |= {f"{KEPT}{name}": array for name, array in (kept or {}).items()}
         arrays["state"] = np.array(json.dumps(state))
         target = self.path / "checkpoint.npz"
         if archive:
@@ -368,9 +378,15 @@ def read_res(directory: Path | str) -> Any:
     """
     path = Path(directory) / "res"
     otherwise = "it was not loaded: get the file again from where it came from"
-    return parsed(
-        read_bytes(path), checksums.checked_pickle, f"{path}: not a pickle of plain data and arrays", otherwise
-    )
+    what = f"{path}: not a pickle of plain data and arrays"
+    return _with_one_nan(parsed(read_bytes(path), checksums.checked_pickle, what, otherwise))
+
+
+def _with_one_nan(value: Any) -> Any:
+    """The same, with the object math.nan for every NaN in its dicts: then equal results compare equal."""
+    if isinstance(value, dict):
+        return {key: _with_one_nan(inner) for key, inner in value.items()}
+    return math.nan if isinstance(value, float) and value != value else value
 
 
 def load(directory: Path | str) -> dict:
@@ -379,17 +395,39 @@ def load(directory: Path | str) -> dict:
     Where `res` is missing, it is rebuilt from the flags and the journal. Of a training run that is going on, or was
     killed, the journal may hold more epochs than `res`; then these are taken too.
 
+    Epochs that were recorded without smoothed margins get them here (`models.margins.smoothed_stats`).
+
     Raises: UserError for a directory that is no run, or damaged.
     """
     path = check_run(directory)
     try:
         res = read_res(path)
     except FileNotFoundError:
-        return {"flags": read_flags(path), "raw": read_journal(path)}
+        res = {"flags": read_flags(path), "raw": read_journal(path)}
     raw = res.get("raw") if isinstance(res, dict) else None
     if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:
         res["raw"] = read_journal(path)
+    _smooth(path, res)
     return res
+
+
+def _smooth(path: Path, res: Any) -> None:
+    """Add the smoothed margins to the epochs of a run that was recorded before they were."""
+    raw = res.get("raw") if isinstance(res, dict) else None
+    if not isinstance(raw, dict):
+        return
+    older = [
+        stats
+        for info in raw.values()
+        if not forms.wrong(info, {"stats": RECORDED}) and "smoothed_q_bar" not in (stats := info["stats"])
+    ]
+    n: Any = read_about(path).get("data", {}).get("train") if older and (path / "about.json").exists() else None
+    if forms.whole(n):
+        for stats in older:
+            stats |= margins.smoothed_stats(stats["log_loss"], n, stats["rhoL"], stats["norm_prod"])
+
+
+RECORDED = dict.fromkeys(("log_loss", "rhoL", "norm_prod"), forms.number)
 
 
 def _last_eid(path: Path) -> int | None:
@@ -404,14 +442,16 @@ def _last_eid(path: Path) -> int | None:
 def stored_eids(directory: Path | str) -> list[int]:
     """The epochs whose weights can be loaded, ascending: the archived ones and the current one."""
     path = check_run(directory)
-    eids = {
-        int(match[1])
-        for file in (path / "archive").glob("eid-*.npz")
-        if (match := re.fullmatch(r"eid-(\d+)\.npz", file.name))
-    }
+    eids = set(archived_eids(path))
     if (path / "checkpoint.npz").exists():
         eids.add(load_checkpoint(path)[1]["eid"])
     return sorted(eids)
+
+
+def archived_eids(path: Path) -> list[int]:
+    """The epochs that were kept for good, ascending."""
+    names = (re.fullmatch(r"eid-(\d+)\.npz", file.name) for file in (path / "archive").glob("eid-*.npz"))
+    return sorted(int(match[1]) for match in names if match)
 
 
 def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
@@ -437,6 +477,8 @@ def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
 def load_checkpoint(directory: Path | str, eid: int | None = None) -> tuple[list[tuple[str, np.ndarray]], dict]:
     """([(name, array), ...] in layer order, state) of an archived epoch, or of the current checkpoint.
 
+    The state is as it was saved, and has the arrays `kept`.
+
     Raises: FileNotFoundError when there is none; UserError when the file is damaged.
     """
     path = Path(directory) / "checkpoint.npz" if eid is None else archive_path(directory, eid)
@@ -445,6 +487,7 @@ def load_checkpoint(directory: Path | str, eid: int | None = None) -> tuple[list
         arrays = arrays_of(content)
         state = json.loads(str(arrays.pop("state")))
         state["eid"]
+        state["kept"] = {key.removeprefix(KEPT): arrays.pop(key) for key in sorted(arrays) if key.startswith(KEPT)}
         return [(key[4:], arrays[key]) for key in sorted(arrays)], state
 
     otherwise = "delete it and use another epoch, or run the experiment again"

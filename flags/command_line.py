@@ -183,7 +183,12 @@ def _of_an_attack(argv: list[str], flags: dict, about: str, prog: str) -> dict:
 
 
 def on_directories(
-    argv: list[str], program: str, about: str, out: tuple[str, str], do: Callable[[list[str], str | None], None]
+    argv: list[str],
+    program: str,
+    about: str,
+    out: tuple[str, str],
+    do: Callable[..., None],
+    switches: dict[str, str] | None = None,
 ) -> int:
     """The command line of a program that looks at working directories: their paths, and --out.
 
@@ -191,18 +196,21 @@ def on_directories(
       argv: the words after the program's name.
       out: what --out takes, and what stands for it when it is not given.
       do: what to do with the directories and --out.
+      switches: {name: meaning} of options without a value; `do` is given each as a keyword, true or false.
 
     Returns: the exit status: 0; 2 for a user's mistake, 130 for Ctrl-C, each said in one line.
     """
     parser = Parser(prog=f"python {program}", description=about, allow_abbrev=False)
     parser.add_argument("directories", nargs="+", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--out", metavar=out[0], help=f"where to [{out[1]}]")
+    for name, meaning in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     give_streams()
     try:
         options = parser.parse_args(argv)
         if "" in (*options.directories, options.out):
             raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
-        do(options.directories, options.out)
+        do(options.directories, options.out, **{name: getattr(options, name) for name in switches or {}})
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -21,7 +21,7 @@ from models.initializers import INITIALIZERS
 from training.measures import ON_REQUEST
 
 TRAINING = ("train", "train_seeds", "train_peek", "sweep")
-MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature")
+MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature", "measure_epochs")
 TASKS = (*TRAINING, "attack", "make_random_labels", *MEASUREMENTS)
 
 
@@ -112,14 +112,16 @@ SECTIONS = (
         Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
         Flag("stats_every", 1, whole(1), "evaluate every n-th epoch and the last only; others have the batches' "
              "mean loss (constant lr only)"),
-        Flag("measure", None, optional(several(choice(*ON_REQUEST))),
-             "also record these along the run: " + ", ".join(ON_REQUEST)),
         Flag("measure_every", 10, whole(1, "archived"),
              "at every n-th epoch and the last, or archived: at each epoch that is kept for good"),
         Flag("early_reject", True, boolean, "reject an attempt once its partial loss proves it (same decisions)"),
         Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
         Flag("tensorboard", False, boolean,
              "write the run, while it goes on, for TensorBoard (an optional package)"),
+    )),
+    Section("More to record of an epoch", (*TRAINING, "measure_epochs"), (
+        Flag("measure", None, optional(several(choice(*ON_REQUEST))),
+             "these, along a run or of stored epochs: " + ", ".join(ON_REQUEST)),
     )),
     Section("Several networks", ("train_seeds",), (
         Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),
@@ -211,7 +213,7 @@ DATA = ("dataset", "classes", "train_N", "subset_seed", "test_N", "random_labels
 OF_THE_PEEKED_RUN = (*DATA, "model")
 
 # What a flatness measurement has from the run that is measured.
-OF_THE_RUN = (*DATA, "model", "B")
+OF_THE_RUN = (*DATA, "model", "B", "drop_last")
 
 
 def flatten(flags: dict, prefix: str = "") -> dict:

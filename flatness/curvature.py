@@ -5,20 +5,26 @@ grad_w <grad_w I(w), v> (Pearlmutter, 1994). The papers do not measure it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from context import Context
 from execution import Tick, weights_of
+from flatness.networks import record_of
 from flatness.span import Examples, examples_of
 from models import losses
 from screen import Throttle, log
 
 BLOCK_FLOATS = 2**20  # activations of a layer in one pass
 TOLERANCE = 1e-4  # relative, of the eigenvalues: the products are float32
+NOISE = 0.2  # beside a guess of length 1
+LEAST_PRODUCTS = 8  # so many show a larger eigenvalue that the guess has hidden
+BASIS, RESTARTS = 20, 10  # vectors kept at once by `largest_eigenvalue`, and how often it begins anew with its best
 
 
 class Hessian(LinearOperator):
@@ -71,6 +77,14 @@ class Hessian(LinearOperator):
         products = outer.gradient(slope, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         return tf.concat([tf.reshape(p, [-1]) for p in products], 0)
 
+    def over_the_loss(self, value: float) -> float:
+        """An eigenvalue in the frame, divided by the loss in the frame."""
+        return value * math.exp(self.log_frame - self.log_loss)
+
+    def times_lr(self, value: float, info: dict[str, Any]) -> float:
+        """An eigenvalue in the frame, as it truly is, times the true learning rate of an epoch."""
+        return value * info["lr"] * math.exp(self.log_frame - info["log_frame"])
+
     def _matvec(self, v):
         """H v, float64 [n]."""
         v = np.asarray(v, np.float64).ravel()
@@ -90,6 +104,57 @@ class Hessian(LinearOperator):
 
     def _adjoint(self):
         return self
+
+
+def lanczos(operator: LinearOperator, start: np.ndarray, steps: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Lanczos' tridiagonal matrix, one row more at a time, with full reorthogonalization in float64.
+
+    Args:
+      start: the first vector [n], of any length.
+
+    Yields: (diagonal [m], off-diagonal [m], basis [m, n]), m = 1, 2, ... up to `steps`. The last off-diagonal
+      number is the length of what is left: 0 once the space is exhausted, and then it ends.
+    """
+    basis = np.zeros((min(steps, len(start)), len(start)))
+    diagonal, off = np.zeros(len(basis)), np.zeros(len(basis))
+    v = start / np.linalg.norm(start)
+    for m in range(len(basis)):
+        basis[m] = v
+        w = operator.matvec(v)
+        diagonal[m] = v @ w
+        for _ in range(2):  # twice is enough (Kahan, Parlett)
+            w = w - basis[: m + 1].T @ (basis[: m + 1] @ w)
+        off[m] = np.linalg.norm(w)
+        if off[m] <= 1e-10 * np.abs(diagonal[: m + 1]).max():
+            off[m] = 0.0
+        yield diagonal[: m + 1], off[: m + 1], basis[: m + 1]
+        if not off[m]:
+            return
+        v = w / off[m]
+
+
+def largest_eigenvalue(
+    operator: LinearOperator, start: np.ndarray | None, noise: np.ndarray, tolerance: float = 1e-2
+) -> tuple[float, np.ndarray]:
+    """The algebraically largest eigenvalue and its unit vector, by Lanczos from a start that may be near it.
+
+    It ends when |H v - value v| <= tolerance value; the value's own error is of the order of that squared.
+
+    Args:
+      start: a guess of the vector [n]; None, or one of another size: none is known.
+      noise: random [n]; a little of it in the start, so that a wrong guess cannot stay hidden.
+    """
+    noise = noise / np.linalg.norm(noise)
+    known = start is not None and np.shape(start) == noise.shape and np.isfinite(start).all() and start.any()
+    vector = start / np.linalg.norm(start) + NOISE * noise if known and start is not None else noise
+    for _ in range(RESTARTS):
+        for diagonal, off, basis in lanczos(operator, vector, BASIS):
+            values, vectors = eigh_tridiagonal(diagonal, off[:-1])
+            value, vector = float(values[-1]), vectors[:, -1] @ basis
+            found = off[-1] * abs(vectors[-1, -1]) <= tolerance * abs(value)
+            if found and (len(off) >= LEAST_PRODUCTS or not off[-1]):
+                return value, vector / np.linalg.norm(vector)
+    return value, vector / np.linalg.norm(vector)
 
 
 def trace(hessian: LinearOperator, probes: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -112,7 +177,7 @@ def measure(hessian: Hessian, k: int, probes: int, rng: np.random.Generator) -> 
       k: at most one less than the number of weights.
 
     Returns: log_loss, log_frame (natural logs), parameters; eigenvalues, trace and trace_error, in the
-      frame: times exp(log_frame) they are the loss's own.
+      frame: times exp(log_frame) they are the loss's own; sharpness, the largest eigenvalue over the loss.
     """
     n = hessian.shape[0]
     start = rng.standard_normal(n)
@@ -123,6 +188,7 @@ def measure(hessian: Hessian, k: int, probes: int, rng: np.random.Generator) -> 
         "log_frame": hessian.log_frame,
         "parameters": n,
         "eigenvalues": sorted(map(float, values), reverse=True),
+        "sharpness": hessian.over_the_loss(float(max(values))),
         "trace": mean,
         "trace_error": error,
     }
@@ -132,12 +198,21 @@ def line(found: dict) -> str:
     """The result of `measure` on one line."""
     values = ", ".join(f"{value:.4g}" for value in found["eigenvalues"])
     frame = f" (times exp({found['log_frame']:.2f}))" if found["log_frame"] else ""
-    return f"eigenvalues {values}; trace {found['trace']:.4g} ± {found['trace_error']:.2g}{frame}"
+    at_lr = f"; times lr {found['lr_sharpness']:.4g}" if "lr_sharpness" in found else ""
+    return f"eigenvalues {values}; trace {found['trace']:.4g} ± {found['trace_error']:.2g}{frame}{at_lr}"
 
 
 def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
-    """A unit of work: the curvature at network number `number`, `network`. Returns: as `measure`."""
+    """A unit of work: the curvature at network number `number`, `network`.
+
+    Returns: as `measure`; and lr_sharpness, the largest eigenvalue times the epoch's learning rate.
+    """
     f = context.f
     context.model.set_weights(weights_of(context, args["network"]))
     rng = np.random.default_rng([f.seed, args["number"]])
-    return measure(Hessian(examples_of(context)), f.eigenvalues, f.probes, rng)
+    hessian = Hessian(examples_of(context))
+    found = measure(hessian, f.eigenvalues, f.probes, rng)
+    path, eid = args["network"]
+    if info := record_of(context, path).get(eid):
+        found["lr_sharpness"] = hessian.times_lr(found["eigenvalues"][0], info)
+    return found

@@ -77,6 +77,11 @@ def networks(flags: dict) -> dict[str, Place]:
     return found
 
 
+def record_of(context: Context, path: str) -> dict:
+    """{epoch: info} of a run that is measured; read once."""
+    return context.kept("record", path, lambda: results.load(path)["raw"])
+
+
 def checked_networks(context: Context) -> dict[str, Place]:
     """The same, after a look at each: its data must be those loaded now, its weights those of this network."""
     found = networks(context.flags)

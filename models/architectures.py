@@ -142,3 +142,28 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
     if specs[-1].kind != "F":
         raise ValueError("the last layer of a description must be an 'F': its units are the classes")
     return specs
+
+
+def degrees(specs: list[LayerSpec], act_type: str) -> list[int]:
+    """e_k for each layer k with weights: the logits are homogeneous of degree e_k in its weights.
+
+    1 with relu and linear; with relu2 it doubles with every activation that follows. The order of homogeneity L
+    (arXiv 1906.05890, section 2) is their sum. Holds where `why_not_homogeneous` finds nothing.
+    """
+    found: list[int] = []
+    for spec in specs:
+        if spec.weight_shape is not None:
+            found.append(1)
+        if spec.act and act_type == "relu2":
+            found = [2 * e for e in found]
+    return found
+
+
+def why_not_homogeneous(specs: list[LayerSpec]) -> str | None:
+    """What keeps the logits from being homogeneous in the weights; None where they are."""
+    weighted = [spec for spec in specs if spec.weight_shape is not None]
+    if any(spec.bn for spec in weighted):
+        return "it has batch norm"
+    if any(spec.bias for spec in weighted[1:]):
+        return "it has biases after the first layer"
+    return None

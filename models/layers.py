@@ -87,6 +87,21 @@ class Weighted(tf.Module):
         z = self._linear(x)
         return z if self.bias is None else tf.nn.bias_add(z, self.bias)
 
+    def gram(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
+        """<g_i, g_j>, float64 [B, B], of the gradients g_i of a number of example i by this layer's weight and bias.
+
+        Args:
+          x: the layer's input [B, ...]. dz: the gradient of each example's number by the layer's affine part.
+        """
+        g = self._gram_of_weight(tf.cast(x, tf.float64), tf.cast(dz, tf.float64))
+        if self.bias is not None:
+            by_bias = tf.reduce_sum(tf.cast(dz, tf.float64), list(range(1, len(dz.shape) - 1)))
+            g += tf.matmul(by_bias, by_bias, transpose_b=True)
+        return g
+
+    def _gram_of_weight(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
     def __call__(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         z = self.affine(x)
         return z if self.bn is None else self.bn(z, training)
@@ -128,6 +143,13 @@ class Conv(Weighted):
             return conv_of_image(x, tf.convert_to_tensor(self.weight))
         return tf.nn.conv2d(x, self.weight, strides=1, padding="SAME")
 
+    def _gram_of_weight(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
+        kh, kw, _, _ = self.weight.shape
+        patches = tf.image.extract_patches(x, [1, kh, kw, 1], [1] * 4, [1] * 4, "SAME")  # [B, h, w, kh kw cin]
+        g = tf.einsum("bhwp,bhwc->bpc", patches, dz)
+        g = tf.reshape(g, [tf.shape(g)[0], -1])
+        return tf.matmul(g, g, transpose_b=True)
+
 
 def matmul_transposed(dz: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     """dz @ weight^T, [B, cout] @ [cout, cin]: with a kernel that reads the weight as it lies in memory."""
@@ -149,6 +171,10 @@ class FullyConnected(Weighted):
 
     def _linear(self, x: tf.Tensor) -> tf.Tensor:
         return _matmul(tf.reshape(x, [-1, self.weight.shape[0]]), tf.convert_to_tensor(self.weight))
+
+    def _gram_of_weight(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
+        x = tf.reshape(x, [-1, self.weight.shape[0]])  # g_i is the outer product of x_i and dz_i
+        return tf.matmul(x, x, transpose_b=True) * tf.matmul(dz, dz, transpose_b=True)
 
 
 @tf.function(jit_compile=True)

@@ -42,6 +42,64 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
     return {"rho": rho, **{f"rho_{k}": r for k, r in enumerate(rho_k)}, "norm_prod": norm_prod, "rhoL": rhoL}
 
 
+def smoothed_margin(log_loss: float, n: int) -> float:
+    """G = -log(e^S - 1), S = the sum of the losses: the smoothed margin before it is normalized.
+
+    It lies between q_min - log(n (C - 1)) - S and q_min (arXiv 1906.05890, section 4.4, appendix F).
+
+    Args:
+      log_loss: natural log of the mean training loss. n: how many training examples.
+
+    Returns: finite at any log_loss below log(log(2) / n), where G is positive; NaN elsewhere.
+    """
+    log_sum = log_loss + math.log(n)
+    if not log_sum < math.log(math.log(2)):
+        return math.nan
+    s = math.exp(log_sum)
+    if s < 1e-4:
+        return -(log_sum + s / 2 + s * s / 24)  # expm1's series: s itself may be 0 in float64
+    return -math.log(math.expm1(s))
+
+
+def smoothed_stats(log_loss: float, n: int, rhoL: float, norm_prod: float) -> dict[str, float]:
+    """The smoothed margin over both norms, beside `q_bar_min` and `q_bar2_min`. Arguments as elsewhere here."""
+    g = smoothed_margin(log_loss, n)
+    over = {"smoothed_q_bar": rhoL, "smoothed_q_bar2": norm_prod}
+    return {name: g / norm if norm and g == g else math.nan for name, norm in over.items()}
+
+
+def balance(rho_k: list[float], degrees: list[int]) -> float:
+    """How equal the layers' norms are: in (0, 1], and 1 where the normalized margins' ratio is at its best.
+
+    prod_k (rho_k^2 L / (rho^2 e_k))^(e_k / 2): the product of norms over its maximum at the same rho. Where all
+    degrees are 1 that is L^(L/2) q_bar_min / q_bar2_min, and 1 means layers of one norm.
+
+    Args:
+      rho_k: the layers' norms. degrees: e_k, the network's degree of homogeneity in layer k; L is their sum.
+    """
+    squares, order = sum(r * r for r in rho_k), sum(degrees)
+    if not squares or not all(rho_k):
+        return math.nan
+    logs = (e / 2 * math.log(r * r * order / (squares * e)) for r, e in zip(rho_k, degrees, strict=True))
+    return math.exp(sum(logs))
+
+
+def angle(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    """The angle between two networks' weights, each taken as one vector, in radians; float64.
+
+    From the chord between the unit vectors: it keeps its digits where the angle is small.
+    """
+    lengths = [math.sqrt(sum(np.square(w, dtype=np.float64).sum() for w in weights)) for weights in (before, after)]
+    if not all(lengths):
+        return math.nan
+    chord = 0.0
+    for a, b in zip(before, after, strict=True):
+        difference = np.multiply(b, 1 / lengths[1], dtype=np.float64)
+        difference -= np.multiply(a, 1 / lengths[0], dtype=np.float64)
+        chord += np.square(difference, out=difference).sum()
+    return 2 * math.asin(min(math.sqrt(chord) / 2, 1.0))
+
+
 def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:
     """q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k).
 

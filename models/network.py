@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from models.architectures import LayerSpec, parse
+from models.architectures import LayerSpec, degrees, parse, why_not_homogeneous
 from models.augmentation import crop_and_flip
 from models.initializers import initial_value
 from models.layers import ACTIVATIONS, Conv, FullyConnected, Weighted, avg_pool, max_pool, relu_max_pool
@@ -59,6 +59,7 @@ class Network(tf.Module):
     Attributes:
       layers: the layers with weights, in order.
       flops: floating-point operations of one example's forward pass.
+      degrees, why_not_homogeneous: as the functions of `models.architectures`.
 
     Raises: ValueError for a description that makes no sense for these images.
     """
@@ -84,6 +85,7 @@ class Network(tf.Module):
             raise ValueError(f"the layers have {n_weights} weights; at most {MOST_WEIGHTS} are possible")
         self.flops = sum(spec.flops for spec in self.specs)
         self.act_type, self.scale, self.parts = act_type, scale, parts
+        self.degrees, self.why_not_homogeneous = degrees(self.specs, act_type), why_not_homogeneous(self.specs)
         self._init = {"weight": "glorot_uniform", "bias": "zeros"} | (init or {})
         self._input_factor = np.ones(1, np.float32)
         self._pipeline: list[Any] = []
@@ -161,6 +163,22 @@ class Network(tf.Module):
         bn = self.layers[k].bn
         rest = self._pipeline[self._pipeline.index(self.layers[k]) + 1 :]
         return _through(rest, z if bn is None else bn(z, training=False))
+
+    def walk(self, images: tf.Tensor) -> tuple[tf.Tensor, list[tuple[tf.Tensor, tf.Tensor]]]:
+        """Logits, and of each layer with weights its input and its affine part.
+
+        Args:
+          images: float32 [B, h, w, c] in [0, 1].
+        """
+        x, seen = images, []
+        for stage in self._pipeline:
+            if not isinstance(stage, Weighted):
+                x = stage(x)
+                continue
+            z = stage.affine(x)
+            seen.append((x, z))
+            x = z if stage.bn is None else stage.bn(z, training=False)
+        return x, seen
 
     def pixels(self, images: tf.Tensor) -> tf.Tensor:
         """Integer pixels as stored -> float32 in [0, 1]."""

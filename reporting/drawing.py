@@ -3,7 +3,7 @@
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import results
 from errors import UserError
-from reporting import style
+from reporting import paper, style
 from reporting.kinds import KINDS, read
 from reporting.runs import Run, groups, label
 
@@ -46,7 +46,11 @@ def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
 
 
 def draw(
-    directories: Iterable[Path | str], out: Path | str | None = None, formats: tuple[str, ...] = ("png", "pdf")
+    directories: Iterable[Path | str],
+    out: Path | str | None = None,
+    formats: tuple[str, ...] = ("png", "pdf"),
+    of_paper: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[Path]]:
     """Draw working directories into files.
 
@@ -55,6 +59,7 @@ def draw(
       out: a directory, made if it is not there; None: `figures` in the directory, and of several
         directories `figures` in the current one.
       formats: suffixes that matplotlib knows.
+      of_paper: draw the paper's figures instead (`reporting.paper`). say: is told each thing that they lack.
 
     Returns: {name of a figure: its files}. All are rendered before the first is written, and each
       replaces an older one at once: nobody finds half a picture.
@@ -71,7 +76,8 @@ def draw(
         tempfile.TemporaryFile(dir=there).close()
     contents = {}
     with matplotlib.rc_context(style.STYLE):
-        for name, figure in tqdm(drawn(runs).items(), desc="figures", leave=False, disable=None):
+        made = _of_paper(runs, say) if of_paper else drawn(runs)
+        for name, figure in tqdm(made.items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
     files: dict[str, list[Path]] = {}
@@ -81,6 +87,20 @@ def draw(
             files.setdefault(name, []).append(out / f"{name}.{suffix}")
             results.replace_atomically(files[name][-1], lambda file, content=content: file.write(content))
     return files
+
+
+def _of_paper(runs: list[Run], say: Callable[[str], None]) -> dict[str, "Figure"]:
+    """`paper.drawn`, finished. Raises: UserError when nothing can be drawn."""
+    made, missing = paper.drawn(runs)
+    for line in missing:
+        say(line)
+    if not made:
+        raise UserError(
+            "--paper: none of the paper's figures can be drawn from these; give training runs or L2 attacks"
+        )
+    for figure in made.values():
+        style.finish(figure)
+    return made
 
 
 @contextlib.contextmanager

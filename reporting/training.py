@@ -9,7 +9,7 @@ import numpy as np
 from reporting import style
 from reporting.runs import NOT_SAID, Run, columns, groups, styles, title
 from reporting.tables import Code, Entry, Soft, Table, number, percent
-from training.measures import ASKED_FOR, cadence, describe
+from training.measures import ASKED_FOR, PANELS, cadence, describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,12 +44,33 @@ def loss_margin(runs: list[Run]) -> "Figure":
     return style.with_legend(figure, left)
 
 
+SMOOTHED = {"q_bar_min": "smoothed_q_bar", "q_bar2_min": "smoothed_q_bar2"}
+
+
+def _smoothed(axes: "Axes", runs: list[Run], x: str, name: str, to: Callable) -> None:
+    """The smoothed margin, thin, and the band from its lower bound to q_min that it provably lies in."""
+    for run, look in zip(runs, styles(runs), strict=True):
+        at, log_loss, q_min, margin, smoothed = columns(run, x, "log_loss", "q_min", name, SMOOTHED[name])
+        there = np.isfinite(smoothed)
+        axes.plot(to(at[there]), smoothed[there], **look | {"label": None, "linewidth": 0.5})
+        n, n_classes = (run.about.get("data", {}).get(key) for key in ("train", "classes"))
+        if n and n_classes and there.any():
+            at, log_loss, q_min, margin = (values[there] for values in (at, log_loss, q_min, margin))
+            lowest = q_min - math.log(n * (n_classes - 1)) - n * np.exp(log_loss)
+            axes.fill_between(to(at), lowest * margin / q_min, margin, color=look["color"], alpha=0.2, linewidth=0)
+
+
 def margins(runs: list[Run]) -> "Figure":
-    """Both normalized margins against epoch and against the loss, on axes that show every decade."""
+    """Both normalized margins against epoch and against the loss, on axes that show every decade.
+
+    Thin: the smoothed margins, G / rhoL and G / norm_prod. Band: where these must lie (docs/theory.md).
+    """
     figure, axes = style.panels(2, 2, title(runs), sharex="col", sharey="row")
     for (name, shown), row in zip(MARGINS.items(), axes, strict=True):
         _plot(row[0], runs, "eid", name)
         _plot(row[1], runs, "log_loss", name, to=lambda log_loss, margin: (log_loss / style.LN10, margin))
+        _smoothed(row[0], runs, "eid", name, lambda eid: eid)
+        _smoothed(row[1], runs, "log_loss", name, lambda log_loss: log_loss / style.LN10)
         row[0].set_ylabel(shown)
     style.epochs_by_decade(axes[1, 0])
     style.loss_axis(axes[1, 1])
@@ -169,10 +190,106 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
+def _recorded(runs: list[Run]) -> dict[str, None]:
+    """All keys of stats, in their order."""
+    return {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
+
+
+def _of_registry(runs: list[Run], name: str) -> "Figure | None":
+    """A figure of `training.measures.PANELS`: a colour a run, a dash a key. None without numbers."""
+
+    def seen(key: str) -> bool:
+        return any(np.isfinite(columns(run, key)).any() for run in runs)
+
+    panels = [panel for panel in PANELS[name] if any(map(seen, panel.keys))]
+    if not panels:
+        return None
+    figure, axes = style.panels(math.ceil(len(panels) / 2), 2, title(runs), squeeze=False)
+    several = max(len(panel.keys) for panel in panels) > 1
+    for panel, place in zip(panels, axes.flat, strict=False):
+        for key, dash in zip(panel.keys, style.DASHES, strict=False):
+            for run, look in zip(runs, styles(runs), strict=True):
+                eid, value = columns(run, "eid", key)
+                value = np.where(value > 0, value, np.nan) if panel.log else value
+                if np.isfinite(value).any():
+                    named = {"label": ", ".join(filter(None, [run.label, key])), "linestyle": dash} if several else {}
+                    place.plot(eid, value, **look | named)
+        if panel.level is not None:
+            place.axhline(panel.level, color="0.4", linewidth=0.6, zorder=1)
+        if panel.log and place.lines:
+            place.set_yscale("log")
+        place.set(xlabel="epoch", title=style.wrapped(panel.title, style.PANEL[0]))
+        if len(panel.keys) > 1:
+            place.legend(loc="best")
+    for place in list(axes.flat)[len(panels) :]:
+        place.set_axis_off()
+    return figure if several else style.with_legend(figure, axes.flat[0])
+
+
+def direction(runs: list[Run]) -> "Figure | None":
+    """How equal the layers' norms are, and how far all weights turn in an epoch."""
+    return _of_registry(runs, "direction")
+
+
+def theory(runs: list[Run]) -> "Figure | None":
+    """What arXiv 1906.05890 proves of gradient flow, beside what was seen (docs/theory.md)."""
+    return _of_registry(runs, "theory")
+
+
+def kkt(runs: list[Run]) -> "Figure | None":
+    """How near the weights are to a KKT point of the max-margin problem (docs/theory.md)."""
+    return _of_registry(runs, "kkt")
+
+
+def stability(runs: list[Run]) -> "Figure | None":
+    """The largest eigenvalue of the loss's Hessian: over the loss, and times the learning rate against 2."""
+    return _of_registry(runs, "stability")
+
+
+def linear(runs: list[Run]) -> "Figure | None":
+    """A linear network's normalized margin against that of the hard-margin SVM, and the gap against log T.
+
+    T is the flow's time. The gap falls about as 1 / log T.
+    """
+    own = [run for run in runs if columns(run, "q_bar_svm").size]
+    if not own:
+        return None
+    figure, (left, right) = style.panels(1, 2, title(own))
+    for run, look in zip(own, styles(own), strict=True):
+        best = columns(run, "q_bar_svm")[0, -1]
+        eid, margin, smoothed, lr, frame = columns(run, "eid", "q_bar_min", "smoothed_q_bar", "lr", "log_frame")
+        left.plot(eid, margin, **look)
+        left.plot(eid, smoothed, **look | {"label": "smoothed", "linewidth": 0.6})
+        left.axhline(best, color="k", linewidth=0.8, linestyle=":", label="hard-margin SVM")
+        log_time = np.logaddexp.accumulate(np.log(lr) - frame) + _log_steps(run)
+        shown = (log_time > 1) & (margin < best)
+        right.plot(log_time[shown], 1 - margin[shown] / best, **look)
+        if shown.any():
+            t, gap = log_time[shown], 1 - margin[shown] / best
+            right.plot(t, gap[-1] * t[-1] / t, color="0.5", linewidth=0.8, linestyle="--", label="∝ 1 / log T")
+    left.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
+    style.epochs_by_decade(left)
+    style.show_the_rise(left)
+    right.set(xlabel="log T", ylabel="1 − q_bar_min / SVM's", xscale="log", yscale="log")
+    handles = {
+        label: handle
+        for axes in (left, right)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    right.legend(handles.values(), handles.keys(), loc="lower left")
+    return figure
+
+
+def _log_steps(run: Run) -> float:
+    """log(gradient steps an epoch / examples); without the examples' number, 0."""
+    n = run.about.get("data", {}).get("train")
+    return math.log(max(n // run.flags["B"], 1) / n) if n else 0.0
+
+
 def asked_for(runs: list[Run]) -> "Figure | None":
-    """The numbers that `--measure` asked for, against epoch, a panel a quantity."""
-    recorded = {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
-    keys = [key for key in recorded if cadence(key) == ASKED_FOR]
+    """The numbers that `--measure` asked for and that have no figure of their own, a panel a quantity."""
+    drawn = {"since_eid", "log_time", "q_bar_svm", *(key for own in PANELS.values() for p in own for key in p.keys)}
+    keys = [key for key in _recorded(runs) if cadence(key) == ASKED_FOR and key not in drawn]
     if not keys:
         return None
     figure, axes = style.panels(math.ceil(len(keys) / 2), min(len(keys), 2), title(runs))
@@ -190,8 +307,53 @@ def asked_for(runs: list[Run]) -> "Figure | None":
     return style.with_legend(figure, panels[0])
 
 
+WINDOW = 50  # epochs
+
+
+def course(values: np.ndarray) -> dict[str, float]:
+    """How a quantity that the theory lets only rise went: dips between epochs, over windows, and from its peak.
+
+    Args:
+      values: positive, at consecutive epochs, [n].
+
+    Returns: steps, dips, worst_dip (relative to the value before); windows of WINDOW epochs, one after the other,
+      and window_dips; drawdown, the largest fall from an earlier peak, relative to it.
+    """
+    steps = values[1:] / values[:-1] - 1
+    windows = values[WINDOW::WINDOW] / values[:-WINDOW:WINDOW] - 1 if len(values) > WINDOW else np.zeros(0)
+    return {
+        "steps": len(steps),
+        "dips": int((steps < 0).sum()),
+        "worst_dip": float(-steps.min(initial=0.0)),
+        "windows": len(windows),
+        "window_dips": int((windows < 0).sum()),
+        "drawdown": float(np.max(1 - values / np.maximum.accumulate(values), initial=0.0)),
+    }
+
+
+def course_table(entries: list[Entry]) -> list[Table]:
+    """The course of the smoothed margin of each run that has one."""
+    rows, told = [], []
+    for entry in entries:
+        for key in SMOOTHED.values():
+            eid, values = columns(entry.run, "eid", key)
+            eid, values = eid[np.isfinite(values)], values[np.isfinite(values)]
+            if len(values) > 1 and (values > 0).all() and (np.diff(eid) == 1).all():
+                found = course(values)
+                counts = [number(found["dips"]), " of ", number(found["steps"])]
+                windows = [number(found["window_dips"]), " of ", number(found["windows"])]
+                falls = [percent(found["worst_dip"]), percent(found["drawdown"])]
+                rows.append([entry, Code(key), counts, falls[0], windows, falls[1]])
+                told.append(entry)
+    if not rows:
+        return []
+    head = ["run", "", "epochs that fell", "worst fall", f"windows of {WINDOW} that fell", "largest fall from a peak"]
+    about = "gradient flow never lets it fall; plain SGD may (docs/theory.md)"
+    return [Table(f"The smoothed margin's course: {about}", head, rows, list(dict.fromkeys(told)))]
+
+
 def table(entries: list[Entry]) -> list[Table]:
-    """The stats of each run's last epoch that has all of them."""
+    """The stats of each run's last epoch that has all of them, and the course of the smoothed margin."""
     raws = [entry.run.raw for entry in entries]
     last = [max((eid for eid in raw if "acc" in raw[eid]["stats"]), default=max(raw)) for raw in raws]
     infos = [raw[eid] for raw, eid in zip(raws, last, strict=True)]
@@ -215,4 +377,4 @@ def table(entries: list[Entry]) -> list[Table]:
         row("", "attempts of all epochs", attempts),
         row("", "seconds of all epochs", seconds),
     ]
-    return [Table("Training: the stats of the last epoch", ["stat", *entries], rows, entries)]
+    return [Table("Training: the stats of the last epoch", ["stat", *entries], rows, entries), *course_table(entries)]

@@ -805,7 +805,7 @@ def test_a_run_ends_with_its_figures_and_an_attack_too(tiny_flags, tmp_path, mon
 
     script(launch.main, "exper-tiny", tiny_flags, "--E", "3")
     own = (tmp_path / "logs" / "exper-tiny" / "latest").resolve()
-    assert len(list((own / "figures").glob("*.png"))) == 5
+    assert len(list((own / "figures").glob("*.png"))) == 6
     assert "figures in " in (own / "stdout").read_text()
     attack = importlib.import_module("eval-final-mnist-l2-ddn").flags
     words = [str(own), "--eid", "last", "--attack_N", "20", "--gpu", "-1", "--attack_K", "10"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from models import margins
+from training import theory
 
 EVERY_EPOCH, ASKED_FOR = "every accepted epoch", "--measure"
 
@@ -26,14 +27,16 @@ class Measure:
     Attributes:
       keys: {key in `stats`: (meaning in one line, unit)}. A key may hold '{k}', which stands for a number.
       function: an `Epoch` -> {key: number}; None for numbers that the training loop itself knows.
-      needs: what of the network it looks at: 'logits', 'weights', 'gradient'.
+      needs: what of the network it looks at: 'logits', 'weights', 'gradient', 'hessian', 'run'.
       cadence: EVERY_EPOCH, or ASKED_FOR: at the epochs that --measure_every says.
+      lacks: a network -> in one line which keys it has not, and why; None where it has all.
     """
 
     keys: dict[str, tuple[str, str]]
     function: Callable[["Epoch"], dict[str, Any]] | None
     needs: tuple[str, ...] = ()
     cadence: str = EVERY_EPOCH
+    lacks: Callable[[Any], str | None] = lambda model: None
 
 
 class Epoch:
@@ -44,6 +47,9 @@ class Epoch:
       log_frame: natural log of the frame.
       evaluated: (mean loss in the frame, logits [N, C]) of the training set, where they are known.
       tick: as in `models.network`.
+      infos: of all epochs of the run up to this one, where they are known.
+      stored: -> (epoch, weights) of the last one before it that is stored; None where there is none.
+      kept: what a measure leaves for itself at the next epoch, {name: array}; checkpoints hold it.
     """
 
     def __init__(
@@ -52,16 +58,20 @@ class Epoch:
         log_frame: float,
         evaluated: tuple[float, np.ndarray] | None = None,
         tick: Callable[[int], None] = lambda done: None,
+        infos: list[dict[str, Any]] | None = None,
+        stored: Callable[[], tuple[int, list[np.ndarray]] | None] = lambda: None,
+        kept: dict[str, np.ndarray] | None = None,
     ):
         self.model, self.log_frame, self._evaluated, self._tick = context.model, log_frame, evaluated, tick
-        self._context = context
+        self.context, self.infos, self.stored = context, infos or [], stored
+        self.kept = {} if kept is None else kept
         (_, self.labels), (_, self.test_labels) = context.dataset
 
     @cached_property
     def _train(self) -> tuple[float, np.ndarray]:
         if self._evaluated is not None:
             return self._evaluated
-        _, loss, logits = self.model.evaluate(*self._context.train_set, self.log_frame, tick=self._tick)
+        _, loss, logits = self.model.evaluate(*self.context.train_set, self.log_frame, tick=self._tick)
         return loss, logits
 
     @property
@@ -77,7 +87,7 @@ class Epoch:
     @cached_property
     def test_logits(self) -> np.ndarray:
         """float32 [N_test, C]."""
-        logits: np.ndarray = self.model.evaluate(*self._context.test_set, tick=self._tick)[2]
+        logits: np.ndarray = self.model.evaluate(*self.context.test_set, tick=self._tick)[2]
         return logits
 
     @cached_property
@@ -86,6 +96,20 @@ class Epoch:
         from models import losses  # has TensorFlow
 
         return losses.gaps(self.logits, self.labels)
+
+    @cached_property
+    def log_losses(self) -> np.ndarray:
+        """Natural log of each training example's true loss, float64 [N]."""
+        from models import losses  # has TensorFlow
+
+        return losses.log_losses(losses.log_odds_of_gaps(self.gaps))
+
+    @cached_property
+    def log_loss(self) -> float:
+        """Natural log of the true mean training loss."""
+        from models import losses  # has TensorFlow
+
+        return losses.log_mean_exp(self.log_losses)
 
     @cached_property
     def q(self) -> np.ndarray:
@@ -99,8 +123,8 @@ class Epoch:
 
     @cached_property
     def gradient(self) -> list[np.ndarray]:
-        """Of the mean training loss in the frame, float64, for each of the model's `weights`."""
-        found: list[np.ndarray] = self.model.gradient(*self._context.train_set, self.log_frame, tick=self._tick)
+        """Of the mean training loss in the frame exp(log_loss), float64, for each of the model's `weights`."""
+        found: list[np.ndarray] = self.model.gradient(*self.context.train_set, self.log_loss, tick=self._tick)
         return found
 
 
@@ -110,16 +134,14 @@ class Epoch:
 def _losses(epoch: Epoch) -> dict[str, Any]:
     from models import losses  # has TensorFlow
 
-    def log_losses(gaps: np.ndarray) -> np.ndarray:
-        return losses.log_losses(losses.log_odds_of_gaps(gaps))
-
     test_gaps = losses.gaps(epoch.test_logits, epoch.test_labels)
+    test_losses = np.exp(losses.log_losses(losses.log_odds_of_gaps(test_gaps)))
     return {
         "loss": epoch.loss,
-        "log_loss": losses.log_mean_exp(log_losses(epoch.gaps)),
+        "log_loss": epoch.log_loss,
         "log_frame": epoch.log_frame,
         "acc": margins.accuracy(epoch.logits, epoch.labels),
-        "test_loss": float(np.exp(log_losses(test_gaps)).mean()),
+        "test_loss": float(test_losses.mean()),
         "test_acc": margins.accuracy(epoch.test_logits, epoch.test_labels),
     }
 
@@ -128,12 +150,43 @@ def _margins(epoch: Epoch) -> dict[str, Any]:
     return margins.margin_stats(epoch.q, epoch.norms["rhoL"], epoch.norms["norm_prod"])
 
 
+def _smoothed(epoch: Epoch) -> dict[str, Any]:
+    rho_k = [r for name, r in epoch.norms.items() if name.startswith("rho_")]
+    stats = margins.smoothed_stats(epoch.log_loss, len(epoch.labels), epoch.norms["rhoL"], epoch.norms["norm_prod"])
+    stats["balance"] = margins.balance(rho_k, epoch.model.degrees)
+    if _why_not_smoothed(epoch.model):
+        stats["smoothed_q_bar"] = math.nan
+    return stats
+
+
+def _why_not_smoothed(model: Any) -> str | None:
+    order = sum(model.degrees)
+    if model.act_type == "relu2" and order != 2 ** (len(model.layers) - 1) + 1:
+        return f"smoothed_q_bar is NaN: the network is homogeneous of order {order}, and rhoL is another power of rho"
+    return None
+
+
 def _margin_quantiles(epoch: Epoch) -> dict[str, Any]:
     return {f"q_{k}pct": float(np.quantile(epoch.q, k / 100)) for k in (1, 10, 50)}
 
 
 def _gradient_norm(epoch: Epoch) -> dict[str, Any]:
-    return {"gradient_norm": math.sqrt(sum(float(np.square(g).sum()) for g in epoch.gradient))}
+    in_the_frame = math.exp(epoch.log_loss - epoch.log_frame)
+    return {"gradient_norm": theory.norm(epoch.gradient) * in_the_frame}
+
+
+def _sharpness(epoch: Epoch) -> dict[str, Any]:
+    from flatness import curvature  # has TensorFlow
+
+    context, info = epoch.context, epoch.infos[-1] if epoch.infos else None
+    hessian = curvature.Hessian(curvature.examples_of(context))
+    noise = np.random.default_rng([context.f.seed, info["eid"] if info else 0]).standard_normal(hessian.shape[0])
+    value, vector = curvature.largest_eigenvalue(hessian, epoch.kept.get("eigenvector"), noise)
+    epoch.kept["eigenvector"] = vector.astype(np.float32)
+    found = {"sharpness": hessian.over_the_loss(value), "sharpness_products": hessian.products}
+    if info:
+        found["lr_sharpness"] = hessian.times_lr(value, info)
+    return found
 
 
 # The registry
@@ -172,6 +225,22 @@ MEASURES = {
         _margins,
         ("logits", "weights"),
     ),
+    "smoothed": Measure(
+        {
+            "smoothed_q_bar": (
+                "smoothed margin G / rhoL, G = -log(e^S - 1), S the summed loss; NaN until S < log 2",
+                "logit/norm",
+            ),
+            "smoothed_q_bar2": ("smoothed margin G / norm_prod; NaN until S < log 2", "logit/norm"),
+            "balance": ("how equal the layers' norms are, 0 to 1: L^(L/2) q_bar_min / q_bar2_min", "ratio"),
+        },
+        _smoothed,
+        ("logits", "weights"),
+        lacks=_why_not_smoothed,
+    ),
+    "direction": Measure(
+        {"angle_to_last_epoch": ("angle between all weights and those of the epoch before", "radian")}, None
+    ),
     "effort": Measure(
         {
             "train_time": ("time in gradient steps, rejected attempts included", "s"),
@@ -191,6 +260,107 @@ MEASURES = {
         _gradient_norm,
         ("gradient",),
         ASKED_FOR,
+    ),
+    "theory": Measure(
+        {
+            "beta": ("cosine between all weights and minus the gradient; 1 in the limit of the flow", "cosine"),
+            "beta_{k}": ("the same of layer {k}", "cosine"),
+            "nu": ("mean over examples of sum_j p_nj s_nj, over the loss (docs/theory.md)", "logit"),
+            "euler_residual": (
+                "how far -<w_k, g_k> = e_k nu is from true, the worst layer; 0 if homogeneous",
+                "ratio",
+            ),
+            "n_eff": ("how many gaps s_nj support the margin: e to the entropy of their weights", "count"),
+            "kkt_stationarity": ("distance from stationarity, multipliers as the loss gives them", "ratio"),
+            "kkt_stationarity_best": ("the same with the best multiple of these", "ratio"),
+            "kkt_complementarity": ("1 - q_min / mean gap, weighted: 0 if only smallest gaps matter", "ratio"),
+            "kkt_certificate": (
+                f"distance from stationarity, best multipliers >= 0 of the {theory.CONSTRAINTS} smallest gaps",
+                "ratio",
+            ),
+            "growth_rate": ("d log smoothed_q_bar / d log rho under the flow here; never negative", "ratio"),
+            "since_eid": ("the stored epoch that the next four are counted from", "epoch"),
+            "beta_delta": ("cosine between the weights then and their change since", "cosine"),
+            "direction_moved": ("length of the change of weights / rho since", "ratio"),
+            "flow_bound": ("the most that the flow could move it; NaN where the smoothed margin fell", "ratio"),
+            "flow_ratio": ("direction_moved / flow_bound; at most 1 under the flow", "ratio"),
+            "log_time": (
+                "natural log of T, the flow's time: the accepted learning rates, summed, of the summed loss",
+                "log",
+            ),
+            "loss_rate": ("log S + log T + (2 - 2/L) log log T; bounded under the flow", "log"),
+            "norm_rate": ("rho smoothed_q_bar^(1/L) / (log T)^(1/L); tends to 1 under the flow", "ratio"),
+        },
+        theory.of_epoch,
+        ("logits", "weights", "gradient", "run"),
+        ASKED_FOR,
+        theory.why_not,
+    ),
+    "sharpness": Measure(
+        {
+            "sharpness": ("largest eigenvalue of the training loss's Hessian, over the loss", "1/norm²"),
+            "lr_sharpness": ("that eigenvalue times the epoch's learning rate; above 2 a step overshoots", "ratio"),
+            "sharpness_products": ("Hessian-vector products that this took", "count"),
+        },
+        _sharpness,
+        ("hessian", "run"),
+        ASKED_FOR,
+    ),
+    "max_margin": Measure(
+        {
+            "q_bar_svm": (
+                "the largest q_bar_min of any weights: the hard-margin SVM's (linear networks)",
+                "logit/norm",
+            )
+        },
+        theory.max_margin,
+        (),
+        ASKED_FOR,
+        theory.why_no_max_margin,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a figure: numbers against the epoch.
+
+    Attributes:
+      title, keys: what it shows. log: whether its axis is logarithmic. level: a value that is marked.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    log: bool = False
+    level: float | None = None
+
+
+PANELS = {  # {figure: its panels}; what else --measure asks for has a panel in the figure `measures`
+    "direction": (
+        Panel("balance of the layers' norms", ("balance",), level=1),
+        Panel("angle to the weights of the epoch before, rad", ("angle_to_last_epoch",), log=True),
+    ),
+    "theory": (
+        Panel("cosine of w and -g; of w and its change", ("beta", "beta_delta"), level=1),
+        Panel("flow: d log(smoothed margin) / d log(rho)", ("growth_rate",), log=True),
+        Panel("movement of w / rho between stored epochs", ("direction_moved", "flow_bound"), log=True),
+        Panel("movement / the flow's bound", ("flow_ratio",), log=True, level=1),
+        Panel("theorem 4.3: log S + log T + (2 - 2/L) log log T", ("loss_rate",)),
+        Panel("theorem 4.3: rho (smoothed margin / log T)^(1/L)", ("norm_rate",), level=1),
+    ),
+    "kkt": (
+        Panel(
+            "distance from stationarity, relative",
+            ("kkt_stationarity", "kkt_stationarity_best", "kkt_certificate"),
+            level=0,
+        ),
+        Panel("complementarity: 1 - q_min / mean gap", ("kkt_complementarity",), log=True),
+        Panel("gaps that support the margin", ("n_eff",), log=True),
+        Panel("residual of Euler's identity", ("euler_residual",), log=True),
+    ),
+    "stability": (
+        Panel("largest eigenvalue of the Hessian / loss", ("sharpness",), log=True),
+        Panel("largest eigenvalue × learning rate", ("lr_sharpness",), log=True, level=2),
     ),
 }
 ALWAYS = tuple(name for name, measure in MEASURES.items() if measure.cadence == EVERY_EPOCH)

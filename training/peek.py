@@ -1,4 +1,4 @@
-"""Looking at stored epochs of a run: their stats and margins, and how training would go on from them."""
+"""Looking at stored epochs of a run: their stats and margins, how training would go on, more measures afterwards."""
 
 import math
 import time
@@ -7,9 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+import forms
 import results
 from context import Context
 from errors import UserError
+from execution import Tick, Unit, weights_of
+from flags.table import stored as stored_flags
+from flatness.networks import checked_networks, record_of
+from flatness.run import measure
 from screen import log
 from training import measures
 from training.attempt import attempt, stats
@@ -61,6 +66,58 @@ def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
         info["stats"] |= times | {"attempts": 1}
         log.info("epoch #%d + %d: %s", eid, more, stats_line(info["stats"]))
     return peeked
+
+
+def measure_epochs(context: Context) -> Path:
+    """What the flag `measure` names, of each stored epoch `eid` of load_dir. Returns the directory.
+
+    Leaves `res`['raw'] = {eid: the run's info, with the measured numbers in its stats}.
+
+    Raises: UserError; Stopped; OSError when the disk fails.
+    """
+    run = context.f.load_dir
+    if not context.f.measure:
+        raise UserError(f"--measure: nothing to measure; give any of {', '.join(measures.ON_REQUEST)}")
+    if stored_flags(run)["task"] != "train":
+        raise UserError(f"{run}: holds a run for each seed; give one of them, {run}/seed-<n>")
+    networks = checked_networks(context)
+    missing = [eid for _, eid in networks.values() if eid not in record_of(context, run)]
+    if missing:
+        raise UserError(f"{run}: its record lacks epoch {missing[0]}, which is stored; give others with --eid")
+    units = [Unit(work, (place[1],), {"network": place}) for place in networks.values()]
+    for name in context.f.measure:
+        if reason := measures.MEASURES[name].lacks(context.model):
+            log.info("%s: %s", name, reason)
+
+    def say(unit: Unit, stats: dict[str, Any]) -> dict[str, Any]:
+        eid = unit.args["network"][1]
+        log.info("epoch #%d: %s", eid, " ".join(f"{key}={value:.4g}" for key, value in stats.items()))
+        return {"eid": eid, "stats": stats}
+
+    def finish(found: list[dict[str, Any]]) -> dict[int, Any]:
+        raw = record_of(context, run)
+        return {
+            part["eid"]: raw[part["eid"]] | {"stats": raw[part["eid"]]["stats"] | part["stats"]} for part in found
+        }
+
+    return measure(context, networks, units, say, {"eid": forms.number, "stats": {}}, finish)
+
+
+def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+    """A unit of work: the measures of the stored epoch `network`."""
+    path, eid = args["network"]
+    context.model.set_weights(weights_of(context, (path, eid)))
+    infos = [info for key, info in sorted(record_of(context, path).items()) if key <= eid]
+
+    def stored() -> tuple[int, list[Any]] | None:
+        before = [other for other in results.stored_eids(path) if other < eid]
+        return (before[-1], context.stored_weights(path, before[-1])) if before else None
+
+    def stop_if_asked(done: int) -> None:
+        context.stop_if_asked()
+
+    epoch = measures.Epoch(context, infos[-1]["log_frame"], tick=stop_if_asked, infos=infos, stored=stored)
+    return measures.record(epoch, context.f.measure)
 
 
 def _margins(context: Context) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 import flags as flag_table
@@ -14,7 +15,7 @@ import results
 from context import Context
 from errors import Stopped, TrainingDiverged, UserError
 from execution import Serial, Unit, executor
-from models import archivers, lr_scheduler
+from models import archivers, lr_scheduler, margins
 from models.lr_scheduler import USE_FRAME
 from screen import Uncounted, log, shown_path
 from training import attempt, measures
@@ -68,6 +69,9 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
             log.info("resuming after epoch #%d", run.eid)
         if run.eid >= context.f.E:
             log.info("nothing to do: the run has its %d epochs already", run.eid)
+        for name in (*measures.ALWAYS, *(context.f.measure or ())):
+            if reason := measures.MEASURES[name].lacks(context.model):
+                log.info("%s: %s", name, reason)
         try:
             run.train()
         except OSError:
@@ -124,6 +128,7 @@ class Progress:
         info = accepted[0].info
         times = {name: sum(getattr(outcome, name) for outcome in made) for name in ("train_time", "eval_time")}
         info["stats"] |= times | {"attempts": len(made)}
+        info["stats"]["angle_to_last_epoch"] = turned(self.context.model, self.weights, accepted[0].weights)
         info["time"] = time.perf_counter() - began
         self._go_to(info, accepted[0].weights)
         return info
@@ -166,12 +171,14 @@ class Run(Progress):
 
     Attributes:
       raw: {eid: info}.
+      kept: what measures leave for themselves at the next epoch.
     """
 
     def __init__(self, context: Context, path: Path, executor: Any = None):
         super().__init__(context, executor)
         self.archiver = archivers.build(context.f.archive)
         self.raw: dict[int, dict[str, Any]] = {}
+        self.kept: dict[str, np.ndarray] = {}
         self.work_dir = results.WorkDir(path)
         # What flags.json and res say. A resumed run may have another E; that stands there once the run has gone on.
         self._flags = flag_table.complete(results.read_flags(path))
@@ -196,6 +203,7 @@ class Run(Progress):
         self.weights = self.context.check_weights(weights, str(path))
         self.raw = self.work_dir.rewind(state["journal_bytes"])
         self.eid, self.lr, self.log_frame = state["eid"], state["lr"], state["log_frame"]
+        self.kept = state["kept"]
         self.scheduler.set_state(state["scheduler"])
         self.archiver.set_state(state["archiver"])
         self._state = state
@@ -235,7 +243,10 @@ class Run(Progress):
         if f.measure and (wanted if f.measure_every == "archived" else self._measure_now(f.measure_every)):
             began = time.perf_counter()
             self.context.model.set_weights(self.weights)  # the accepted attempt may have been made elsewhere
-            epoch = measures.Epoch(self.context, info["log_frame"], tick=lambda done: None)
+            infos = [*self.raw.values(), info]
+            epoch = measures.Epoch(
+                self.context, info["log_frame"], infos=infos, stored=self._last_stored, kept=self.kept
+            )
             info["stats"] |= measures.record(epoch, f.measure)
             info["time"] += time.perf_counter() - began
         self.raw[self.eid] = info
@@ -247,6 +258,12 @@ class Run(Progress):
             self._write_res()
         if self.live:
             self.live.accept(info)
+
+    def _last_stored(self) -> tuple[int, list[np.ndarray]] | None:
+        """The last archived epoch before this one, and its weights."""
+        path = self.work_dir.path
+        eids = [eid for eid in results.archived_eids(path) if eid < self.eid]
+        return (eids[-1], self.context.stored_weights(path, eids[-1])) if eids else None
 
     def _measure_now(self, every: int) -> bool:
         return self.eid % every == 0 or self.eid == self.context.f.E
@@ -265,8 +282,8 @@ class Run(Progress):
         return path.exists() and results.read_res(path.parent) == {"flags": self._flags, "raw": self.raw}
 
     def _checkpoint(self, archive: bool = False) -> None:
-        named = [(n, w.numpy() if hasattr(w, "numpy") else w) for n, w in zip(self._names, self.weights, strict=True)]
-        self.work_dir.save(named, self._state, archive)
+        named = [(n, as_array(w)) for n, w in zip(self._names, self.weights, strict=True)]
+        self.work_dir.save(named, self._state, archive, self.kept)
         self.saved_eid, self.last_save = self.eid, time.monotonic()
 
     @property
@@ -276,6 +293,18 @@ class Run(Progress):
     def _write_res(self) -> None:
         self.work_dir.write_res({"flags": self._flags, "raw": self.raw})
         self.last_res = time.monotonic()
+
+
+def turned(model: Any, before: Any, after: Any) -> float:
+    """The angle between all weights before and after an epoch, radians."""
+    trained = [v.trainable for v in model.tensors]
+    pair = ([as_array(w) for w, t in zip(weights, trained, strict=True) if t] for weights in (before, after))
+    return margins.angle(*pair)
+
+
+def as_array(weight: Any) -> np.ndarray:
+    """A weight as a NumPy array, wherever it is."""
+    return weight.numpy() if hasattr(weight, "numpy") else np.asarray(weight)
 
 
 def stats_line(stats: dict[str, Any]) -> str:

@@ -1,0 +1,120 @@
+"""Figures 1, 3 and 5 to 8 of arXiv 1906.05890, in the paper's own form, from any runs that have what they need.
+
+A run's place follows from its flags: the scheduler (constant or loss-based), the biases, the data (CIFAR-10 or
+another), an attack's norm and images. Runs that share a place, as those of several seeds, are drawn together.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reporting import style
+from reporting.attacks import robust_accuracy
+from reporting.runs import Run, columns, title
+from reporting.training import MARGINS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CONSTANT, LOSS_BASED = "constant lr", "loss-based lr"
+BIASES = {"without bias": ("NONE", "FIRST_LAYER"), "with bias": ("ALL",)}
+SETS = {"train": "training set", "test": "test set"}
+SHOWN = {"log_loss": "log₁₀ training loss", **MARGINS, "acc": "training accuracy, %", "test_acc": "test accuracy, %"}
+SCALE = {"log_loss": 1 / style.LN10, "acc": 100, "test_acc": 100}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A figure of training runs: a row a scheduler, a column a quantity, curves with and without bias."""
+
+    cifar: bool
+    rows: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+FIGURES = {
+    1: Training(False, (CONSTANT, LOSS_BASED), ("log_loss", "q_bar2_min")),
+    3: Training(False, (CONSTANT, LOSS_BASED), ("log_loss", "q_bar_min")),
+    5: Training(True, (CONSTANT,), ("log_loss", "q_bar2_min")),
+    6: Training(True, (LOSS_BASED,), ("log_loss", "q_bar2_min")),
+    7: Training(False, (CONSTANT, LOSS_BASED), ("acc", "test_acc")),
+}
+
+
+def drawn(runs: list[Run]) -> tuple[dict[str, "Figure"], list[str]]:
+    """The paper's figures from these runs.
+
+    Returns: {name: figure}, and a line for each thing that a figure lacks. A figure without any run is left out.
+    """
+    figures, missing = {}, []
+    for number, form in FIGURES.items():
+        figure, lacks = _training(runs, form)
+        if figure is not None:
+            figures[f"paper-figure-{number}"] = figure
+        missing += [f"figure {number}: {line}" for line in lacks]
+    figure, lacks = _robustness(runs)
+    if figure is not None:
+        figures["paper-figure-8"] = figure
+    return figures, missing + [f"figure 8: {line}" for line in lacks]
+
+
+def _is_cifar(run: Run) -> bool:
+    return "cifar" in str(run.flags["dataset"])
+
+
+def _scheduler(run: Run) -> str:
+    return CONSTANT if isinstance(run.flags["lr"], float) else LOSS_BASED
+
+
+def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[str]]:
+    own = [run for run in runs if run.flags["task"] == "train" and _is_cifar(run) == form.cifar]
+    own = [run for run in own if _scheduler(run) in form.rows]
+    data = "CIFAR-10" if form.cifar else "MNIST or other data than CIFAR-10"
+    if not own:
+        return None, [f"not drawn: no training run on {data} with {' or '.join(form.rows)}"]
+    figure, axes = style.panels(len(form.rows), 2, title(own, "dataset"), squeeze=False)
+    lacks = []
+    looks = dict(zip(BIASES, style.cycle(len(BIASES)), strict=True))
+    for row, panels in zip(form.rows, axes, strict=True):
+        for bias, modes in BIASES.items():
+            there = [r for r in own if _scheduler(r) == row and r.flags["model.bias_mode"] in modes]
+            lacks += [] if there else [f"no run {bias} at {row}"]
+            for run in there:
+                for key, panel in zip(form.keys, panels, strict=True):
+                    eid, value = columns(run, "eid", key)
+                    panel.plot(eid, value * SCALE.get(key, 1), **looks[bias] | {"label": bias})
+        for key, panel in zip(form.keys, panels, strict=True):
+            panel.set(xlabel="epoch", ylabel=SHOWN[key], title=row)
+            panel.set_xlim(0, None)
+            if key in MARGINS and panel.lines:
+                style.show_the_rise(panel)
+    return style.with_legend(figure, _fullest(axes.flat)), lacks
+
+
+def _fullest(axes) -> "Axes":
+    """The panel that shows most curves by name: its legend is the figure's."""
+    return max(axes, key=lambda panel: len(set(panel.get_legend_handles_labels()[1])))
+
+
+def _robustness(runs: list[Run]) -> tuple["Figure | None", list[str]]:
+    """Figure 8: L2 robust accuracy against eps, models of one run, on the training and on the test set."""
+    own = [run for run in runs if run.kind == "attack_l2"]
+    if not own:
+        return None, ["not drawn: no L2 attack"]
+    lacks = [f"no L2 attack on the {name}" for which, name in SETS.items() if not _attacks(own, which)]
+    figure, panels = style.panels(1, 2, title(own, "dataset", "attack_method"), sharey=True)
+    eids = sorted({eid for run in own for eid in run.raw})
+    looks = dict(zip(eids, style.series([f"epoch {eid}" for eid in eids]), strict=True))
+    for (which, name), panel in zip(SETS.items(), panels, strict=True):
+        for run in _attacks(own, which):
+            for eid, found in sorted(run.raw.items()):
+                eps, robust = robust_accuracy(found)
+                panel.plot(eps, robust, drawstyle="steps-post", **looks[eid])
+        panel.set(xlabel="ε (L₂)", title=name, ylim=(0, 102))
+        panel.set_xlim(0, None)
+    panels[0].set_ylabel("robust accuracy, %")
+    return style.with_legend(figure, _fullest(panels)), lacks
+
+
+def _attacks(runs: list[Run], which: str) -> list[Run]:
+    return [run for run in runs if run.flags["attack_set"] == which]
