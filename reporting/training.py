@@ -270,7 +270,9 @@ def linear(runs: list[Run]) -> "Figure | None":
     left.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
     style.epochs_by_decade(left)
     style.show_the_rise(left)
-    right.set(xlabel="log T", ylabel="1 − q_bar_min / SVM's", xscale="log", yscale="log")
+    right.set(xlabel="log T", ylabel="1 − q_bar_min / SVM's")
+    if right.lines and any(len(line.get_xdata()) for line in right.lines):
+        right.set(xscale="log", yscale="log")
     handles = {
         label: handle
         for axes in (left, right)
@@ -344,12 +346,12 @@ def course_table(entries: list[Entry]) -> list[Table]:
                 windows = [number(found["window_dips"]), " of ", number(found["windows"])]
                 falls = [percent(found["worst_dip"]), percent(found["drawdown"])]
                 rows.append([entry, Code(key), counts, falls[0], windows, falls[1]])
-                told.append(entry)
+                told += [entry] if entry not in told else []
     if not rows:
         return []
     head = ["run", "", "epochs that fell", "worst fall", f"windows of {WINDOW} that fell", "largest fall from a peak"]
     about = "gradient flow never lets it fall; plain SGD may (docs/theory.md)"
-    return [Table(f"The smoothed margin's course: {about}", head, rows, list(dict.fromkeys(told)))]
+    return [Table(f"The smoothed margin's course: {about}", head, rows, told)]
 
 
 def table(entries: list[Entry]) -> list[Table]:
@@ -377,4 +379,5 @@ def table(entries: list[Entry]) -> list[Table]:
         row("", "attempts of all epochs", attempts),
         row("", "seconds of all epochs", seconds),
     ]
-    return [Table("Training: the stats of the last epoch", ["stat", *entries], rows, entries), *course_table(entries)]
+    what = "Training" if entries[0].run.kind == "train" else "Stored epochs"
+    return [Table(f"{what}: the stats of the last epoch", ["stat", *entries], rows, entries), *course_table(entries)]

@@ -128,6 +128,7 @@ def test_stats_are_complete_plain_and_what_brute_force_gives(tiny_flags):
     stats = info["stats"]
     names = ["loss", "acc", "test_loss", "test_acc", "rho", "norm_prod", "rhoL", "q_min", "q_max", "q_bar_min"]
     names += ["q_bar2_min", "log_loss", "log_frame", "train_time", "eval_time", "attempts"]
+    names += ["smoothed_q_bar", "smoothed_q_bar2", "balance", "angle_to_last_epoch"]
     names += [f"rho_{k}" for k in range(3)] + [f"n_supp_{k}" for k in range(1, 8)]
     assert set(stats) == set(names)
     assert all(type(value) in (int, float) for value in stats.values())

@@ -20,7 +20,7 @@ from bench import figures as bench
 from bench.figures import made_up
 from core import Core
 from errors import UserError
-from reporting import attacks, drawing, flatness, kinds, runs, style, training
+from reporting import attacks, drawing, flatness, kinds, paper, runs, style, training
 
 
 @pytest.fixture(scope="module")
@@ -851,3 +851,71 @@ def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path, monkeypatch, 
 def test_unknown_kinds_are_named(tmp_path):
     with pytest.raises(UserError, match="a train_peek; of that there are no figures"):
         figures.read([work_dir(tmp_path / "run", {"task": "train_peek"}, None)])
+
+
+def test_the_margins_stand_in_their_band_beside_the_smoothed_ones(tmp_path):
+    path = made_up(tmp_path / "run", 120)
+    n, n_classes = (results.read_about(path)["data"][key] for key in ("train", "classes"))
+    stats = [info["stats"] for info in results.load(path)["raw"].values()]
+    drawn = figures.build([path])["margins"]
+    panel = drawn.axes[0]
+    shown = [line.get_ydata() for line in panel.lines if line.get_linewidth() == 0.5]
+    expected = [s["smoothed_q_bar"] for s in stats if math.isfinite(s["smoothed_q_bar"])]
+    np.testing.assert_array_equal(shown[0], expected)
+    (band,) = panel.collections
+    lowest = [
+        (s["q_min"] - math.log(n * (n_classes - 1)) - n * math.exp(s["log_loss"])) / s["rhoL"]
+        for s in stats
+        if math.isfinite(s["smoothed_q_bar"])
+    ]
+    corners = band.get_paths()[0].vertices
+    assert min(lowest) == pytest.approx(corners[:, 1].min(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_course_of_a_margin_is_what_counting_gives(seed):
+    values = np.exp(np.cumsum(np.random.default_rng(seed).normal(0.01, 0.05, 321)))
+    found = training.course(values)
+    falls = [values[k + 1] / values[k] - 1 for k in range(320)]
+    assert (found["steps"], found["dips"]) == (320, sum(f < 0 for f in falls))
+    assert found["worst_dip"] == pytest.approx(-min(falls))
+    windows = [values[k + 50] / values[k] - 1 for k in range(0, 271, 50)]
+    assert (found["windows"], found["window_dips"]) == (6, sum(w < 0 for w in windows))
+    assert found["drawdown"] == pytest.approx(max(1 - values[k] / values[: k + 1].max() for k in range(321)))
+    rising = training.course(np.arange(1.0, 60))
+    assert (rising["dips"], rising["worst_dip"], rising["drawdown"]) == (0, 0, 0)
+
+
+def paper_run(path, lr, bias, dataset):
+    return made_up(path, 30, dataset=dataset, **{"lr": lr, "model.bias_mode": bias})
+
+
+def test_the_papers_figures_are_drawn_in_its_form_and_what_they_lack_is_said(tmp_path, capsys):
+    loss_based = ("loss-based-v1", 0.1, 1.1, 1.05)
+    runs_ = [
+        paper_run(tmp_path / "a", 0.01, "FIRST_LAYER", "mnist"),
+        paper_run(tmp_path / "b", 0.01, "ALL", "mnist"),
+        paper_run(tmp_path / "c", loss_based, "FIRST_LAYER", "mnist"),
+        paper_run(tmp_path / "d", loss_based, "NONE", "cifar10"),
+        an_attack(tmp_path / "e", {30: [0.1, 0.2, 0.3]}, attack_set="train"),
+    ]
+    assert figures.main([*map(str, runs_), "--paper", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert drawn == {f"paper-figure-{k}" for k in (1, 3, 6, 7, 8)}
+    assert "figure 1: no run with bias at loss-based lr" in said
+    assert "figure 5: not drawn: no training run on CIFAR-10 with constant lr" in said
+    assert "figure 6: no run with bias at loss-based lr" in said
+    assert "figure 8: no L2 attack on the test set" in said
+    made, _ = paper.drawn(figures.read(runs_))
+    stats = [info["stats"] for info in results.load(runs_[1])["raw"].values()]
+    panel = made["paper-figure-1"].axes[1]  # constant lr: the margin over the product of norms
+    with_bias = [line for line in panel.lines if line.get_label() == "with bias"]
+    np.testing.assert_array_equal(with_bias[0].get_ydata(), [s["q_bar2_min"] for s in stats])
+
+
+def test_of_runs_without_any_of_the_papers_figures_that_is_said(tmp_path, capsys):
+    path = a_curvature(tmp_path / "c", ["seed 0"])
+    assert figures.main([str(path), "--paper", "--out", str(tmp_path / "out")]) == 2
+    assert "none of the paper's figures can be drawn" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,7 @@
 """What an epoch records: the registry describes all of it, and --measure adds to it without changing the run."""
 
+import math
+
 import numpy as np
 import pytest
 from core_test import assert_same_weights, without_times
@@ -69,7 +71,8 @@ def test_the_numbers_are_what_brute_force_gives(tiny_flags):
     q = np.sort(logits[np.arange(len(y)), y] - others.max(axis=1))
     assert stats["q_50pct"] == pytest.approx((q[149] + q[150]) / 2, rel=1e-4)
     # Along its own direction, the gradient's norm is the loss's slope (central difference, in the frame).
-    gradient = measures.Epoch(core.context, stats["log_frame"]).gradient
+    frame = math.exp(stats["log_loss"] - stats["log_frame"])  # the gradient is in the frame of its loss
+    gradient = [frame * g for g in measures.Epoch(core.context, stats["log_frame"]).gradient]
     norm = stats["gradient_norm"]
     assert norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradient)), rel=1e-12)
     before, losses = model.snapshot(), []

@@ -18,6 +18,7 @@ import report
 import results
 from reporting import kinds, page, tables
 from reporting.tables import Entry
+from training.measures import PANELS
 
 LN10 = math.log(10)
 HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""
@@ -52,7 +53,9 @@ def epoch(eid):
         **{"test_loss": 0.1, "test_acc": 0.9, "rho": 10.0 + eid, "rho_0": 3.0 + eid, "rho_1": 4.0 + eid},
         **{"norm_prod": 12.0, "rhoL": 100.0, "q_min": eid - 1.5, "q_max": 9.0, "q_bar_min": (eid - 1.5) / 100},
         **{"q_bar2_min": (eid - 1.5) / 12, **{f"n_supp_{k}": k for k in range(1, 8)}},
-        **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2},
+        **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2, "q_bar_svm": 0.02},
+        **{"smoothed_q_bar": (eid - 1.6) / 100, "smoothed_q_bar2": (eid - 1.6) / 12},
+        **{key: 0.3 * eid for panels in PANELS.values() for panel in panels for key in panel.keys},
     }
     return {"eid": eid, "lr": 0.1, "log_frame": -1.0, "rt_loss": 1.0, "time": 0.25, "stats": stats}
 
@@ -105,6 +108,11 @@ def points(path):
     return made(path, "make_points", {"flags": {}, "raw": raw}, "make_points_mnist.py")
 
 
+def epochs(path):
+    raw = {k: epoch(k) for k in (1, 3)}
+    return made(path, "measure_epochs", {"flags": {}, "raw": raw}, "measure_theory.py x", measure=("theory",))
+
+
 def curvature(path):
     found = {
         **{"network": "epoch 9", "log_loss": -800 * LN10, "log_frame": -800 * LN10, "parameters": 77},
@@ -115,7 +123,7 @@ def curvature(path):
 
 KINDS = {
     **{"train": training, "attack": attack, "pgd": pgd},
-    **{"radius": radius, "points": points, "curvature": curvature},
+    **{"radius": radius, "points": points, "curvature": curvature, "epochs": epochs},
 }
 
 
@@ -160,9 +168,13 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
     _, document = everything
     assert_well_made(document)
     shown = {node.attrs["id"].removeprefix("figure-") for node in document.query("figure")}
-    assert shown == {name for kind in kinds.KINDS.values() for name in kind.figures} - {"measures", "seeds"}
+    assert shown == {name for kind in kinds.KINDS.values() for name in kind.figures} - {
+        "measures",
+        "stored_measures",
+        "seeds",
+    }
     assert [h.to_text() for h in document.query("h2")] == [
-        *("Training", "Attacks, L2", "Attacks, L-infinity"),
+        *("Training", "Stored epochs, measured", "Attacks, L2", "Attacks, L-infinity"),
         *("Flatness radius", "Loss surfaces", "Curvature", "Runs"),  # of few runs these come first
     ]
 
@@ -242,9 +254,10 @@ def test_every_table_names_the_command_that_made_its_numbers(everything):
         "Flatness": "python measure_radius_mnist_top.py",
         "Loss in": "python make_points_mnist.py",
         "The training": "python measure_curvature.py",
+        "Stored epochs": "python measure_theory.py x",
     }
     tables = [t for t in document.query("table") if t.query("tfoot")]
-    assert len(tables) == 7
+    assert len(tables) == 8
     for table in tables:
         caption = table.query("caption")[0].to_text()
         (command,) = [c for start, c in commands.items() if caption.startswith(start)]

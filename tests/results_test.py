@@ -154,7 +154,7 @@ def test_weights_come_back_in_layer_order(run, archive):
     for (_, a), (_, b) in zip(got, WEIGHTS, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.dtype == np.float32
-    assert results.load_checkpoint(run.path)[1] == {"eid": 5, "lr": 0.1}
+    assert results.load_checkpoint(run.path)[1] == {"eid": 5, "lr": 0.1, "kept": {}}
 
 
 def test_archived_epochs_stay_when_the_checkpoint_moves_on(run):

@@ -26,7 +26,8 @@ def train_peek(context: Context) -> Path:
 
     Leaves, in <load_dir>/train_peek/<time>, `res` = {'flags': flags, 'raw': {eid: {'stats': stats of
     the epoch itself, 'q': its margins q_i, float64 [N], 'epochs': [info, ...]}}}; each info has
-    also its own q. lr is in the frame exp(log_frame0).
+    also its own q. lr is in the frame exp(log_frame0). The stored epochs and every `measure_every`-th one
+    after them also have what `measure` names.
 
     Raises: UserError; Stopped; OSError when the disk fails.
     """
@@ -52,6 +53,8 @@ def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
     f = context.f
     context.model.set_weights(weights)
     peeked: dict[str, Any] = {"stats": stats(context, f.log_frame0), "q": _margins(context), "epochs": []}
+    kept: dict[str, Any] = {}
+    peeked["stats"] |= measures.record(measures.Epoch(context, f.log_frame0, kept=kept), f.measure or ())
     log.info("epoch #%d: %s", eid, stats_line(peeked["stats"]))
     for more in range(1, f.E + 1):
         began = time.perf_counter()
@@ -64,6 +67,9 @@ def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
             break
         times = {"train_time": outcome.train_time, "eval_time": outcome.eval_time}
         info["stats"] |= times | {"attempts": 1}
+        if f.measure and f.measure_every != "archived" and (more % f.measure_every == 0 or more == f.E):
+            epoch = measures.Epoch(context, f.log_frame0, infos=[info], kept=kept)
+            info["stats"] |= measures.record(epoch, f.measure)
         log.info("epoch #%d + %d: %s", eid, more, stats_line(info["stats"]))
     return peeked
 
