@@ -64,6 +64,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
         found = {
             "epoch": statistics.mean(info["time"] for info in steady),
             "always": sum(clock.seconds for clock in clocks) / epochs,
+            "steps of an epoch": statistics.mean(info["stats"]["train_time"] for info in steady),
             "steps of an attempt": statistics.mean(i["stats"]["train_time"] / i["stats"]["attempts"] for i in steady),
         }
         kept: dict = {}
@@ -99,7 +100,8 @@ def main() -> None:
         print(f"{name:22} {1e3 * seconds:9.3f} ms")
     print(f"what is always recorded is {found['always'] / found['epoch']:.2%} of an epoch")
     for name in ("theory", "sharpness"):
-        print(f"{name} at one epoch costs {found[name] / found['steps of an attempt']:.2f} attempts' gradient steps")
+        by = [found[name] / found[f"steps of an {what}"] for what in ("epoch", "attempt")]
+        print(f"{name} at one epoch costs the gradient steps of {by[0]:.2f} accepted epochs, of {by[1]:.2f} attempts")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+CHUNK = 2**15  # numbers: their float64 copies stay in the processor's cache
+
 
 def margins(d: np.ndarray) -> np.ndarray:
     """q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`models.losses.gaps`)."""
@@ -87,17 +89,22 @@ def balance(rho_k: list[float], degrees: list[int]) -> float:
 def angle(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     """The angle between two networks' weights, each taken as one vector, in radians; float64.
 
-    From the chord between the unit vectors: it keeps its digits where the angle is small.
+    From the chord c between the unit vectors, c^2 |a| |b| = |b - a|^2 - (|b| - |a|)^2: where the lengths are near
+    each other, as those of two epochs, it keeps its digits however small the angle is.
     """
-    lengths = [math.sqrt(sum(np.square(w, dtype=np.float64).sum() for w in weights)) for weights in (before, after)]
-    if not all(lengths):
-        return math.nan
-    chord = 0.0
+    aa, bb, dd = 0.0, 0.0, 0.0
     for a, b in zip(before, after, strict=True):
-        difference = np.multiply(b, 1 / lengths[1], dtype=np.float64)
-        difference -= np.multiply(a, 1 / lengths[0], dtype=np.float64)
-        chord += np.square(difference, out=difference).sum()
-    return 2 * math.asin(min(math.sqrt(chord) / 2, 1.0))
+        flat_a, flat_b = a.ravel(), b.ravel()
+        for k in range(0, a.size, CHUNK):
+            x, y = flat_a[k : k + CHUNK].astype(np.float64), flat_b[k : k + CHUNK].astype(np.float64)
+            aa, bb = aa + np.einsum("i,i->", x, x), bb + np.einsum("i,i->", y, y)  # not np.vdot: see `norms`
+            y -= x
+            dd += np.einsum("i,i->", y, y)
+    if not aa * bb:
+        return math.nan
+    longer = (bb - aa) / (math.sqrt(aa) + math.sqrt(bb))  # |b| - |a|
+    chord = math.sqrt(max(dd - longer**2, 0.0) / math.sqrt(aa * bb))
+    return 2 * math.asin(min(chord / 2, 1.0))
 
 
 def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:

@@ -9,6 +9,8 @@ this module by way of the registry.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,22 +118,22 @@ def certificate(gram: np.ndarray, b: np.ndarray) -> float:
     return math.sqrt(within * within + outside)
 
 
-def constraint_gram(model: Any, pixels: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """<h_i, h_j>, float64 [K, K], of the gradients h_i of the gaps z_label - z_other by all weights.
+def constraint_gram(model: Any, pixels: Any, labels: Any, others: Any) -> Any:
+    """<h_i, h_j> of the gradients h_i of the gaps z_label - z_other by all weights.
+
+    TensorFlow's ops: tensors in, a float64 tensor [K, K] out.
 
     Args:
-      pixels: integers [K, h, w, c]. labels, others: classes [K].
+      pixels: integers [K, h, w, c]. labels, others: classes, int32 [K].
     """
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
-        z, seen = model.walk(model.pixels(tf.constant(pixels)))
-        rows = tf.range(len(labels))
+        z, seen = model.walk(model.pixels(pixels))
+        rows = tf.range(tf.size(labels))
         gap = tf.gather_nd(z, tf.stack([rows, labels], 1)) - tf.gather_nd(z, tf.stack([rows, others], 1))
     by_layer = tape.gradient(gap, [z for _, z in seen])  # example i's gap depends on example i only
-    grams = [layer.gram(x, dz) for layer, (x, _), dz in zip(model.layers, seen, by_layer, strict=True)]
-    total: np.ndarray = tf.add_n(grams).numpy()
-    return total
+    return tf.add_n([layer.gram(x, dz) for layer, (x, _), dz in zip(model.layers, seen, by_layer, strict=True)])
 
 
 def growth_rate(beta: float, nu: float, order: int, log_loss: float, n: int) -> float:
@@ -285,8 +287,15 @@ def _certificate_of(epoch: Any, rho: float) -> float:
     if not s[n[0], j[0]] > 0:
         return math.nan
     (x, y), _ = epoch.context.dataset
-    gram = constraint_gram(epoch.model, x[n], y[n], j.astype(np.int32))
+    compiled = epoch.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, epoch.model))
+    gram = compiled(x[n], y[n], j.astype(np.int32)).numpy()
     return certificate(gram, sum(epoch.model.degrees) * s[n, j] / rho)  # <w, h> = L s: Euler's identity of a gap
+
+
+def _graph_of(function: Callable[..., Any], model: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.function(partial(function, model), reduce_retracing=True)
 
 
 def max_margin(epoch: Any) -> dict[str, float]:
