@@ -122,6 +122,8 @@ SECTIONS = (
     Section("More to record of an epoch", (*TRAINING, "measure_epochs"), (
         Flag("measure", None, optional(several(choice(*ON_REQUEST))),
              "these, along a run or of stored epochs: " + ", ".join(ON_REQUEST)),
+        Flag("kkt_constraints", 50, whole(1, most=10_000),
+             "theory: how many of the smallest gaps may support kkt_certificate"),
     )),
     Section("Several networks", ("train_seeds",), (
         Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),

@@ -77,7 +77,7 @@ def test_balance_is_the_ratio_of_the_margins_and_1_for_equal_norms():
 def test_the_angle_keeps_its_digits_however_small_it_is(size):
     rng = np.random.default_rng(0)
     a = [rng.standard_normal((5, 7)), rng.standard_normal(7)]
-    b = [1.01 * (w + size * rng.standard_normal(w.shape)) for w in a]
+    b = [1.0001 * (w + size * rng.standard_normal(w.shape)) for w in a]
     u, v = (mpmath.matrix([mpmath.mpf(float(x)) for w in ws for x in w.ravel()]) for ws in (a, b))
     u, v = u / mpmath.norm(u), v / mpmath.norm(v)
     exact = 2 * mpmath.asin(mpmath.norm(u - v) / 2)
@@ -392,7 +392,7 @@ def test_what_is_recorded_at_a_stored_epoch_is_what_its_weights_give(fitted):
         assert stats[key] == pytest.approx(value, rel=2e-3), key
     rate = theory.growth_rate(found["beta"], found["nu"], 3, log_loss, 300)
     assert stats["growth_rate"] == pytest.approx(rate, rel=5e-3)
-    chosen = np.argsort(s)[: theory.CONSTRAINTS]
+    chosen = np.argsort(s)[:50]
     h = gap_gradients(network, chosen)
     w = np.concatenate([v.ravel() for v in network.flat])
     assert stats["kkt_certificate"] == pytest.approx(theory.certificate(h @ h.T, h @ w / np.linalg.norm(w)), abs=2e-3)

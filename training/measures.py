@@ -275,7 +275,7 @@ MEASURES = {
             "kkt_stationarity_best": ("the same with the best multiple of these", "ratio"),
             "kkt_complementarity": ("1 - q_min / mean gap, weighted: 0 if only smallest gaps matter", "ratio"),
             "kkt_certificate": (
-                f"distance from stationarity, best multipliers >= 0 of the {theory.CONSTRAINTS} smallest gaps",
+                "distance from stationarity, best multipliers >= 0 of the kkt_constraints smallest gaps",
                 "ratio",
             ),
             "growth_rate": ("d log smoothed_q_bar / d log rho under the flow here; never negative", "ratio"),

@@ -17,7 +17,6 @@ import numpy as np
 
 from models.margins import angle, smoothed_margin
 
-CONSTRAINTS = 50  # of the smallest gaps, for the certificate of nearness to a KKT point
 LEAST_EIGENVALUE = 1e-12  # of the Gram matrix, relative: what is below is rounding
 
 Layers = list[list[np.ndarray]]  # for each layer its weight, its bias, ... or their gradients
@@ -282,7 +281,7 @@ def _by_layer(model: Any, arrays: list[np.ndarray]) -> Layers:
 
 def _certificate_of(epoch: Any, rho: float) -> float:
     s = -epoch.gaps  # [N, C], inf at the label
-    smallest = np.argsort(s, axis=None, kind="stable")[: min(CONSTRAINTS, s.size - len(s))]
+    smallest = np.argsort(s, axis=None, kind="stable")[: min(epoch.context.f.kkt_constraints, s.size - len(s))]
     n, j = np.unravel_index(smallest, s.shape)
     if not s[n[0], j[0]] > 0:
         return math.nan
