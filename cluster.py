@@ -29,7 +29,8 @@ import numpy as np
 from context import Context
 from errors import Stopped, UserError
 from execution import Unit
-from results import ROOT, read_bytes
+from files import read_bytes
+from results import ROOT
 from screen import Throttle, Uncounted, log
 
 PATHS = ("data_dir", "load_dir", "random_labels", "resume", "logs_dir", "dataset")  # flags that may hold a path

@@ -12,14 +12,15 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import safe_pickle
 from errors import UserError, nearest
-from results import arrays_of, parsed, read_bytes, replace_atomically
+from files import arrays_of, parsed, read_bytes, replace_atomically
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR_FOLDER = "cifar-10-batches-py"
@@ -57,7 +58,7 @@ def load(
     """Load a data set, or a part of it.
 
     Args:
-      name: 'digits', 'separable', 'mnist', 'fashion_mnist', 'cifar10', or the path of an .npz file with
+      name: 'digits', 'separable', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', or the path of an .npz file with
         integer arrays x_train [N, h, w] or [N, h, w, c], y_train [N], x_test, y_test and, if its pixels are
         not 0..255, their largest value as `levels`.
       data_dir: the first place to look in; then DATA_DIR, ./data, Keras's cache.
@@ -187,6 +188,7 @@ def _find(name: str, data_dir: str | Path | None) -> Dataset:
         reason = " ".join(str(error).split())
         wanted = {
             "cifar10": f"the folder {CIFAR_FOLDER} or its tar.gz",
+            "cifar100": f"the folder {CIFAR100.folder} or its tar.gz",
             "mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...) or mnist.npz",
             "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, ...), in a folder "
             "fashion-mnist (Debian: apt-get install dataset-fashion-mnist)",
@@ -306,7 +308,7 @@ def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Data
             raise UserError(f"{where}: y_{part} is {y.dtype} {list(y.shape)}; expected integer labels [N]")
         if len(x) != len(y):
             raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected as many")
-        top = MOST_CLASSES - 1 if name.endswith(".npz") else 9
+        top = MOST_CLASSES - 1 if name.endswith(".npz") else {"cifar100": 99}.get(name, 9)
         if y.min() < 0 or y.max() > top:  # compared before the cast, which would wrap
             raise UserError(f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top}")
         x = x[..., None] if x.ndim == 3 else x
@@ -316,7 +318,9 @@ def _checked(arrays: Sequence, name: str, where: str, levels: int = 255) -> Data
         raise UserError(
             f"{where}: training images are {list(a.shape[1:])} but test images {list(b.shape[1:])}; expected the same"
         )
-    shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}.get(name)
+    shape = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}.get(name)
+    if name in (CIFAR10.name, CIFAR100.name):
+        shape = (32, 32, 3)
     if shape and a.shape[1:] != shape:
         raise UserError(f"{where}: images are {list(a.shape[1:])}; {name} has {list(shape)}")
     train, test = parts
@@ -330,6 +334,9 @@ def _load_npz(path: Path, name: str) -> Dataset:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     arrays = parsed(read_bytes(path), arrays_of, f"{path}: not an .npz of plain arrays", "get it again")
+    if {"train_images", "train_labels", "test_images", "test_labels"} <= set(arrays):  # a file of MedMNIST
+        for part in ("train", "test"):
+            arrays |= {f"x_{part}": arrays[f"{part}_images"], f"y_{part}": arrays[f"{part}_labels"]}
     missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
     if missing:
         raise UserError(f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}")
@@ -392,7 +399,27 @@ def _mnist_like(name: str, folders: tuple, npz: str) -> Callable[[Path], Dataset
 # CIFAR-10
 
 
-def _cifar_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+class Cifar(NamedTuple):
+    """The files of a CIFAR data set in the official format for Python. labels: the key of the labels."""
+
+    name: str
+    folder: str
+    files: tuple[str, ...]  # the last one is the test set
+    labels: bytes
+    archive: str
+
+
+CIFAR10 = Cifar(
+    "cifar10",
+    CIFAR_FOLDER,
+    (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"),
+    b"labels",
+    "cifar-10-python.tar.gz",
+)
+CIFAR100 = Cifar("cifar100", "cifar-100-python", ("train", "test"), b"fine_labels", "cifar-100-python.tar.gz")
+
+
+def _cifar_batch(content: bytes, where: str, cifar: Cifar) -> tuple[np.ndarray, np.ndarray]:
     """One official batch: images [N, 32, 32, 3] and labels [N]."""
 
     def unpickled(content):
@@ -400,9 +427,9 @@ def _cifar_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
 
     batch = parsed(content, unpickled, f"{where}: not a pickle of plain data and arrays", "get it again")
     try:
-        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[cifar.labels])
     except (KeyError, TypeError, IndexError):
-        raise UserError(f"{where}: not a CIFAR-10 batch (it has no data and labels)") from None
+        raise UserError(f"{where}: not a batch of {cifar.name} (it has no data and labels)") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise UserError(f"{where}: data is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, 3072]")
     if len(pixels) != len(labels):
@@ -410,45 +437,41 @@ def _cifar_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
-def _read_cifar(root: Path) -> Dataset | None:
-    names = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
-    for folder in (
-        root / CIFAR_FOLDER,
-        root / "cifar-10-batches-py-target" / CIFAR_FOLDER,  # where Keras unpacks it
-        root,
-    ):
-        if all((folder / name).is_file() for name in names):
-            batches = [_cifar_batch(read_bytes(folder / name), str(folder / name)) for name in names]
-            return _join_cifar(batches, str(folder))
-    for archive in ("cifar-10-python.tar.gz", CIFAR_FOLDER + ".tar.gz"):
+def _read_cifar(cifar: Cifar, root: Path) -> Dataset | None:
+    # The second place is where Keras unpacks it.
+    for folder in (root / cifar.folder, root / f"{cifar.folder}-target" / cifar.folder, root):
+        if all((folder / name).is_file() for name in cifar.files):
+            batches = [_cifar_batch(read_bytes(folder / name), str(folder / name), cifar) for name in cifar.files]
+            return _join_cifar(batches, str(folder), cifar)
+    for archive in (cifar.archive, cifar.folder + ".tar.gz"):
         if (path := root / archive).is_file():
-            return _read_cifar_tar(path, names)
+            return _read_cifar_tar(path, cifar)
     return None
 
 
-def _read_cifar_tar(path: Path, names: list[str]) -> Dataset:
+def _read_cifar_tar(path: Path, cifar: Cifar) -> Dataset:
     """Read in memory: nothing is unpacked to the disk."""
 
     def batches(content):
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             members = [(m.name.split("/")[-1], m) for m in tar if m.isfile()]
             return {
-                name: _cifar_batch(tar.extractfile(member).read(), f"{path}: {name}")
+                name: _cifar_batch(tar.extractfile(member).read(), f"{path}: {name}", cifar)
                 for name, member in members
-                if name in names
+                if name in cifar.files
             }
 
     found = parsed(read_bytes(path), batches, str(path), "get it again")
-    missing = [name for name in names if name not in found]
+    missing = [name for name in cifar.files if name not in found]
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}")
-    return _join_cifar([found[name] for name in names], str(path))
+    return _join_cifar([found[name] for name in cifar.files], str(path), cifar)
 
 
-def _join_cifar(batches: list, where: str) -> Dataset:
+def _join_cifar(batches: list, where: str, cifar: Cifar) -> Dataset:
     *train, test = batches
     x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
-    return _checked((x_train, y_train, *test), name="cifar10", where=where)
+    return _checked((x_train, y_train, *test), name=cifar.name, where=where)
 
 
 DATASETS: dict[str, Callable[[Path], Dataset | None]] = {
@@ -456,5 +479,6 @@ DATASETS: dict[str, Callable[[Path], Dataset | None]] = {
     "fashion_mnist": _mnist_like(
         "fashion_mnist", ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw", "."), "fashion_mnist.npz"
     ),
-    "cifar10": _read_cifar,
+    "cifar10": partial(_read_cifar, CIFAR10),
+    "cifar100": partial(_read_cifar, CIFAR100),
 }

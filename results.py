@@ -18,7 +18,6 @@ the journal back to there, so that both tell of the same epochs.
 
 import contextlib
 import fcntl
-import io
 import json
 import math
 import os
@@ -27,9 +26,9 @@ import re
 import shutil
 import socket
 import stat
+import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,83 +37,12 @@ import numpy as np
 import checksums
 import forms
 from errors import UserError
+from files import arrays_of, parsed, read_bytes, replace_atomically
 from models import margins
 from screen import log
 
 ROOT = Path(__file__).resolve().parent  # of the program
 KEPT = "kept "  # begins the names of a checkpoint's arrays that are no weights
-MOST_BYTES = 1 << 33  # of one array in an .npz
-
-
-# Reading any file, so that an error says what is true
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises: FileNotFoundError; UserError when it is there and cannot be read."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise UserError(f"{path}: is no file")  # reading a pipe would wait for ever
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: str) -> Any:
-    """Parse a file's content.
-
-    Args:
-      what: how an error names the content, usually by its path.
-      otherwise: ends the message about damaged content: what the user can do.
-
-    Raises: UserError for content that `parse` fails on: a damaged file can raise nearly anything.
-    """
-    try:
-        return parse(content)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{what}: damaged or truncated ({reason}); {otherwise}") from None
-
-
-def arrays_of(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises: any Exception for damaged content.
-
-    An array is read only when its header asks for exactly the bytes that are there.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for member in archive.infolist():
-            if member.file_size > MOST_BYTES:
-                raise ValueError(f"{member.filename} has {member.file_size} bytes")
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = header[version](file)
-                size = math.prod(shape) * dtype.itemsize
-                if dtype.hasobject or size != member.file_size - file.tell():
-                    raise ValueError(f"{member.filename}: {dtype} {shape} in {member.file_size} bytes")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-# Writing so that nothing is ever half there
-
-
-def replace_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under another name, make sure it is on the disk, and move it to its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
@@ -513,3 +441,16 @@ def load_weights(directory: Path | str, eid: Any = "last") -> list[tuple[str, np
     if not stored:
         raise UserError(f"{path}: has no checkpoint yet; run the experiment first (or resume it)")
     raise UserError(f"{path}: epoch {eid} is not stored; stored are {', '.join(map(str, stored))}")
+
+
+def table(directory: Path | str) -> np.ndarray:
+    """A run's record as a structured array: `reporting.rows.table`."""
+    from reporting import rows
+
+    return rows.table(directory)
+
+
+if __name__ == "__main__":  # python results.py <directory> [--csv FILE]
+    from reporting.rows import main
+
+    raise SystemExit(main(sys.argv[1:]))

@@ -39,8 +39,12 @@ find_python() {
     return 2
 }
 
-pins_of() { # <requirements file name>
-    cat "$ROOT/requirements.txt" "$ROOT/requirements-tensorboard.txt" "$ROOT/$1"
+pins_of() { # <requirements file name>: itself and what it names with -r
+    local file
+    cat "$ROOT/$1"
+    for file in $(sed -n 's/^-r //p' "$ROOT/$1"); do
+        pins_of "$file"
+    done
 }
 
 set_up() { # <requirements file name>

@@ -64,7 +64,7 @@ SECTIONS = (
     )),
     Section("Data", TASKS, (
         Flag("dataset", None, optional(text),
-             "digits, separable, mnist, fashion_mnist, cifar10, or the path of an .npz"),
+             "digits, separable, mnist, fashion_mnist, cifar10, cifar100, or the path of an .npz"),
         Flag("data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
         Flag("classes", None, optional(values.classes), "use only these classes, numbered anew from 0: 3,5"),
         Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),

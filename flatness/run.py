@@ -17,6 +17,7 @@ import results
 from context import Context
 from errors import Stopped, UserError
 from execution import Unit, executor
+from files import replace_atomically
 from flags.table import stored
 from flatness import curvature, interpolation, radius
 from flatness.networks import Place, checked_networks
@@ -117,7 +118,7 @@ def make_points(context: Context) -> Path:
     path = measure(context, networks, units, say, {"losses": forms.numbers}, finish)
     raw = results.load(path)["raw"]
     for name in "XYZ":
-        results.replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
+        replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
     return path
 
 

@@ -59,6 +59,7 @@ class Network(tf.Module):
     Attributes:
       layers: the layers with weights, in order.
       flops: floating-point operations of one example's forward pass.
+      input_normalization: (factor, shift), float32 [1 or c]: the first layer sees pixel * factor + shift; or None.
       degrees, why_not_homogeneous: as the functions of `models.architectures`.
 
     Raises: ValueError for a description that makes no sense for these images.
@@ -87,11 +88,10 @@ class Network(tf.Module):
         self.act_type, self.scale, self.parts = act_type, scale, parts
         self.degrees, self.why_not_homogeneous = degrees(self.specs, act_type), why_not_homogeneous(self.specs)
         self._init = {"weight": "glorot_uniform", "bias": "zeros"} | (init or {})
-        self._input_factor = np.ones(1, np.float32)
+        self.input_normalization: tuple[np.ndarray, np.ndarray] | None = None
         self._pipeline: list[Any] = []
         if (input_mean, input_std) != (None, None):
-            self._input_factor, shift = _normalization(input_mean, input_std, input_shape[-1])
-            factor = self._input_factor
+            factor, shift = self.input_normalization = _normalization(input_mean, input_std, input_shape[-1])
             self._pipeline.append(lambda x: x * factor + shift)
         self.layers = self._append_layers(seed)
         self._train_turn = tf.function(self._steps, jit_compile=xla or None)
@@ -270,7 +270,8 @@ class Network(tf.Module):
             found.append(weight)
         # Channels are the last axis of what a first F layer flattens.
         by_channel = found[0].reshape(-1, self.specs[0].in_shape[-1], found[0].shape[-1])
-        found[0] = (by_channel * self._input_factor[:, None]).reshape(found[0].shape)
+        factor = np.ones(1) if self.input_normalization is None else self.input_normalization[0]
+        found[0] = (by_channel * factor[:, None]).reshape(found[0].shape)
         return found
 
     # Training

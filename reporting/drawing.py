@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-import results
 from errors import UserError
+from files import replace_atomically
 from reporting import paper, style
 from reporting.kinds import KINDS, read
 from reporting.runs import Run, groups, label
@@ -85,7 +85,7 @@ def draw(
         out.mkdir(parents=True, exist_ok=True)
         for (name, suffix), content in contents.items():
             files.setdefault(name, []).append(out / f"{name}.{suffix}")
-            results.replace_atomically(files[name][-1], lambda file, content=content: file.write(content))
+            replace_atomically(files[name][-1], lambda file, content=content: file.write(content))
     return files
 
 

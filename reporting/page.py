@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import results
 from errors import UserError
+from files import replace_atomically
 from flags.table import DEFAULTS
 from reporting import style
 from reporting.drawing import drawn
@@ -45,7 +46,7 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
     path = Path(directories[0]) / "report.html" if out is None else Path(out)
     text = page(directories)
     try:
-        results.replace_atomically(path, lambda file: file.write(text.encode()))
+        replace_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(
             f"cannot write the report {path}: {error.strerror}; make the place writable or give another --out"

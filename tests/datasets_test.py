@@ -346,3 +346,33 @@ def test_the_separable_sets_largest_margin_is_the_one_that_is_promised():
         np.where(test[1] == 0, 1, -1) * ((test[0][:, :, :4] * 1.0).sum((1, 2, 3)) - test[0][:, :, 4:].sum((1, 2, 3)))
         > 0
     ).all()
+
+
+def test_cifar100_has_its_fine_labels_from_the_folder_and_the_archive(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "folder" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    pixels, fine = rng.integers(0, 256, (40, 3072), dtype=np.uint8), rng.permutation(100)[:40].tolist()
+    for name, part in (("train", slice(30)), ("test", slice(30, None))):
+        batch = {b"data": pixels[part], b"fine_labels": fine[part], b"coarse_labels": [0] * len(fine[part])}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (tmp_path / "archive").mkdir()
+    with tarfile.open(tmp_path / "archive" / "cifar-100-python.tar.gz", "w:gz") as tar:
+        tar.add(folder, "cifar-100-python")
+    for place in ("folder", "archive"):
+        (x, y), (x_test, y_test) = datasets.load("cifar100", tmp_path / place)
+        assert y.tolist() == fine[:30] and y_test.tolist() == fine[30:]
+        np.testing.assert_array_equal(x[0, 3, 5], pixels[0].reshape(3, 32, 32)[:, 3, 5])
+        assert x.shape == (30, 32, 32, 3) and len(x_test) == 10
+    with pytest.raises(UserError, match=r"put the folder cifar-100-python or its tar\.gz into one of these"):
+        datasets.load("cifar100", tmp_path)
+
+
+def test_a_file_of_medmnist_is_read_as_it_is(tmp_path):
+    labels = np.arange(30, dtype=np.uint8)[:, None] % 5
+    arrays = {"train_images": X["train"], "train_labels": labels, "val_images": X["t10k"], "val_labels": labels[:9]}
+    np.savez(tmp_path / "pathmnist.npz", **arrays, test_images=X["t10k"], test_labels=labels[:9])
+    (x, y), (x_test, _) = datasets.load(str(tmp_path / "pathmnist.npz"))
+    np.testing.assert_array_equal(x, X["train"][..., None])
+    np.testing.assert_array_equal(y, labels[:, 0])
+    assert len(x_test) == 9

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+import files
 import results
 import safe_pickle
 from errors import UserError
@@ -212,7 +213,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(run):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        results.replace_atomically(run.path / "res", fail)
+        files.replace_atomically(run.path / "res", fail)
     assert (sorted(run.path.iterdir()), (run.path / "res").read_bytes()) == before
 
 

@@ -1,0 +1,156 @@
+"""A working directory's results as one structured array: a row an epoch, an image or a direction."""
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+import results
+from errors import UserError
+from files import replace_atomically
+from flags.table import flatten, renamed
+
+FIRST = ("eid", "lr", "log_frame", "rt_loss", "time")  # of a training run, before its stats
+
+
+def table(directory: Path | str) -> np.ndarray:
+    """The results in a working directory; `pandas.DataFrame(table(d))` takes it as it is.
+
+    Returns: structured, [rows]. Of a training run a row an epoch: eid, lr, log_frame, rt_loss, time, and every key
+      of stats (NaN where an epoch lacks it). Of an attack a row an image: eid, index, label, distance (of the example
+      found; NaN without one), success, clean_correct, certified. Of a radius a row a direction: network, eid,
+      direction, radius, end (the loss there). Whole numbers are int64, others float64.
+
+    Raises: UserError for a directory that is no run, of another kind, or without results.
+    """
+    path = results.check_run(directory)
+    task = renamed(flatten(results.read_flags(path))).get("task", "train")
+    if task not in TABLES:
+        raise UserError(f"{path}: a {task}; tables are made of {', '.join(TABLES)}")
+    if task not in ("train", "measure_epochs") and not (path / "res").exists():
+        raise UserError(f"{path}: it is not finished (resume it with --resume)")
+    try:
+        columns = TABLES[task](path, results.load(path))
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path / 'res'}: not a result of the task {task} ({type(error).__name__}: {error})"
+        ) from None
+    if not columns or not len(next(iter(columns.values()))):
+        raise UserError(f"{path}: has no results yet")
+    arrays = {name: _array(values) for name, values in columns.items()}
+    rows = np.empty(len(next(iter(arrays.values()))), [(name, array.dtype) for name, array in arrays.items()])
+    for name, array in arrays.items():
+        rows[name] = array
+    return rows
+
+
+def _array(values: Any) -> np.ndarray:
+    """A column: int64 or bool where all values are, text where they are, else float64 with NaN for None."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64) if values.dtype.kind in "iu" else values
+    kinds = {type(value) for value in values}
+    if kinds in ({int}, {str}, {bool}):
+        return np.array(values)
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _epochs(path: Path, res: dict) -> dict[str, Any]:
+    infos = [res["raw"][eid] for eid in sorted(res["raw"])]
+    keys = dict.fromkeys(key for info in infos for key in info["stats"])
+    found = {name: [info.get(name) for info in infos] for name in FIRST}
+    return found | {key: [info["stats"].get(key) for info in infos] for key in keys if key not in FIRST}
+
+
+def _images(path: Path, res: dict) -> dict[str, Any]:
+    norm = _attack_norm(path)
+    parts: dict[str, list] = {}
+    for eid in sorted(res):
+        found = res[eid]
+        n = len(found["errors"])
+        distance = np.sqrt(found["errors"]) if norm == "L2" else np.asarray(found["errors"], np.float64)
+        columns = {
+            "eid": np.full(n, eid),
+            "index": np.asarray(found.get("indices", np.arange(n))),
+            "label": np.asarray(found["labels"]),
+            "distance": np.where(found["success"], distance, np.nan),
+            "success": np.asarray(found["success"], bool),
+            "clean_correct": np.asarray(found["clean_correct"], bool),
+            "certified": np.asarray(found.get("certified", np.full(n, np.nan)), np.float64),
+        }
+        for name, values in columns.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _attack_norm(path: Path) -> str:
+    from attacks.registry import METHODS
+
+    return METHODS[flatten(results.read_flags(path)).get("attack_method", "cw")].norm
+
+
+def _directions(path: Path, res: dict) -> dict[str, Any]:
+    rows = [
+        (name, int(found["eid"]), k, float(radius), float(found["profiles"][k][-1]), float(found["I"]))
+        for name, found in res["raw"]["networks"].items()
+        for k, radius in enumerate(found["radii"])
+    ]
+    names = ("network", "eid", "direction", "radius", "loss_there", "loss")
+    return {name: [row[k] for row in rows] for k, name in enumerate(names)}
+
+
+TABLES: dict[str, Callable[[Path, Any], dict[str, Any]]] = {
+    "train": _epochs,
+    "measure_epochs": _epochs,
+    "attack": _images,
+    "measure_radius": _directions,
+}
+
+
+def write_csv(rows: np.ndarray, file: TextIO) -> None:
+    """Rows as CSV, with all digits of each number."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(rows.dtype.names)
+    for row in rows:
+        writer.writerow([repr(float(v)) if isinstance(v, np.floating) else v for v in row])
+
+
+def main(argv: list[str]) -> int:
+    """The command line of `python results.py`; returns the exit status."""
+    from flags.command_line import Parser
+    from screen import give_streams, one_line, silence_stdout
+
+    parser = Parser(prog="python results.py", description="A run's record as a table.", allow_abbrev=False)
+    parser.add_argument("directory", metavar="DIRECTORY", help="a working directory")
+    parser.add_argument("--csv", metavar="FILE", help="write it there, not to the screen")
+    give_streams()
+    try:
+        options = parser.parse_args(argv)
+        rows = table(options.directory)
+        if options.csv is None:
+            write_csv(rows, sys.stdout)
+            sys.stdout.flush()
+        else:
+            _to_file(rows, Path(options.csv))
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        silence_stdout()
+        print(f"error: {one_line(error.strerror or error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _to_file(rows: np.ndarray, path: Path) -> None:
+    import io
+
+    text = io.StringIO()
+    write_csv(rows, text)
+    try:
+        replace_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    except OSError as error:
+        raise UserError(f"--csv {path}: cannot be written: {error.strerror}") from None
+    print(f"{path}: {len(rows)} rows, {len(rows.dtype.names)} columns")

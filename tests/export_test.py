@@ -1,0 +1,289 @@
+"""Exports: the same logits in other programs, in a process that knows nothing of this one."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import textwrap
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY
+from onnx.reference import ReferenceEvaluator
+
+import export
+import results
+from context import Context
+from core import Core
+from errors import UserError
+from flags.table import of_trained
+from models.architectures import VGG16, VGG16_BN
+
+SMALL_VGG = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16]
+SMALL_VGG_BN = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16_BN]
+RELU2 = [["C", 4, [2, 3]], ["P"], ["C", 3, [3, 2]], ["A"], ["F", 10, {"act": False}]]
+NETWORKS = {  # {name: (data set's image shape, flags of the model)}
+    "mnist cnn": ((28, 28, 1), {"description": "CNN"}),
+    "vgg16": ((32, 32, 3), {"description": SMALL_VGG}),
+    "vgg16 with batch norm": ((32, 32, 3), {"description": SMALL_VGG_BN, "bias_mode": "ALL", "input_mean": "auto",
+                                            "input_std": "auto"}),
+    "mlp": ((28, 28, 1), {"description": "MLP", "input_mean": 0.1307, "input_std": 0.3081}),
+    "relu2": ((9, 7, 2), {"description": RELU2, "act_type": "relu2", "bias_mode": "ALL"}),
+    "linear": ((8, 8, 1), {"description": [["F", 2, {"act": False}]], "bias_mode": "NONE"}),
+}  # fmt: skip
+
+# What a stranger does, with nothing of this program on the path.
+STRANGERS = {
+    "keras": """
+import keras
+assert all(type(layer).__module__.startswith("keras.") for layer in keras.models.load_model(path).layers)
+z = keras.models.load_model(path).predict(x, verbose=0)
+""",
+    "saved_model": """
+import tensorflow as tf
+loaded = tf.saved_model.load(path)
+z = loaded.signatures["logits"](pixels=tf.constant(x))["logits"].numpy()
+gap = loaded.signatures["gap"](pixels=tf.constant(x), labels=tf.constant(z.argmax(1)))["gap"].numpy()
+top = np.sort(z, axis=1)
+assert np.abs(gap - (top[:, -1] - top[:, -2])).max() <= 1e-6 * np.abs(z).max()
+""",
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+z = session.run(["logits"], {"pixels": np.ascontiguousarray(x.transpose(0, 3, 1, 2))})[0]
+""",
+    "npz": """
+import json
+arrays = np.load(path)
+layers = json.loads(str(arrays["metadata"]))["layers"]
+z = x.astype(np.float64)
+if "input/factor" in arrays:
+    z = z * arrays["input/factor"] + arrays["input/shift"]
+k = 0
+for layer in layers:
+    if layer["kind"] in "PA":
+        h, w = z.shape[1] // 2, z.shape[2] // 2
+        windows = z[:, : 2 * h, : 2 * w].reshape(len(z), h, 2, w, 2, -1)
+        z = windows.max((2, 4)) if layer["kind"] == "P" else windows.mean((2, 4))
+        continue
+    weight = arrays[f"layer{k}/weight"].astype(np.float64)
+    if layer["kind"] == "C":
+        kh, kw = weight.shape[:2]
+        padded = np.pad(z, ((0, 0), ((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2), (0, 0)))
+        taps = [(i, j) for i in range(kh) for j in range(kw)]
+        z = sum(padded[:, i : i + z.shape[1], j : j + z.shape[2]] @ weight[i, j] for i, j in taps)
+    else:
+        z = z.reshape(len(z), -1) @ weight
+    if layer["bias"]:
+        z = z + arrays[f"layer{k}/bias"]
+    if layer["bn"]:
+        bn = {what: arrays[f"layer{k}/bn/{what}"] for what in ("scale", "shift", "mean", "variance")}
+        z = (z - bn["mean"]) / np.sqrt(bn["variance"] + 1e-5) * bn["scale"] + bn["shift"]
+    if layer["act"] != "linear":
+        z = np.maximum(z, 0) ** (2 if layer["act"] == "relu2" else 1)
+    k += 1
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """{network: (a run of one epoch on made-up images, its test images in [0, 1], the program's own logits)}."""
+    found = {}
+    for name, (shape, model) in NETWORKS.items():
+        path = tmp_path_factory.mktemp("run")
+        rng = np.random.default_rng(0)
+        x = rng.integers(0, 256, (80, *shape), dtype=np.uint8)
+        y = np.arange(80) % (2 if name == "linear" else 10)
+        np.savez(path / "data.npz", x_train=x[:50], y_train=y[:50], x_test=x[50:], y_test=y[50:])
+        flags = {
+            "dataset": str(path / "data.npz"),
+            "model": {"init": {"weight": "he_normal"}} | model,
+            "E": 1,
+            "B": 25,
+        }
+        flags |= {"lr": 1e-5, "train_mode": "NORMAL", "gpu": -1, "logs_dir": str(path / "logs")}
+        run = Core(flags, "exper-made-up").run()
+        context = Context(of_trained(run))
+        context.model.set_weights(context.stored_weights(run, 1))
+        pixels = context.model.pixels(x[50:]).numpy()
+        found[name] = run, pixels, context.model.logits(pixels).numpy()
+    return found
+
+
+def relative(z, own):
+    """The largest deviation of an image's logits, relative to the largest of them."""
+    return (np.abs(z - own) / np.abs(own).max(axis=1, keepdims=True)).max()
+
+
+@pytest.mark.parametrize("form", STRANGERS)
+def test_a_stranger_without_this_program_gets_the_same_logits(trained, form, tmp_path):
+    words = []
+    for k, (run, pixels, _) in enumerate(trained.values()):
+        words += [str(path) for path in export.export(run, form)]
+        np.save(tmp_path / f"x{k}.npy", pixels)
+    loop = "import sys\nimport numpy as np\nfor n, path in enumerate(sys.argv[1:]):\n    x = np.load(f'x{n}.npy')\n"
+    code = loop + textwrap.indent(STRANGERS[form] + "np.save(f'z{n}.npy', z)\n", "    ")
+    environment = {"PATH": "/usr/bin:/bin", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for k, (name, (_, _, own)) in enumerate(trained.items()):
+        z = np.load(tmp_path / f"z{k}.npy")
+        assert relative(z, own) < 1e-5, name
+        np.testing.assert_array_equal(z.argmax(1), own.argmax(1))
+
+
+def test_a_second_onnx_consumer_agrees_and_the_model_is_of_the_stated_opset(trained):
+    for run, pixels, own in trained.values():
+        (path,) = export.export(run, "onnx")
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+        assert [entry.version for entry in model.opset_import] == [export.ONNX_OPSET]
+        (z,) = ReferenceEvaluator(model).run(["logits"], {"pixels": pixels[:3].transpose(0, 3, 1, 2)})
+        assert relative(z, own[:3]) < 1e-5
+
+
+# Of a real run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Three epochs of digits, all archived."""
+    flags = {"dataset": "digits", "train_N": 300, "B": 50, "E": 3, "gpu": -1, "archive": 1}
+    flags |= {"model": {"description": TINY, "init": {"weight": "he_normal"}}}
+    return Core(flags | {"logs_dir": str(tmp_path_factory.mktemp("logs"))}, "exper-tiny").run()
+
+
+def told(path, form):
+    """The metadata of an export."""
+    if form == "keras":
+        return json.loads(zipfile.ZipFile(path).read("run.json"))
+    if form == "saved_model":
+        return json.loads((path / "assets.extra" / "run.json").read_text())
+    if form == "onnx":
+        return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+    return json.loads(str(np.load(path)["metadata"]))
+
+
+@pytest.mark.parametrize("form", export.FORMS)
+def test_every_form_says_of_which_epoch_of_which_run_it_is(run, form, capsys):
+    paths = export.export(run, form, "all")
+    assert [path.stem for path in paths] == ["eid-000001", "eid-000002", "eid-000003"]
+    stats = results.load(run)["raw"][2]["stats"]
+    about = told(paths[1], form)
+    assert (about["experiment"], about["epoch"]) == ("exper-tiny", 2)
+    assert {key: about[key] for key in ("log_loss", "q_min", "rho")} == {
+        k: stats[k] for k in ("log_loss", "q_min", "rho")
+    }
+    assert about["flags"] == results.read_flags(run)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and "epoch 2, 297 test images: largest relative deviation" in said[1]
+
+
+@pytest.mark.parametrize("form", export.FORMS)
+def test_logits_of_ten_thousand_are_exported_as_well(run, form, capsys):
+    """As of a loss far below 1e-800."""
+    context = Context(of_trained(run))
+    context.model.set_weights(context.stored_weights(run, 3))
+    size = np.abs(context.model.logits(context.model.pixels(context.dataset[1][0])).numpy()).max()
+    large = run.parent / f"large-{form}"
+    weights = [(name, array * np.float32((1e4 / size) ** (1 / 3))) for name, array in results.load_weights(run, 3)]
+    for name in ("flags.json", "about.json", "journal.jsonl"):
+        large.mkdir(exist_ok=True)
+        (large / name).write_bytes((run / name).read_bytes())
+    results.WorkDir(large).save(weights, {"eid": 3})
+    export.export(large, form)
+    said = capsys.readouterr().out
+    assert float(said.split("logits up to ")[1]) > 2000
+
+
+def test_foolbox_finds_deepfools_distances_on_the_exported_keras_model(run):
+    import foolbox
+    import keras
+
+    context = Context(of_trained(run))
+    context.model.set_weights(context.stored_weights(run, 3))
+    _, (x, y) = context.dataset
+    right = np.flatnonzero(context.model.logits(context.model.pixels(x)).numpy().argmax(1) == y)[:20]
+    images, labels = context.model.pixels(x[right]), y[right]
+    flags = of_trained(run) | {"task": "attack", "load_dir": str(run), "eid": "last", "attack_method": "deepfool"}
+    flags |= {"attack_set": "test", "attack_indices": tuple(int(k) for k in right)}
+    attacked = results.table(Core(flags, "eval-deepfool").run())
+    (path,) = export.export(run, "keras")
+    theirs = foolbox.TensorFlowModel(keras.models.load_model(path), bounds=(0, 1))
+    attack = foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10, overshoot=0.02)
+    import tensorflow as tf
+
+    _, found, success = attack(theirs, images, tf.constant(labels, tf.int64), epsilons=None)
+    distance = np.sqrt(np.square(found.numpy() - images.numpy()).sum((1, 2, 3)))
+    both = success.numpy() & attacked["success"]
+    assert both.sum() >= 15
+    np.testing.assert_allclose(np.median(attacked["distance"][both]), np.median(distance[both]), rtol=0.05)
+
+
+def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, capsys, monkeypatch):
+    def fails(words, says):
+        assert export.main([str(run), *words]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+
+    fails(["--to", "torch"], "--to torch: expected one of keras, saved_model, onnx, npz")
+    fails(["--to", "npz", "--eid", "7"], "--eid 7: not stored in")
+    fails(["--to", "npz", "--eid", "x"], "--eid x: expected")
+    fails(["--to", "npz", "--eid", "all", "--out", str(tmp_path / "a.npz")], "one file for 3 epochs")
+    fails(["--to", "npz", "--out", "/proc/nowhere/a.npz"], "cannot be written")
+    assert export.main([str(tmp_path), "--to", "npz"]) == 2 and "not a working directory" in capsys.readouterr().err
+    wrong = export.write_npz
+    monkeypatch.setitem(export.FORMS, "npz", lambda *args: lambda images: wrong(*args)(images) * 1.001)
+    fails(["--to", "npz", "--out", str(tmp_path / "b.npz")], "deviate by 0.001")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    fails(["--to", "onnx"], "not installed here; install them with")
+    assert not list(tmp_path.iterdir())
+
+
+# The record as a table
+
+
+def test_a_runs_table_has_every_number_of_every_epoch(run):
+    rows, raw = results.table(run), results.load(run)["raw"]
+    assert rows["eid"].tolist() == [1, 2, 3] and rows["eid"].dtype == np.int64
+    for eid, row in zip(raw, rows, strict=True):
+        for key, value in raw[eid]["stats"].items():
+            np.testing.assert_equal(row[key], value)
+        assert (row["lr"], row["time"]) == (raw[eid]["lr"], raw[eid]["time"])
+
+
+def test_tables_of_attacks_and_radii_have_a_row_an_image_and_a_direction(run):
+    flags = of_trained(run) | {"task": "attack", "load_dir": str(run), "eid": [1, 3], "attack_method": "ddn"}
+    attacked = Core(flags | {"attack_N": 6, "attack_K": 5}, "eval-ddn").run()
+    rows, found = results.table(attacked), results.load(attacked)
+    assert rows["eid"].tolist() == [1] * 6 + [3] * 6 and rows["index"].tolist() == [*range(6)] * 2
+    expected = np.where(found[3]["success"], np.sqrt(found[3]["errors"]), np.nan)
+    np.testing.assert_array_equal(rows["distance"][6:], expected)
+    np.testing.assert_array_equal(rows["certified"][6:], found[3]["certified"])
+    measured = Core({"task": "measure_radius", "load_dir": str(run), "eid": [3], "directions": 2}, "r").run()
+    rows = results.table(measured)
+    assert rows["radius"].tolist() == results.load(measured)["raw"]["networks"]["epoch 3"]["radii"]
+    assert rows["network"].tolist() == ["epoch 3"] * 2 and rows["direction"].tolist() == [0, 1]
+
+
+def test_the_csv_has_all_digits(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "results.py", str(run), "--csv", str(tmp_path / "run.csv")],
+        cwd=export.__file__.rsplit("/", 1)[0], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "3 rows" in done.stdout
+    head, *lines = (tmp_path / "run.csv").read_text().splitlines()
+    k = head.split(",").index("rho")
+    stats = [info["stats"] for info in results.load(run)["raw"].values()]
+    assert [float(line.split(",")[k]) for line in lines] == [s["rho"] for s in stats]
+
+
+def test_what_has_no_table_says_so(tmp_path, run):
+    measured = Core({"task": "measure_curvature", "load_dir": str(run), "eid": [3], "probes": 2}, "c").run()
+    with pytest.raises(UserError, match="a measure_curvature; tables are made of train, measure_epochs, attack"):
+        results.table(measured)
