@@ -27,6 +27,8 @@ def import_tensorflow():
             import tensorflow as tf
 
             tf.config.list_physical_devices("GPU")
+            # Each span, attack and network has graphs of its own, on purpose. TensorFlow warns of many in one process.
+            tf.get_logger().setLevel("ERROR")
         except BaseException:
             chatter.seek(0)
             os.write(stderr, chatter.read())

@@ -177,7 +177,7 @@ def write_keras(network: Any, path: Path, about: dict[str, Any]) -> Callable[[np
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(METADATA, json.dumps(about, indent=1))
     loaded = keras.models.load_model(path, compile=False)
-    return lambda images: np.asarray(loaded(images, training=False))
+    return lambda images: loaded(images, training=False).numpy()
 
 
 def write_saved_model(network: Any, path: Path, about: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:

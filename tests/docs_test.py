@@ -5,10 +5,12 @@ import re
 import struct
 import textwrap
 
+import nbformat
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from nbclient import NotebookClient
 
 import datasets
 import flags
@@ -119,5 +121,20 @@ def test_the_readme_is_short_and_names_every_experiment():
 
 def test_links_between_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_page_on_python_runs_as_a_notebook_twice_in_one_process(tmp_path):
+    text = (ROOT / "docs" / "python.md").read_text().replace("/tmp/margins", str(tmp_path))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 6
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(block) for block in blocks * 2])
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    printed = [
+        "".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout") for cell in notebook.cells
+    ]
+    assert printed[:6] == printed[6:] and sum(map(bool, printed)) == 6  # the same numbers both times
+    assert (tmp_path / "mine.png").exists() and len(list(tmp_path.glob("my-experiment/2*"))) == 2
