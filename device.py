@@ -27,7 +27,7 @@ def import_tensorflow():
             import tensorflow as tf
 
             tf.config.list_physical_devices("GPU")
-            # Each span, attack and network has graphs of its own, on purpose. TensorFlow warns of many in one process.
+            # Each span, attack and network has graphs of its own, on purpose: TensorFlow warns of many.
             tf.get_logger().setLevel("ERROR")
         except BaseException:
             chatter.seek(0)
