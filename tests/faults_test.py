@@ -61,15 +61,15 @@ def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
 
 
 def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
-    words = [str(ROOT / "run.sh"), QUICK, "--resume", str(own), "--E", "60", "--figures", "false"]
+    words = [str(ROOT / "run.sh"), QUICK, "--resume", str(own), "--E", "30", "--figures", "false"]
     started = [
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENV)
-        for _ in range(20 if os.environ.get("SOAK") else 4)
+        for _ in range(20 if os.environ.get("SOAK") else 3)
     ]
     ends = [(process.communicate(timeout=200)[1], process.returncode) for process in started]
     assert {status for _, status in ends} <= {0, 2} and any(status == 0 for _, status in ends)
     assert all("is being written by" in said for said, status in ends if status == 2)
-    assert list(results.read_journal(own)) == list(range(1, 61))
+    assert list(results.read_journal(own)) == list(range(1, 31))
 
 
 def test_a_lock_ends_with_its_owner(own):
