@@ -340,7 +340,7 @@ def load(directory: Path | str) -> dict:
 
 
 def _smooth(path: Path, res: Any) -> None:
-    """Add the smoothed margins to the epochs of a run that was recorded before they were."""
+    """Add smoothed margins and balance to the epochs of a run that was recorded before they were."""
     raw = res.get("raw") if isinstance(res, dict) else None
     if not isinstance(raw, dict):
         return
@@ -350,12 +350,20 @@ def _smooth(path: Path, res: Any) -> None:
         if not forms.wrong(info, {"stats": RECORDED}) and "smoothed_q_bar" not in (stats := info["stats"])
     ]
     n: Any = read_about(path).get("data", {}).get("train") if older and (path / "about.json").exists() else None
-    if forms.whole(n):
-        for stats in older:
-            stats |= margins.smoothed_stats(stats["log_loss"], n, stats["rhoL"], stats["norm_prod"])
+    if not forms.whole(n):
+        return
+    for stats in older:
+        n_layers = sum(re.fullmatch(r"rho_\d+", str(key)) is not None for key in stats)
+        # relu2 is told by its norms: each activation doubles the degree of the layers before it.
+        ones, doubled = [1] * n_layers, [2 ** (n_layers - 1 - k) for k in range(n_layers)]
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # not a record of ours
+            made = margins.smoothed_stats(stats["log_loss"], n, stats, ones)
+            if stats["rhoL"] and not math.isclose(stats["rhoL"], stats["rho"] ** n_layers, rel_tol=1e-9):
+                made = margins.smoothed_stats(stats["log_loss"], n, stats, doubled)
+            stats |= made
 
 
-RECORDED = dict.fromkeys(("log_loss", "rhoL", "norm_prod"), forms.number)
+RECORDED = dict.fromkeys(("log_loss", "rho", "rhoL", "norm_prod"), forms.number)
 
 
 def _last_eid(path: Path) -> int | None:

@@ -63,11 +63,24 @@ def smoothed_margin(log_loss: float, n: int) -> float:
     return -math.log(math.expm1(s))
 
 
-def smoothed_stats(log_loss: float, n: int, rhoL: float, norm_prod: float) -> dict[str, float]:
-    """The smoothed margin over both norms, beside `q_bar_min` and `q_bar2_min`. Arguments as elsewhere here."""
+def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: list[int]) -> dict[str, float]:
+    """The smoothed margin over both norms, beside `q_bar_min` and `q_bar2_min`, and `balance`.
+
+    NaN over a norm that is not the network's own: rhoL has to be rho to the order of homogeneity, norm_prod the
+    product of rho_k^e_k. (The published rhoL of relu2 is not, for three layers and more.)
+
+    Args:
+      norms: of `norms`. degrees: e_k, as of `balance`. log_loss, n: of `smoothed_margin`.
+    """
     g = smoothed_margin(log_loss, n)
-    over = {"smoothed_q_bar": rhoL, "smoothed_q_bar2": norm_prod}
-    return {name: g / norm if norm and g == g else math.nan for name, norm in over.items()}
+    rho_k = [norms[f"rho_{k}"] for k in range(len(degrees))]
+    product = math.prod(r**e for r, e in zip(rho_k, degrees, strict=True))
+    own = {"rhoL": norms["rho"] ** sum(degrees), "norm_prod": product}
+    found = {}
+    for name, norm in (("smoothed_q_bar", "rhoL"), ("smoothed_q_bar2", "norm_prod")):
+        right = g == g and math.isclose(norms[norm], own[norm], rel_tol=1e-9) and norms[norm] > 0
+        found[name] = g / norms[norm] if right else math.nan
+    return found | {"balance": balance(rho_k, degrees)}
 
 
 def balance(rho_k: list[float], degrees: list[int]) -> float:

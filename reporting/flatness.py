@@ -276,6 +276,8 @@ def curvature_table(entries: list[Entry]) -> list[Table]:
             trace = f"{power(found['trace'], frame)} ± {power(found['trace_error'], frame)}"
             values = ", ".join(power(value, frame) for value in found["eigenvalues"])
             log10_loss = number(found["log_loss"] / style.LN10)
-            rows.append([entry, name, log10_loss, values, trace, number(found["parameters"])])
-    head = ["measurement", "network", "log10 loss", "largest eigenvalues", "trace", "parameters"]
+            sharp = [number(found.get(key), ".4g") for key in ("sharpness", "lr_sharpness")]
+            rows.append([entry, name, log10_loss, values, *sharp, trace, number(found["parameters"])])
+    head = ["measurement", "network", "log10 loss", "largest eigenvalues", "largest / loss", "largest × lr", "trace"]
+    head += ["parameters"]
     return [Table("The training loss's Hessian", head, rows, entries)]

@@ -13,10 +13,12 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 import datasets
+import figures
 import flags
+import results
 from attacks import registry
 from context import Context
-from docs import generate
+from docs import generate, thin
 from errors import UserError
 from models import lr_scheduler
 from training import measures
@@ -138,3 +140,26 @@ def test_the_page_on_python_runs_as_a_notebook_twice_in_one_process(tmp_path):
     ]
     assert printed[:6] == printed[6:] and sum(map(bool, printed)) == 6  # the same numbers both times
     assert (tmp_path / "mine.png").exists() and len(list(tmp_path.glob("my-experiment/2*"))) == 2
+
+
+RUNS = sorted((ROOT / "docs" / "runs").iterdir())
+
+
+def test_the_records_in_docs_are_small_and_name_no_machine():
+    files = [file for run in RUNS for file in run.iterdir() if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 2e6
+    for run in RUNS:
+        flags = results.read_flags(run)
+        assert [flags[name] for name in thin.OF_THE_MACHINE] == [None] * 3
+        text = (run / "about.json").read_text() + (run / "flags.json").read_text()
+        assert '"/' not in text  # no absolute path
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_the_figures_of_the_records_in_docs_can_be_drawn_again(run):
+    drawn = figures.build([run])
+    assert {"loss_margin", "margins", "accuracy", "norms", "direction", "steps"} <= set(drawn) | {"direction"}
+    recorded = {key for info in results.load(run)["raw"].values() for key in info["stats"]}
+    for name, key in {"theory": "beta", "stability": "sharpness", "linear": "q_bar_svm"}.items():
+        assert (name in drawn) == (key in recorded)
+    assert all(any(len(line.get_xdata()) > 20 for line in panel.lines) for panel in drawn["loss_margin"].axes)

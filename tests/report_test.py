@@ -117,6 +117,7 @@ def curvature(path):
     found = {
         **{"network": "epoch 9", "log_loss": -800 * LN10, "log_frame": -800 * LN10, "parameters": 77},
         **{"eigenvalues": [4.5, 1.25], "trace": 6.0, "trace_error": 0.5},
+        **{"sharpness": 4.5, "lr_sharpness": 0.9},
     }
     return made(path, "measure_curvature", {"flags": {}, "raw": {"epoch 9": found}}, "measure_curvature.py")
 
@@ -242,7 +243,8 @@ def test_surfaces_and_curvature_are_there_also_far_below_float64(everything):
     (row,) = rows(everything[1], "Loss in the plane of three networks")
     assert row[4] == "6 × 6" and float(row[5]) == pytest.approx(0.5, abs=0.02)
     (row,) = rows(everything[1], "The training loss's Hessian")
-    assert row[1:] == ["epoch 9", "-800", "4.500e-800, 1.250e-800", "6.000e-800 ± 5.000e-801", "77"]
+    sharp = ["4.5", "0.9"]
+    assert row[1:] == ["epoch 9", "-800", "4.500e-800, 1.250e-800", *sharp, "6.000e-800 ± 5.000e-801", "77"]
 
 
 def test_every_table_names_the_command_that_made_its_numbers(everything):

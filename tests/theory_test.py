@@ -514,13 +514,30 @@ def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted
     old = tmp_path / "old"
     shutil.copytree(fitted[1], old)
     res = results.read_res(old)
-    expected = {eid: info["stats"]["smoothed_q_bar2"] for eid, info in res["raw"].items()}
+    keys = ("smoothed_q_bar", "smoothed_q_bar2", "balance")
+    expected = {eid: {key: info["stats"][key] for key in keys} for eid, info in res["raw"].items()}
     for info in res["raw"].values():
-        for key in ("smoothed_q_bar", "smoothed_q_bar2"):
+        for key in ("smoothed_q_bar", "smoothed_q_bar2", "balance"):
             del info["stats"][key]
     results.WorkDir(old).write_res(res)
     found = results.load(old)["raw"]
-    np.testing.assert_equal({eid: info["stats"]["smoothed_q_bar2"] for eid, info in found.items()}, expected)
+    np.testing.assert_equal({eid: {key: info["stats"][key] for key in keys} for eid, info in found.items()}, expected)
+
+
+@pytest.mark.parametrize("n_layers", [2, 3, 4])
+def test_an_older_run_with_relu2_has_no_smoothed_margin_over_a_norm_that_is_not_its_own(n_layers, tmp_path):
+    rho_k = [2.0, 3.0, 1.5, 0.7][:n_layers]
+    stats = margins.norms([[np.array([r])] for r in rho_k], "relu2") | {"log_loss": -20.0}
+    path = tmp_path / "run"
+    path.mkdir()
+    written = results.WorkDir(path)
+    written.write_json("flags.json", flag_table.complete({"dataset": "digits", "model": {"act_type": "relu2"}}))
+    written.write_json("about.json", {"data": {"train": 100}})
+    written.write_res({"flags": {}, "raw": {1: {"eid": 1, "stats": stats}}})
+    found = results.load(path)["raw"][1]["stats"]
+    g = margins.smoothed_margin(-20.0, 100)
+    assert found["smoothed_q_bar2"] == pytest.approx(g / stats["norm_prod"])
+    assert math.isnan(found["smoothed_q_bar"]) == (n_layers > 2)
 
 
 # The largest eigenvalue

@@ -151,12 +151,7 @@ def _margins(epoch: Epoch) -> dict[str, Any]:
 
 
 def _smoothed(epoch: Epoch) -> dict[str, Any]:
-    rho_k = [r for name, r in epoch.norms.items() if name.startswith("rho_")]
-    stats = margins.smoothed_stats(epoch.log_loss, len(epoch.labels), epoch.norms["rhoL"], epoch.norms["norm_prod"])
-    stats["balance"] = margins.balance(rho_k, epoch.model.degrees)
-    if _why_not_smoothed(epoch.model):
-        stats["smoothed_q_bar"] = math.nan
-    return stats
+    return margins.smoothed_stats(epoch.log_loss, len(epoch.labels), epoch.norms, epoch.model.degrees)
 
 
 def _why_not_smoothed(model: Any) -> str | None:
