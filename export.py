@@ -34,6 +34,7 @@ SUFFIX = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "npz": ".npz"}
 TOLERANCE = 1e-5  # of an image's logits, relative to the largest of them
 CHECK_BATCH = 500
 ONNX_OPSET, ONNX_IR = 17, 8  # of 2022: every consumer of today reads them
+SAVED_MODEL_HOLDS = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 METADATA = "run.json"  # in a .keras, which is a zip, and in a SavedModel's assets.extra
 
 
@@ -266,11 +267,27 @@ def export(
     changed = {name: value for name, value in flags.items() if value is not None}
     context = Context(run | {"task": "measure_curvature", "resume": None, "cluster": None} | changed)
     context.check_data(directory)
+    if out is not None:
+        _check_place(Path(out), to)
     written = []
     for number in tqdm(eids, unit="epoch", disable=None):
         place = Path(out) if out is not None else directory / "export" / f"eid-{number:06d}{SUFFIX[to]}"
         written.append(_export(context, directory, number, to, place))
     return written
+
+
+def _check_place(place: Path, to: str) -> None:
+    """Raises: UserError for a place that cannot be this form's, or that holds something else."""
+    if not place.name or place.name == "..":
+        raise UserError(f"--out '{place}': expected the name of a file")
+    if to == "keras" and place.suffix != ".keras":
+        raise UserError(f"--out {place}: Keras reads files that end in .keras; give it such a name")
+    if place.is_dir():
+        foreign = sorted(path.name for path in place.iterdir() if path.name not in SAVED_MODEL_HOLDS)
+        if to != "saved_model" or foreign or not (place / "saved_model.pb").exists():
+            raise UserError(f"--out {place}: a folder is in the way; give the name of a file that may be (re)placed")
+    elif to == "saved_model" and place.exists():
+        raise UserError(f"--out {place}: a file is in the way; a SavedModel is a folder")
 
 
 def _require(to: str) -> None:
@@ -345,6 +362,8 @@ def main(argv: list[str]) -> int:
     give_streams()
     try:
         options = parser.parse_args(argv)
+        if "" in (options.directory, options.out, options.data_dir):
+            raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
         try:
             eid = values.epochs(values.from_text(options.eid))
         except values.Bad as error:

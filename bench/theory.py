@@ -72,7 +72,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
             times = []
             for _ in range(ROUNDS + 1):  # the first one traces, and starts cold
                 epoch = measures.Epoch(
-                    context, infos[-1]["log_frame"], infos=infos, kept=kept,
+                    context, infos[-1]["log_frame"], info=infos[-1], infos=infos, kept=kept,
                     stored=lambda: (before, context.stored_weights(path, before)),
                 )  # fmt: skip
                 began = time.perf_counter()

@@ -5,6 +5,7 @@ another), an attack's norm and images. Runs that share a place, as those of seve
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reporting import style
@@ -59,7 +60,7 @@ def drawn(runs: list[Run]) -> tuple[dict[str, "Figure"], list[str]]:
 
 
 def _is_cifar(run: Run) -> bool:
-    return "cifar" in str(run.flags["dataset"])
+    return Path(str(run.flags["dataset"])).stem == "cifar10"
 
 
 def _scheduler(run: Run) -> str:

@@ -28,9 +28,11 @@ def table(directory: Path | str) -> np.ndarray:
     """
     path = results.check_run(directory)
     task = renamed(flatten(results.read_flags(path))).get("task", "train")
+    if task in ("train_seeds", "sweep"):
+        raise UserError(f"{path}: holds several runs; give the folder of one of them")
     if task not in TABLES:
         raise UserError(f"{path}: a {task}; tables are made of {', '.join(TABLES)}")
-    if task not in ("train", "measure_epochs") and not (path / "res").exists():
+    if task != "train" and not (path / "res").exists():
         raise UserError(f"{path}: it is not finished (resume it with --resume)")
     try:
         columns = TABLES[task](path, results.load(path))
@@ -128,6 +130,8 @@ def main(argv: list[str]) -> int:
     give_streams()
     try:
         options = parser.parse_args(argv)
+        if options.csv is not None and not Path(options.csv).name:
+            raise UserError(f"--csv '{options.csv}': expected the name of a file")
         rows = table(options.directory)
         if options.csv is None:
             write_csv(rows, sys.stdout)

@@ -10,6 +10,7 @@ from reporting import style
 from reporting.runs import NOT_SAID, Run, columns, groups, styles, title
 from reporting.tables import Code, Entry, Soft, Table, number, percent
 from training.measures import ASKED_FOR, PANELS, cadence, describe
+from training.theory import steps_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -285,7 +286,7 @@ def linear(runs: list[Run]) -> "Figure | None":
 def _log_steps(run: Run) -> float:
     """log(gradient steps an epoch / examples); without the examples' number, 0."""
     n = run.about.get("data", {}).get("train")
-    return math.log(max(n // run.flags["B"], 1) / n) if n else 0.0
+    return math.log(max(steps_of(n, run.flags["B"], run.flags["drop_last"]), 1) / n) if n else 0.0
 
 
 def asked_for(runs: list[Run]) -> "Figure | None":

@@ -242,6 +242,12 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, capsys, monkeypa
     fails(["--to", "npz", "--eid", "x"], "--eid x: expected")
     fails(["--to", "npz", "--eid", "all", "--out", str(tmp_path / "a.npz")], "one file for 3 epochs")
     fails(["--to", "npz", "--out", "/proc/nowhere/a.npz"], "cannot be written")
+    fails(["--to", "npz", "--out", "."], "expected the name of a file")
+    fails(["--to", "npz", "--out", ""], "an empty word where a path is expected")
+    fails(["--to", "keras", "--out", str(tmp_path / "net.h5")], "Keras reads files that end in .keras")
+    for form in ("npz", "saved_model"):
+        fails(["--to", form, "--out", str(run)], "a folder is in the way")
+    assert (run / "journal.jsonl").exists()
     assert export.main([str(tmp_path), "--to", "npz"]) == 2 and "not a working directory" in capsys.readouterr().err
     wrong = export.write_npz
     monkeypatch.setitem(export.FORMS, "npz", lambda *args: lambda images: wrong(*args)(images) * 1.001)
@@ -291,5 +297,9 @@ def test_the_csv_has_all_digits(run, tmp_path):
 
 def test_what_has_no_table_says_so(tmp_path, run):
     measured = Core({"task": "measure_curvature", "load_dir": str(run), "eid": [3], "probes": 2}, "c").run()
+    seeds = Core({"task": "train_seeds", "seeds": (0, 1), "dataset": "digits", "train_N": 100, "E": 1, "lr": 0.01,
+                  "model": {"description": TINY}, "logs_dir": str(tmp_path)}, "s").run()  # fmt: skip
+    with pytest.raises(UserError, match="holds several runs; give the folder of one of them"):
+        results.table(seeds)
     with pytest.raises(UserError, match="a measure_curvature; tables are made of train, measure_epochs, attack"):
         results.table(measured)

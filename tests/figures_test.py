@@ -161,7 +161,7 @@ def test_a_run_of_an_epoch_or_two_and_never_fitted_is_drawn(drawn, tmp_path, epo
 
 def test_a_curve_of_a_single_point_can_be_seen(drawn, tmp_path):
     for name, figure in figures.build([made_up(tmp_path / "run", 1, reach=0.1)]).items():
-        for axes in figure.axes:
+        for axes in (panel for panel in figure.axes if panel.axison):
             assert any(len(line.get_xdata()) == 1 and line.get_marker() == "o" for line in axes.lines), name
             ticks = [text.get_text() for text in axes.get_xticklabels()]
             assert all(len(tick) <= 5 for tick in ticks), ticks
@@ -675,7 +675,7 @@ def test_the_command_draws_into_the_directory_the_same_files_from_the_same_resul
     assert figures.main([str(own)]) == 0
     out, err = capsys.readouterr()
     assert err == "" and sorted(out.split()) == sorted(map(str, (own / "figures").iterdir()))
-    assert set(files) == {"loss_margin", "margins", "accuracy", "norms", "steps"}
+    assert set(files) == {"loss_margin", "margins", "accuracy", "norms", "direction", "steps"}
     for path in itertools.chain(*files.values()):
         assert path.read_bytes() == (own / "figures" / path.name).read_bytes()
         assert 3000 < path.stat().st_size < 300_000
@@ -844,7 +844,7 @@ def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["bench", "--epochs", "50", "--json", str(tmp_path / "j")])
     bench.main()  # with figures.py in a process of its own
     out, err = capfd.readouterr()
-    assert out.startswith("5 figures as PNG and PDF: ") and err == ""
+    assert out.startswith("6 figures as PNG and PDF: ") and err == ""
     assert json.loads((tmp_path / "j").read_text())["processor"] > 0
 
 

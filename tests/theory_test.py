@@ -463,7 +463,7 @@ def test_all_is_finite_at_a_loss_of_1e_minus_3000(fitted):
         {"eid": 1, "lr": 0.1, "log_frame": log_before, "stats": {"rho": theory.norm(before), "log_loss": log_before}}
     ]
     infos.append({"eid": 2, "lr": 0.1, "log_frame": log_loss, "stats": {}})
-    epoch = measures.Epoch(context, log_loss, infos=infos, stored=lambda: (1, before))
+    epoch = measures.Epoch(context, log_loss, info=infos[-1], infos=infos, stored=lambda: (1, before))
     stats = measures.record(epoch, [*measures.ALWAYS, "theory", "sharpness"])
     may_be_nan = {"flow_ratio"}  # the direction did not move
     assert all(math.isfinite(v) for k, v in stats.items() if k not in may_be_nan), stats
@@ -596,6 +596,28 @@ def test_the_largest_margin_is_the_one_that_the_separable_set_was_made_with():
     assert theory.largest_margin(x, y, bias=False) == pytest.approx(expected, rel=1e-5)
     assert theory.largest_margin(x, y, bias=True) >= expected * (1 - 1e-5)
     assert math.isnan(theory.largest_margin(np.concatenate([x, x]), np.concatenate([y, 1 - y]), bias=False))
+    at_random = np.random.default_rng(0).integers(0, 2, 300)  # nearly separable: the SVM alone would not end
+    assert math.isnan(theory.largest_margin(np.random.default_rng(1).random((300, 30)), at_random, bias=True))
+
+
+def test_a_network_of_zeros_and_a_peek_have_what_can_be_known_of_them(tiny_flags, tmp_path):
+    model = tiny_flags["model"] | {"init": {"weight": "zeros"}}
+    flags = tiny_flags | {
+        "model": model,
+        "lr": 0.01,
+        "E": 2,
+        "archive": 1,
+        "measure": ("theory",),
+        "measure_every": 1,
+    }
+    stats = results.load(Core(flags).run())["raw"][2]["stats"]
+    assert math.isnan(stats["flow_bound"]) and math.isnan(stats["beta"])
+    run = Core(tiny_flags | {"archive": 2}).run()
+    peek = {"task": "train_peek", "load_dir": str(run), "eid": [2], "E": 2, "lr": 1e-3, "log_frame0": 0.0}
+    peek |= {"measure": ("theory", "sharpness"), "measure_every": 1, "logs_dir": str(tmp_path)}
+    found = results.load(Core(tiny_flags | peek).run())["raw"][2]["epochs"][1]["stats"]
+    assert found["lr_sharpness"] == pytest.approx(1e-3 * found["sharpness"] * math.exp(found["log_loss"]), rel=1e-9)
+    assert "beta" in found and "log_time" not in found  # the learning rates before the peek are not its own
 
 
 def test_a_linear_network_tends_to_the_svm_and_never_beyond(tmp_path):

@@ -47,7 +47,7 @@ class Epoch:
       log_frame: natural log of the frame.
       evaluated: (mean loss in the frame, logits [N, C]) of the training set, where they are known.
       tick: as in `models.network`.
-      infos: of all epochs of the run up to this one, where they are known.
+      info: of this epoch, where it is known. infos: of all epochs of the run up to this one, likewise.
       stored: -> (epoch, weights) of the last one before it that is stored; None where there is none.
       kept: what a measure leaves for itself at the next epoch, {name: array}; checkpoints hold it.
     """
@@ -58,12 +58,13 @@ class Epoch:
         log_frame: float,
         evaluated: tuple[float, np.ndarray] | None = None,
         tick: Callable[[int], None] = lambda done: None,
+        info: dict[str, Any] | None = None,
         infos: list[dict[str, Any]] | None = None,
         stored: Callable[[], tuple[int, list[np.ndarray]] | None] = lambda: None,
         kept: dict[str, np.ndarray] | None = None,
     ):
         self.model, self.log_frame, self._evaluated, self._tick = context.model, log_frame, evaluated, tick
-        self.context, self.infos, self.stored = context, infos or [], stored
+        self.context, self.info, self.infos, self.stored = context, info, infos or [], stored
         self.kept = {} if kept is None else kept
         (_, self.labels), (_, self.test_labels) = context.dataset
 
@@ -173,7 +174,7 @@ def _gradient_norm(epoch: Epoch) -> dict[str, Any]:
 def _sharpness(epoch: Epoch) -> dict[str, Any]:
     from flatness import curvature  # has TensorFlow
 
-    context, info = epoch.context, epoch.infos[-1] if epoch.infos else None
+    context, info = epoch.context, epoch.info
     hessian = curvature.Hessian(curvature.examples_of(context))
     noise = np.random.default_rng([context.f.seed, info["eid"] if info else 0]).standard_normal(hessian.shape[0])
     value, vector = curvature.largest_eigenvalue(hessian, epoch.kept.get("eigenvector"), noise)

@@ -68,7 +68,7 @@ def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
         times = {"train_time": outcome.train_time, "eval_time": outcome.eval_time}
         info["stats"] |= times | {"attempts": 1}
         if f.measure and f.measure_every != "archived" and (more % f.measure_every == 0 or more == f.E):
-            epoch = measures.Epoch(context, f.log_frame0, infos=[info], kept=kept)
+            epoch = measures.Epoch(context, f.log_frame0, info=info, kept=kept)
             info["stats"] |= measures.record(epoch, f.measure)
         log.info("epoch #%d + %d: %s", eid, more, stats_line(info["stats"]))
     return peeked
@@ -122,7 +122,8 @@ def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
     def stop_if_asked(done: int) -> None:
         context.stop_if_asked()
 
-    epoch = measures.Epoch(context, infos[-1]["log_frame"], tick=stop_if_asked, infos=infos, stored=stored)
+    now = infos[-1]
+    epoch = measures.Epoch(context, now["log_frame"], tick=stop_if_asked, info=now, infos=infos, stored=stored)
     return measures.record(epoch, context.f.measure)
 
 

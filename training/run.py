@@ -245,7 +245,7 @@ class Run(Progress):
             self.context.model.set_weights(self.weights)  # the accepted attempt may have been made elsewhere
             infos = [*self.raw.values(), info]
             epoch = measures.Epoch(
-                self.context, info["log_frame"], infos=infos, stored=self._last_stored, kept=self.kept
+                self.context, info["log_frame"], info=info, infos=infos, stored=self._last_stored, kept=self.kept
             )
             info["stats"] |= measures.record(epoch, f.measure)
             info["time"] += time.perf_counter() - began

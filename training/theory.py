@@ -171,6 +171,8 @@ def flow_bound(before: dict[str, Any], after: dict[str, Any], order: int, n: int
     Args:
       before, after: the epochs' stats (log_loss, rho).
     """
+    if not (before["rho"] > 0 and after["rho"] > 0):
+        return math.nan
     growth = math.log(after["rho"] / before["rho"])
     g = [smoothed_margin(stats["log_loss"], n) for stats in (before, after)]
     rise = math.log(g[1] / g[0]) - order * growth if not any(map(math.isnan, g)) else math.nan
@@ -187,6 +189,11 @@ def log_flow_time(infos: list[dict[str, Any]], steps: int, n: int) -> float:
     """
     logs = np.array([math.log(info["lr"]) - info["log_frame"] for info in infos])
     return float(np.logaddexp.reduce(logs)) + math.log(steps / n)
+
+
+def steps_of(n: int, B: int, drop_last: bool) -> int:
+    """Gradient steps an epoch."""
+    return n // B if drop_last else math.ceil(n / B)
 
 
 def rates(log_loss: float, log_time: float, order: int, n: int) -> dict[str, float]:
@@ -216,11 +223,15 @@ def largest_margin(x: np.ndarray, y: np.ndarray, bias: bool) -> float:
 
     Returns: NaN where no such network classifies all examples right.
     """
+    from scipy.optimize import linprog
     from sklearn.svm import SVC
 
     if bias:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     signed = np.where(y == 0, 1.0, -1.0)[:, None] * x
+    one_side = linprog(np.zeros(signed.shape[1]), -signed, -np.ones(len(signed)), bounds=(None, None))
+    if one_side.status == 2:  # no plane has all on one side: the SVM would not end
+        return math.nan
     symmetric = np.concatenate([signed, -signed])  # so the best plane goes through 0
     svm = SVC(kernel="linear", C=1e9, tol=1e-9, cache_size=500).fit(symmetric, np.repeat([1, -1], len(x)))
     v = svm.coef_[0]
@@ -255,7 +266,7 @@ def of_epoch(epoch: Any) -> dict[str, Any]:
         found["flow_ratio"] = _ratio(found["direction_moved"], bound)
     if epoch.infos:
         f = epoch.context.f
-        found["log_time"] = log_flow_time(epoch.infos, n // f.B if f.drop_last else math.ceil(n / f.B), n)
+        found["log_time"] = log_flow_time(epoch.infos, steps_of(n, f.B, f.drop_last), n)
         found |= rates(epoch.log_loss, found["log_time"], order, n)
     return found
 
