@@ -106,7 +106,8 @@ def _of_classes(part: tuple, classes: tuple[int, ...], dataset: Dataset) -> tupl
     for k in classes:
         if not (y == k).any():
             raise UserError(
-                f"--classes {k}: {dataset.name} has no such class in both sets (0 to {dataset.n_classes - 1})"
+                f"--classes {k}: {dataset.name} has no such class in both sets (0 to {dataset.n_classes - 1}); "
+                "give others, or --classes none for all"
             )
     new = np.full(dataset.n_classes, -1, np.int32)
     new[list(classes)] = np.arange(len(classes))

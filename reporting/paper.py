@@ -73,10 +73,11 @@ def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[st
     data = "CIFAR-10" if form.cifar else "MNIST or other data than CIFAR-10"
     if not own:
         return None, [f"not drawn: no training run on {data} with {' or '.join(form.rows)}"]
-    figure, axes = style.panels(len(form.rows), 2, title(own, "dataset"), squeeze=False)
-    lacks = []
+    rows = [row for row in form.rows if any(_scheduler(run) == row for run in own)]
+    figure, axes = style.panels(len(rows), 2, title(own, "dataset"), squeeze=False)
+    lacks = [f"no run at {row}" for row in form.rows if row not in rows]
     looks = dict(zip(BIASES, style.cycle(len(BIASES)), strict=True))
-    for row, panels in zip(form.rows, axes, strict=True):
+    for row, panels in zip(rows, axes, strict=True):
         for bias, modes in BIASES.items():
             there = [r for r in own if _scheduler(r) == row and r.flags["model.bias_mode"] in modes]
             lacks += [] if there else [f"no run {bias} at {row}"]

@@ -171,10 +171,11 @@ def groups(things: Iterable, key: Callable) -> dict:
 
 def title(runs: list[Run], *names: str) -> str:
     """The values that all runs share, of the flags with these names."""
+    chosen = list(names or ("dataset", "lr", "model.bias_mode"))
+    if chosen[0] == "dataset":  # which part of it
+        chosen[1:1] = [name for name in ("classes", "train_N") if runs[0].flags[name] not in (None, "all")]
     common = [
-        say(name, runs[0].flags[name])
-        for name in names or ("dataset", "lr", "model.bias_mode")
-        if len({json.dumps(run.flags[name]) for run in runs}) == 1
+        say(name, runs[0].flags[name]) for name in chosen if len({json.dumps(run.flags[name]) for run in runs}) == 1
     ]
     return ", ".join(common)
 

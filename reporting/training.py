@@ -214,7 +214,8 @@ def _of_registry(runs: list[Run], name: str) -> "Figure | None":
                 value = np.where(value > 0, value, np.nan) if panel.log else value
                 if np.isfinite(value).any():
                     named = {"label": ", ".join(filter(None, [run.label, key])), "linestyle": dash} if several else {}
-                    place.plot(eid, value, **look | named)
+                    marker = {"marker": "o", "markersize": 2} if len(eid) <= FEW else {}
+                    place.plot(eid, value, **look | named | marker)
         if panel.level is not None:
             place.axhline(panel.level, color="0.4", linewidth=0.6, zorder=1)
         if panel.log and place.lines:
@@ -259,7 +260,7 @@ def linear(runs: list[Run]) -> "Figure | None":
     for run, look in zip(own, styles(own), strict=True):
         best = columns(run, "q_bar_svm")[0, -1]
         eid, margin, smoothed, lr, frame = columns(run, "eid", "q_bar_min", "smoothed_q_bar", "lr", "log_frame")
-        left.plot(eid, margin, **look)
+        left.plot(eid, margin, **look | {"label": run.label or "q_bar_min"})
         left.plot(eid, smoothed, **look | {"label": "smoothed", "linewidth": 0.6})
         left.axhline(best, color="k", linewidth=0.8, linestyle=":", label="hard-margin SVM")
         log_time = np.logaddexp.accumulate(np.log(lr) - frame) + _log_steps(run)
@@ -271,15 +272,13 @@ def linear(runs: list[Run]) -> "Figure | None":
     left.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
     style.epochs_by_decade(left)
     style.show_the_rise(left)
-    right.set(xlabel="log T", ylabel="1 − q_bar_min / SVM's")
+    right.set(xlabel="log T, T the time of the flow", ylabel="1 − q_bar_min / SVM's")
     if right.lines and any(len(line.get_xdata()) for line in right.lines):
         right.set(xscale="log", yscale="log")
-    handles = {
-        label: handle
-        for axes in (left, right)
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    right.legend(handles.values(), handles.keys(), loc="lower left")
+    for axes in (left, right):
+        handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        if handles:
+            axes.legend(handles.values(), handles.keys(), loc="best")
     return figure
 
 
@@ -311,6 +310,7 @@ def asked_for(runs: list[Run]) -> "Figure | None":
 
 
 WINDOW = 50  # epochs
+FEW = 60  # points: each is marked
 
 
 def course(values: np.ndarray) -> dict[str, float]:
@@ -327,7 +327,7 @@ def course(values: np.ndarray) -> dict[str, float]:
     return {
         "steps": len(steps),
         "dips": int((steps < 0).sum()),
-        "worst_dip": float(-steps.min(initial=0.0)),
+        "worst_dip": max(float(-steps.min(initial=0.0)), 0.0),
         "windows": len(windows),
         "window_dips": int((windows < 0).sum()),
         "drawdown": float(np.max(1 - values / np.maximum.accumulate(values), initial=0.0)),
@@ -345,7 +345,8 @@ def course_table(entries: list[Entry]) -> list[Table]:
                 found = course(values)
                 counts = [number(found["dips"]), " of ", number(found["steps"])]
                 windows = [number(found["window_dips"]), " of ", number(found["windows"])]
-                falls = [percent(found["worst_dip"]), percent(found["drawdown"])]
+                falls = [percent(found[key] or None) for key in ("worst_dip", "drawdown")]
+                windows = windows if found["windows"] else []
                 rows.append([entry, Code(key), counts, falls[0], windows, falls[1]])
                 told += [entry] if entry not in told else []
     if not rows:

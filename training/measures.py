@@ -341,8 +341,8 @@ PANELS = {  # {figure: its panels}; what else --measure asks for has a panel in 
         Panel("flow: d log(smoothed margin) / d log(rho)", ("growth_rate",), log=True),
         Panel("movement of w / rho between stored epochs", ("direction_moved", "flow_bound"), log=True),
         Panel("movement / the flow's bound", ("flow_ratio",), log=True, level=1),
-        Panel("theorem 4.3: log S + log T + (2 - 2/L) log log T", ("loss_rate",)),
-        Panel("theorem 4.3: rho (smoothed margin / log T)^(1/L)", ("norm_rate",), level=1),
+        Panel("theorem 4.3: loss_rate, bounded", ("loss_rate",)),
+        Panel("theorem 4.3: norm_rate, to 1", ("norm_rate",), level=1),
     ),
     "kkt": (
         Panel(
