@@ -26,9 +26,8 @@ from context import Context
 from errors import UserError
 from files import arrays_of
 from flags import values
-from flags.command_line import Parser
+from flags.command_line import Parser, exit_status, refuse_empty
 from flags.table import of_trained
-from screen import give_streams, one_line, silence_stdout
 
 SUFFIX = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "npz": ".npz"}
 TOLERANCE = 1e-5  # of an image's logits, relative to the largest of them
@@ -359,28 +358,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--eid", default="last", help="the epochs: last, all, n or n,n,n [last]")
     parser.add_argument("--out", metavar="FILE", help="where to [export/eid-<epoch> in the directory]")
     parser.add_argument("--data_dir", metavar="DIR", help="where the run's data is now")
-    give_streams()
-    try:
+
+    def answer() -> None:
         options = parser.parse_args(argv)
-        if "" in (options.directory, options.out, options.data_dir):
-            raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
+        refuse_empty(options.directory, options.out, options.data_dir)
         try:
             eid = values.epochs(values.from_text(options.eid))
         except values.Bad as error:
             raise UserError(f"--eid {options.eid}: expected {error}") from None
         export(options.directory, options.to, eid, options.out, data_dir=options.data_dir)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        silence_stdout()
-        print(f"error: {one_line(error.strerror or error)}; what is written is whole", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing is half-written", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(answer, "what is written is whole")
 
 
 if __name__ == "__main__":

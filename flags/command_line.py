@@ -205,19 +205,39 @@ def on_directories(
     parser.add_argument("--out", metavar=out[0], help=f"where to [{out[1]}]")
     for name, meaning in (switches or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
+
+    def answer() -> None:
+        options = parser.parse_args(argv)
+        refuse_empty(*options.directories, options.out)
+        do(options.directories, options.out, **{name: getattr(options, name) for name in switches or {}})
+
+    return exit_status(answer, "what is drawn is whole")
+
+
+def refuse_empty(*paths: str | None) -> None:
+    """Raises: UserError for a path that is an empty word."""
+    if "" in paths:
+        raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
+
+
+def exit_status(answer: Callable[[], None], when_the_disk_fails: str) -> int:
+    """Do what a command line asks for, with one line for whatever ends it early.
+
+    Args:
+      when_the_disk_fails: what holds then of what was written.
+
+    Returns: 0; 1 for an OSError, 2 for a UserError, 130 for Ctrl-C.
+    """
     give_streams()
     try:
-        options = parser.parse_args(argv)
-        if "" in (*options.directories, options.out):
-            raise UserError("an empty word where a path is expected (a shell variable that is not set?)")
-        do(options.directories, options.out, **{name: getattr(options, name) for name in switches or {}})
+        answer()
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         silence_stdout()
-        print(f"error: {one_line(error.strerror or error)}; what is drawn is whole", file=sys.stderr)
+        print(f"error: {one_line(error.strerror or error)}; {when_the_disk_fails}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)

@@ -22,6 +22,11 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((logits.argmax(axis=1) == labels).mean())
 
 
+def published_order(n_layers: int, act_type: str) -> int:
+    """The power of rho that the published code divides by: that of `rhoL`."""
+    return 2 ** (n_layers - 1) + 1 if act_type == "relu2" else n_layers
+
+
 def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
     """rho, rho_k, norm_prod and rhoL (arXiv 1906.05890).
 
@@ -37,10 +42,9 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
         norm_prod = 1.0
         for r in rho_k:
             norm_prod = norm_prod**2 * r
-        rhoL = rho ** (2 ** (len(rho_k) - 1) + 1)
     else:
         norm_prod = math.prod(rho_k)
-        rhoL = rho ** len(rho_k)
+    rhoL = rho ** published_order(len(rho_k), act_type)
     return {"rho": rho, **{f"rho_{k}": r for k, r in enumerate(rho_k)}, "norm_prod": norm_prod, "rhoL": rhoL}
 
 
@@ -74,13 +78,18 @@ def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: li
     """
     g = smoothed_margin(log_loss, n)
     rho_k = [norms[f"rho_{k}"] for k in range(len(degrees))]
-    product = math.prod(r**e for r, e in zip(rho_k, degrees, strict=True))
-    own = {"rhoL": norms["rho"] ** sum(degrees), "norm_prod": product}
-    found = {}
+    found = {"smoothed_q_bar": math.nan, "smoothed_q_bar2": math.nan, "balance": balance(rho_k, degrees)}
+    if math.isnan(g) or math.isnan(found["balance"]):  # no smoothed margin yet, or a layer of zeros
+        return found
+    # By logs: the network's own powers can leave float64's range where the published rhoL does not.
+    logs = {
+        "rhoL": sum(degrees) * math.log(norms["rho"]),
+        "norm_prod": sum(e * math.log(r) for r, e in zip(rho_k, degrees, strict=True)),
+    }
     for name, norm in (("smoothed_q_bar", "rhoL"), ("smoothed_q_bar2", "norm_prod")):
-        right = g == g and math.isclose(norms[norm], own[norm], rel_tol=1e-9) and norms[norm] > 0
-        found[name] = g / norms[norm] if right else math.nan
-    return found | {"balance": balance(rho_k, degrees)}
+        if math.isclose(math.log(norms[norm]), logs[norm], rel_tol=1e-9, abs_tol=1e-9):
+            found[name] = g / norms[norm]
+    return found
 
 
 def balance(rho_k: list[float], degrees: list[int]) -> float:

@@ -1,6 +1,7 @@
 """A working directory's results as one structured array: a row an epoch, an image or a direction."""
 
 import csv
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -120,37 +121,27 @@ def write_csv(rows: np.ndarray, file: TextIO) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The command line of `python results.py`; returns the exit status."""
-    from flags.command_line import Parser
-    from screen import give_streams, one_line, silence_stdout
+    """The command line of `python results.py`; returns the exit status, as `exit_status`."""
+    from flags.command_line import Parser, exit_status
 
     parser = Parser(prog="python results.py", description="A run's record as a table.", allow_abbrev=False)
     parser.add_argument("directory", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--csv", metavar="FILE", help="write it there, not to the screen")
-    give_streams()
-    try:
+
+    def answer() -> None:
         options = parser.parse_args(argv)
         if options.csv is not None and not Path(options.csv).name:
             raise UserError(f"--csv '{options.csv}': expected the name of a file")
         rows = table(options.directory)
         if options.csv is None:
             write_csv(rows, sys.stdout)
-            sys.stdout.flush()
         else:
             _to_file(rows, Path(options.csv))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        silence_stdout()
-        print(f"error: {one_line(error.strerror or error)}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_status(answer, "the screen has not all of the table")
 
 
 def _to_file(rows: np.ndarray, path: Path) -> None:
-    import io
-
     text = io.StringIO()
     write_csv(rows, text)
     try:

@@ -524,6 +524,14 @@ def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted
     np.testing.assert_equal({eid: {key: info["stats"][key] for key in keys} for eid, info in found.items()}, expected)
 
 
+def test_a_deep_relu2_network_whose_own_powers_leave_float64_has_none_and_no_error():
+    rho_k = [50.0] + [1.0] * 7
+    norms = {"rho": 51.0, "rhoL": 51.0**129, "norm_prod": 1e200} | {f"rho_{k}": r for k, r in enumerate(rho_k)}
+    found = margins.smoothed_stats(-20.0, 100, norms, [2 ** (7 - k) for k in range(8)])  # of order 255
+    assert math.isnan(found["smoothed_q_bar"]) and math.isnan(found["smoothed_q_bar2"])
+    assert 0 < found["balance"] < 1
+
+
 @pytest.mark.parametrize("n_layers", [2, 3, 4])
 def test_an_older_run_with_relu2_has_no_smoothed_margin_over_a_norm_that_is_not_its_own(n_layers, tmp_path):
     rho_k = [2.0, 3.0, 1.5, 0.7][:n_layers]

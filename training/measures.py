@@ -157,7 +157,7 @@ def _smoothed(epoch: Epoch) -> dict[str, Any]:
 
 def _why_not_smoothed(model: Any) -> str | None:
     order = sum(model.degrees)
-    if model.act_type == "relu2" and order != 2 ** (len(model.layers) - 1) + 1:
+    if order != margins.published_order(len(model.layers), model.act_type):
         return f"smoothed_q_bar is NaN: the network is homogeneous of order {order}, and rhoL is another power of rho"
     return None
 

@@ -28,6 +28,7 @@ def dot(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 
 
 def norm(a: list[np.ndarray]) -> float:
+    """The length of a list of arrays, taken as one vector."""
     return math.sqrt(dot(a, a))
 
 
@@ -146,7 +147,7 @@ def growth_rate(beta: float, nu: float, order: int, log_loss: float, n: int) -> 
     g, total = smoothed_margin(log_loss, n), math.exp(min(log_loss + math.log(n), 0.0))
     if math.isnan(g) or not beta:
         return math.nan
-    b = nu / g * (total / -math.expm1(-total) if total > 1e-8 else 1.0)
+    b = nu / g * (total / -math.expm1(-total) if total else 1.0)
     return order * (b / beta**2 - 1)
 
 
