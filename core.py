@@ -24,8 +24,10 @@ TASKS = {  # {task: 'module:function'}. A function takes a Context and returns t
     "attack": "attacks.run:attack",
     "make_random_labels": "flatness.run:make_random_labels",
     "make_points": "flatness.run:make_points",
+    "make_surface": "flatness.run:make_surface",
     "measure_radius": "flatness.run:measure_radius",
     "measure_curvature": "flatness.run:measure_curvature",
+    "measure_sharpness": "flatness.run:measure_sharpness",
     "measure_epochs": "training.peek:measure_epochs",
 }
 

@@ -12,7 +12,7 @@ flags = {
     "attack_K": 10000,
     "attack_initial_const": 0.001,
     "attack_confidence": 0.0,
-    "attack_abort": "image",
+    "attack_abort": "batch",
     "attack_B": 128,
 }
 

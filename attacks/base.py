@@ -48,6 +48,16 @@ def l2(x: tf.Tensor) -> tf.Tensor:
     return top * tf.sqrt(tf.reduce_sum(tf.square(x / per_image(safe)), axis=[1, 2, 3]))
 
 
+def l1(x: tf.Tensor) -> tf.Tensor:
+    """The L1 norm of each image, [B, h, w, c] -> [B]."""
+    return tf.reduce_sum(tf.abs(x), axis=[1, 2, 3])
+
+
+def linf(x: tf.Tensor) -> tf.Tensor:
+    """The largest magnitude in each image, [B, h, w, c] -> [B]."""
+    return tf.reduce_max(tf.abs(x), axis=[1, 2, 3])
+
+
 def divide(a: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
     """a / norm, image by image, and 0 where norm is: a [B, h, w, c], norm [B]."""
     return tf.math.divide_no_nan(a, per_image(norm))
@@ -123,8 +133,12 @@ class SteppedAttack(Attack):
 
     Args:
       steps: K. init_epsilon: the first epsilon.
+
+    Attributes:
+      norm: in which nearness is measured, [B, h, w, c] -> [B].
     """
 
+    norm = staticmethod(l2)
     PIECE = 25  # steps in one call of the graph, at most: between two, the attack can be stopped
 
     def __init__(self, logits: Logits, shape: tuple[int, int, int], steps: int, init_epsilon: float, targeted: bool):
@@ -158,7 +172,7 @@ class SteppedAttack(Attack):
     def _run(self, first, last, x, y, delta, epsilon, best_norm, best):
         def step(k, delta, epsilon, best_norm, best):
             gap, gradient, adversarial = self.gap_and_gradient(x + delta, y)
-            norm = l2(delta)
+            norm = self.norm(delta)
             better = adversarial & (norm < best_norm)
             best_norm = tf.where(better, norm, best_norm)
             best = tf.where(per_image(better), x + delta, best)

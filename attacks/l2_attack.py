@@ -41,7 +41,7 @@ class CarliniWagnerL2(Attack):
         learning_rate: float = 0.01,
         initial_const: float = 1e-3,
         confidence: float = 0.0,
-        abort_early: str = "image",
+        abort_early: str = "batch",
         targeted: bool = False,
     ):
         super().__init__(logits, shape, targeted)

@@ -15,11 +15,60 @@ def cw_loss(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return -tf.nn.relu(50 - gap(z, y))
 
 
-class ProjectedGradientDescent(Attack):
-    """For each eps, ascending: restarts from random points of the ball, K steps up the CW loss each.
+class EpsGrid(Attack):
+    """For each eps, ascending: restarts from random points of the ball. A subclass says what an attempt is.
 
     An image is done at its first adversarial iterate; only still-robust images go on to the next
     restart and the next eps.
+
+    Args:
+      eps_list: radii. restarts: for each of them. steps: K, of an attempt. seed: of the starts.
+      random_start: else every attempt begins at the image itself.
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        shape: tuple[int, int, int],
+        eps_list: tuple[float, ...],
+        restarts: int,
+        steps: int,
+        seed: int,
+        random_start: bool = True,
+    ):
+        super().__init__(logits, shape)
+        self.eps_list, self.restarts, self.steps = sorted(eps_list), restarts, steps
+        self.seed, self.random_start = seed, random_start
+
+    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+        indices = np.arange(len(images)) if indices is None else indices
+        best = images.copy()
+        robust = np.arange(len(images))
+        rounds = len(self.eps_list) * self.restarts
+        for k in range(rounds):
+            eps = self.eps_list[k // self.restarts]
+            x = np.stack([self._start(images[i], indices[i], k, eps) for i in robust])
+            x, found = self._attempt(images[robust], labels[robust], x, eps)
+            best[robust[found]] = x[found]
+            robust = robust[~found]
+            tick((k + 1) / rounds)
+            if not len(robust):
+                break
+        return best
+
+    def _start(self, image, index, k, eps):
+        if not self.random_start:
+            return image
+        eta = np.random.default_rng([self.seed, int(index), k]).uniform(-eps, eps, image.shape)
+        return np.clip(image + eta, 0, 1).astype(np.float32)
+
+    def _attempt(self, images, labels, x, eps):
+        """From x on, K steps at most. Returns x, adversarial where it was reached, and whether it was, bool [B]."""
+        raise NotImplementedError
+
+
+class ProjectedGradientDescent(EpsGrid):
+    """K steps up the CW loss from each start.
 
     CleverHans gives the step (`optimize_linear`) and the projection (`clip_eta`); a test compares
     with its `projected_gradient_descent`, which gives the right result but loops in Python, does not
@@ -27,9 +76,7 @@ class ProjectedGradientDescent(Attack):
     from (seed, image, eps, restart), so that they do not depend on what is attacked together.
 
     Args:
-      eps_list: radii. restarts: for each of them. steps: K.
-      stepsize: of a step, as a part of eps. seed: of the starts.
-      random_start: else every restart begins at the image itself.
+      stepsize: of a step, as a part of eps. The others: as for `EpsGrid`.
     """
 
     def __init__(
@@ -43,44 +90,26 @@ class ProjectedGradientDescent(Attack):
         seed: int = 0,
         random_start: bool = True,
     ):
-        super().__init__(logits, shape)
-        self.eps_list, self.restarts, self.steps, self.stepsize = sorted(eps_list), restarts, steps, stepsize
-        self.seed, self.random_start = seed, random_start
+        super().__init__(logits, shape, eps_list, restarts, steps, seed, random_start)
+        self.stepsize = stepsize
         scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
         x = self.images_spec
         self._climb = tf.function(
             self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count]
         )  # fmt: skip
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
-        indices = np.arange(len(images)) if indices is None else indices
-        best = images.copy()
-        robust = np.arange(len(images))
-        rounds = len(self.eps_list) * self.restarts
-        for k in range(rounds):
-            eps = self.eps_list[k // self.restarts]
-            active = robust
-            x = np.stack([self._start(images[i], indices[i], k, eps) for i in active])
-            for first in range(0, self.steps, PIECE):
-                piece = min(PIECE, self.steps - first)
-                rows = padded(np.arange(len(active)))
-                result = self._climb(images[active[rows]], x[rows], labels[active[rows]], eps, piece)
-                x, found = (t.numpy()[: len(active)] for t in result)
-                best[active[found]] = x[found]
-                active, x = active[~found], x[~found]
-                if not len(active):
-                    break
-            robust = active
-            tick((k + 1) / rounds)
-            if not len(robust):
+    def _attempt(self, images, labels, x, eps):
+        active, fooled = np.arange(len(images)), np.zeros(len(images), bool)
+        for first in range(0, self.steps, PIECE):
+            piece = min(PIECE, self.steps - first)
+            rows = active[padded(np.arange(len(active)))]
+            result = self._climb(images[rows], x[rows], labels[rows], eps, piece)
+            new, found = (t.numpy()[: len(active)] for t in result)
+            x[active], fooled[active] = new, found
+            active = active[~found]
+            if not len(active):
                 break
-        return best
-
-    def _start(self, image, index, k, eps):
-        if not self.random_start:
-            return image
-        eta = np.random.default_rng([self.seed, int(index), k]).uniform(-eps, eps, image.shape)
-        return np.clip(image + eta, 0, 1).astype(np.float32)
+        return x, fooled
 
     def _climb(self, x0, x, y, eps, n):
         """n steps from x; the first adversarial iterate, or the last one, and whether it is adversarial."""

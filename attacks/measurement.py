@@ -101,8 +101,9 @@ def attack_block(
     labels: np.ndarray,
     indices: np.ndarray,
     target: str | int | None = None,
+    norm: str = registry.L2,
     eps_list: tuple[float, ...] | None = None,
-    lipschitz: tuple[float, np.ndarray] | None = None,
+    certifier: certificate.Certifier | None = None,
     tick: Callable[[float], None] = lambda fraction: None,
 ) -> dict[str, np.ndarray]:
     """Attack some images together.
@@ -113,13 +114,15 @@ def attack_block(
     Args:
       images: integer pixels [B, h, w, c]; labels: int32 [B]; indices: their numbers in the set.
       target: 'next' (the class after the label) or a class; None to leave the label's.
+      norm: of the distances.
       eps_list: of an attack on a grid of eps; its error is the smallest of these that holds the example.
-      lipschitz: of `certificate.lipschitz`, to compute certified bounds; None: they are 0.
+      certifier: of this norm, to compute certified bounds; None: they are 0.
       tick: called with the fraction that is done; may raise, which ends the attack.
 
     Returns: image float32 [B, h, w, c], error float64 [B], success, clean_correct bool [B], certified float64 [B].
     """
     x, y = model.pixels(images).numpy(), labels
+    share = 0.5 if certifier and certifier.local else 1.0  # of the attack in the work, about
     clean = model.logits(x).numpy()
     goal = y
     if target is not None:
@@ -132,37 +135,44 @@ def attack_block(
     todo = np.flatnonzero(~wanted(clean))
     if len(todo):
         rows = padded(todo)
-        found[todo] = attack(x[rows], goal[rows], indices[rows], tick)[: len(todo)]
+        found[todo] = attack(x[rows], goal[rows], indices[rows], lambda part: tick(share * part))[: len(todo)]
     success = wanted(model.logits(found).numpy())
     found[~success] = x[~success]
+    certified = np.zeros(len(x))
+    if certifier:
+        certified = certifier(x, clean, y, lambda part: tick(share + (1 - share) * part))
     return {
         "image": found,
         "success": success,
         "clean_correct": clean.argmax(axis=1) == y,
-        "error": np.where(success, errors(found, x, eps_list), 1.0 if eps_list else np.inf),
-        "certified": certificate.certified(clean, y, *lipschitz) if lipschitz else np.zeros(len(x)),
+        "error": np.where(success, errors(found, x, norm, eps_list), 1.0 if eps_list else np.inf),
+        "certified": certified,
     }
 
 
-def errors(adversarial: np.ndarray, images: np.ndarray, eps_list: tuple[float, ...] | None = None) -> np.ndarray:
-    """Squared L2 distances, float64 [B]; with eps_list the smallest of these that holds the example, or 1."""
-    difference = adversarial.astype(np.float64) - images
+def errors(
+    adversarial: np.ndarray, images: np.ndarray, norm: str = registry.L2, eps_list: tuple[float, ...] | None = None
+) -> np.ndarray:
+    """Distances in L1 or L-infinity, squared ones in L2, float64 [B]; with eps_list the smallest of it that holds the
+    example, or 1."""
+    difference = np.abs(adversarial.astype(np.float64) - images)
+    if eps_list is None and norm == registry.LINF:
+        return difference.max(axis=(1, 2, 3))
     if eps_list is None:
-        return (difference**2).sum(axis=(1, 2, 3))
+        return (difference if norm == registry.L1 else difference**2).sum(axis=(1, 2, 3))
     eps = np.sort(np.append(np.asarray(eps_list, np.float64), 1.0))
     # Rounded to float32, a pixel may lie outside by half a unit in its last place.
-    return eps[np.searchsorted(eps + 1e-6, np.abs(difference).max(axis=(1, 2, 3)))]
+    return eps[np.searchsorted(eps + 1e-6, difference.max(axis=(1, 2, 3)))]
 
 
-def summary(records: np.ndarray, eps_list: tuple[float, ...], eps_grid: bool) -> dict:
+def summary(records: np.ndarray, eps_list: tuple[float, ...], method: registry.Method) -> dict:
     """The results of a set in a few numbers.
 
     `robust_acc` {eps: part of all images that are classified right and have no example within eps}.
     The median is over all images; one without an example is at infinite distance (on a grid of eps: at 1).
     The mean is over those with an example. A misclassified image is at distance 0.
     """
-    distance = records["error"] if eps_grid else np.sqrt(records["error"])
-    distance = np.where(records["clean_correct"], distance, 0.0)
+    distance = np.where(records["clean_correct"], method.distances(records["error"]), 0.0)
     finite = distance[records["success"]]
     robust = {
         str(eps): float((records["clean_correct"] & (~records["success"] | (distance > eps))).mean())
@@ -183,20 +193,19 @@ def summary_line(found: dict, method: registry.Method) -> str:
     """One attacked epoch on one line."""
     robust = " ".join(f"{eps}:{part:.2%}" for eps, part in found["robust_acc"].items())
     distance = method.distance
-    certified = f" certified_median={found['certified_median']:.4g}" if method.norm == registry.L2 else ""
     return (
         f"success={found['success']:.2%} clean_acc={found['clean_acc']:.2%} "
-        f"median_{distance}={found['median']:.4f} mean_{distance}={found['mean']:.4f}{certified} "
-        f"robust_acc {robust}"
+        f"median_{distance}={found['median']:.4f} mean_{distance}={found['mean']:.4f} "
+        f"certified_median={found['certified_median']:.4g} robust_acc {robust}"
     )
 
 
-def summary_table(summaries: dict[int, dict], method: registry.Method) -> list[str]:
+def summary_table(summaries: dict[int, dict]) -> list[str]:
     """A line an epoch: its normalized margin beside the medians of certified bound and distance."""
     lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
     for eid, s in summaries.items():
         log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
         q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
-        certified = f"{s['certified_median']:.4g}" if method.norm == registry.L2 else "-"
+        certified = f"{s['certified_median']:.4g}"
         lines.append(f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}")
     return lines

@@ -11,7 +11,8 @@ from typing import Any
 
 NORMALIZATIONS = ("none", "sum", "max")
 ABORT_RULES = ("image", "batch", "none")
-L2, LINF = "L2", "Linf"
+CERTIFICATES = ("norms", "local", "none")
+L1, L2, LINF = "L1", "L2", "Linf"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Method:
     Attributes:
       path: its class, 'module:class'.
       options: {what its class calls a setting: the flag}.
-      norm: of its distances, L2 or LINF.
+      norm: of its distances: L1, L2 or LINF.
       targeted: whether it can be aimed at a class.
       eps_grid: whether it looks for examples at the radii of `attack_eps_list`, and not for the nearest one.
         The error of an image is then the smallest of these radii that holds its example.
@@ -37,6 +38,10 @@ class Method:
     def distance(self) -> str:
         """What its distances are called in a table: 'L2', or 'eps' of a grid."""
         return "eps" if self.eps_grid else self.norm
+
+    def distances(self, errors: Any) -> Any:
+        """Distances, from the errors that `res` has of them: those in L2 are squared there, as published."""
+        return errors**0.5 if self.norm == L2 else errors
 
 
 METHODS = {
@@ -70,7 +75,18 @@ METHODS = {
     ),
     "deepfool": Method("attacks.deepfool:DeepFool", {"steps": "attack_K"}),
     "ddn": Method("attacks.ddn:DDN", {"steps": "attack_K", "init_epsilon": "attack_init_eps"}, targeted=True),
-    "fmn": Method("attacks.fmn:FMN", {"steps": "attack_K", "alpha_init": "attack_lr"}, targeted=True),
+    **{
+        name: Method(
+            f"attacks.fmn:{path}", {"steps": "attack_K", "alpha_init": "attack_lr"}, norm=norm, targeted=True
+        )
+        for name, path, norm in (("fmn", "FMN", L2), ("fmn-l1", "FMNL1", L1), ("fmn-linf", "FMNLinf", LINF))
+    },
+    "apgd": Method(
+        "attacks.apgd:AutoPGD",
+        {"steps": "attack_K", "restarts": "attack_E", "eps_list": "attack_eps_list", "seed": "seed"},
+        norm=LINF,
+        eps_grid=True,
+    ),
 }
 
 

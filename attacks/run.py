@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import results
-from attacks import certificate, measurement, registry
+from attacks import certificate, local_certificate, measurement, registry
 from context import Context
 from errors import Stopped, UserError
 from execution import Tick, Unit, executor, weights_of
@@ -20,10 +20,10 @@ def attack(context: Context) -> Path:
     """Find adversarial examples at each stored epoch `eid` of load_dir. Returns the attack's directory.
 
     Leaves, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32
-    [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, or of an attack on a
-    grid of eps the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where none was found),
-    'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
-    the L2 distances, float64 [N]}}, and the summaries in summary.json.
+    [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, distances in L1 or
+    L-infinity, or of an attack on a grid of eps the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where
+    none was found), 'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
+    the distances in the attack's norm, float64 [N]}}, and the summaries in summary.json.
 
     Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once; Stopped.
     """
@@ -65,22 +65,21 @@ def choose_images(context: Context) -> np.ndarray:
 
 def block(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, np.ndarray]:
     """A unit of work: attack the images with the numbers `indices` at a `network` (`execution.weights_of`)."""
-    f, model = context.f, context.model
+    f, model, method = context.f, context.model, registry.METHODS[context.f.attack_method]
     images, labels = context.dataset[("train", "test").index(f.attack_set)]
     attack = context.kept("attack", None, lambda: registry.build(f, model.logits, images.shape[1:]))
 
-    def load() -> tuple[float, np.ndarray] | None:
+    def load() -> certificate.Certifier | None:
         model.set_weights(weights_of(context, args["network"]))
-        if not f.attack_certificate:
+        if f.attack_certificate == "none":
             return None
-        return certificate.lipschitz(model.specs, model.effective_weights(), model.act_type)
+        return certificate.Certifier(model, method.norm, local=f.attack_certificate == "local")
 
-    lipschitz = context.kept("attacked", args["network"], load)
+    certifier = context.kept("attacked", args["network"], load)
     where = args["indices"]
-    eps_list = f.attack_eps_list if registry.METHODS[f.attack_method].eps_grid else None
-    return measurement.attack_block(
-        *(attack, model, images[where], labels[where], where, f.attack_target, eps_list, lipschitz, tick)
-    )
+    eps_list = f.attack_eps_list if method.eps_grid else None
+    block = images[where], labels[where], where
+    return measurement.attack_block(attack, model, *block, f.attack_target, method.norm, eps_list, certifier, tick)
 
 
 class AttackRun:
@@ -102,6 +101,8 @@ class AttackRun:
         for eid in self.eids:
             self.last_weights = context.stored_weights(self.source, eid)
         self.method = registry.METHODS[f.attack_method]
+        if f.attack_certificate == "local" and (reason := local_certificate.why_not(context.model)):
+            raise UserError(f"--attack_certificate local: there is none of this network: {reason}; use norms")
         self.indices = choose_images(context)
         self.images, self.labels = (
             array[self.indices] for array in context.dataset[("train", "test").index(f.attack_set)]
@@ -130,11 +131,11 @@ class AttackRun:
                 ticker.found(int(records["done"].sum()))
                 workers.run(self.blocks(eid, records["done"]), partial(self._store, records), ticker)
                 eps_list = self.context.f.attack_eps_list
-                summaries[eid] = measurement.summary(records, eps_list, self.method.eps_grid)
+                summaries[eid] = measurement.summary(records, eps_list, self.method)
                 stats = raw.get(eid, {}).get("stats") or {}
                 summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
                 log.info("epoch #%d: %s", eid, measurement.summary_line(summaries[eid], self.method))
-        for line in measurement.summary_table(summaries, self.method):
+        for line in measurement.summary_table(summaries):
             log.info("%s", line)
         self._gather(summaries)
 

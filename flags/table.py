@@ -21,7 +21,9 @@ from models.initializers import INITIALIZERS
 from training.measures import ON_REQUEST
 
 TRAINING = ("train", "train_seeds", "train_peek", "sweep")
-MEASUREMENTS = ("make_points", "measure_radius", "measure_curvature", "measure_epochs")
+MEASUREMENTS = (
+    *("make_points", "make_surface", "measure_radius", "measure_curvature", "measure_sharpness", "measure_epochs"),
+)
 TASKS = (*TRAINING, "attack", "make_random_labels", *MEASUREMENTS)
 
 
@@ -149,7 +151,7 @@ SECTIONS = (
         Flag("attack_search_steps", None, optional(whole(1)), "cw: binary-search steps"),
         Flag("attack_initial_const", None, optional(number(0)), "cw: the first constant of the search"),
         Flag("attack_confidence", 0.0, values.confidence, "cw: by how many logits an example has to be wrong"),
-        Flag("attack_abort", "image", choice(*ABORT_RULES),
+        Flag("attack_abort", "batch", choice(*ABORT_RULES),
              "cw: what stops when Adam stalls: " + ", ".join(ABORT_RULES)),
         Flag("attack_target", None, optional(values.target),
              "the class to reach: next, or a class; none: any class but the label"),
@@ -157,13 +159,14 @@ SECTIONS = (
              "divide an image's logits by: none, sum (of magnitudes), max (magnitude)"),
         Flag("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii,
              "pgd: the radii tried; other attacks: radii of the summary's robust accuracies"),
-        Flag("attack_certificate", True, boolean, "also compute proved lower bounds of the L2 distances"),
+        Flag("attack_certificate", "norms", values.certificate,
+             "also prove lower bounds of the distances: by norms of layers, local (near an image, slow), none"),
     )),
     Section("Which run is measured, where no directory is given", MEASUREMENTS, (
         Flag("measured_experiment", None, optional(text), "measure the latest run of this experiment"),
         Flag("on_random_labels", False, boolean, "measure its run with random labels"),
     )),
-    Section("Losses along rays and in planes", ("measure_radius", "make_points"), (
+    Section("Losses along rays and in planes", ("measure_radius", "make_points", "make_surface"), (
         Flag("method", "fast", choice("fast", "plain"),
              "fast: with the short cuts of flatness/span.py; plain: by definition"),
     )),
@@ -175,10 +178,28 @@ SECTIONS = (
         Flag("max_steps", 100_000, whole(1), "a walk longer than this is an error"),
         Flag("normalize", "none", choice("none", "layer"), "layer: directions in proportion to the layers' norms"),
     )),
-    Section("Loss surface", ("make_points",), (Flag("grid", 50, whole(2, most=1000), "how many points a side"),)),
+    Section("Loss surfaces", ("make_points", "make_surface"), (
+        Flag("grid", 50, whole(2, most=1000), "how many points a side"),
+    )),
+    Section("Loss surface of one run", ("make_surface",), (
+        Flag("plane", "random", choice("random", "pca"),
+             "through the network: random, of filters' norms; pca, of the path of training"),
+        Flag("extent", 1.0, number(0), "random: the surface reaches so far to each side, in the filters' norms"),
+    )),
+    Section("Sharpness", ("measure_sharpness",), (
+        Flag("rho", (0.01, 0.02, 0.05, 0.1, 0.2), values.radii, "sizes of the perturbations, relative to the weights"),
+        Flag("adaptive", ("norm", "layer"), several(choice("norm", "layer", "element")),
+             "relative to: the norm of all weights, each layer's own (ASAM), each weight's own size"),
+        Flag("ascent_steps", 30, whole(1, most=10**6), "steps of the search for the worst perturbation"),
+        Flag("sharpness_probes", 20, whole(2, most=10**6), "random perturbations for the average"),
+    )),
     Section("Curvature", ("measure_curvature",), (
         Flag("eigenvalues", 5, whole(1, most=1000), "how many of the Hessian's largest eigenvalues"),
         Flag("probes", 20, whole(2, most=10**6), "random vectors for the trace"),
+        Flag("density", False, boolean, "also the density of the spectrum, by stochastic Lanczos quadrature"),
+        Flag("density_probes", 10, whole(2, most=10**6), "density: random vectors"),
+        Flag("density_steps", 80, whole(2, most=10**4), "density: Lanczos steps a vector"),
+        Flag("layer", None, optional(values.layers), "density: also of the block of these layers: all, or 0,2"),
     )),
 )
 # fmt: on

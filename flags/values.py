@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from attacks.registry import NORMALIZATIONS
+from attacks.registry import CERTIFICATES, NORMALIZATIONS
 from errors import nearest
 from models import archivers, lr_scheduler
 from models.architectures import ARCHITECTURES, parse
@@ -205,6 +205,7 @@ indices = expecting("indices into the set, such as 0 or 3,14,15", ascending(whol
 radii = expecting("positive numbers, such as 0.5,1,2", ascending(number(0)))
 target = expecting("next, or a class", whole(0, "next"))
 confidence = expecting("a number, at least 0", number(-1e-300))
+layers = expecting("all, or layers such as 0 or 0,2", either("all", ascending(whole(0))))
 classes = expecting("two or more different classes, such as 3,5", different(whole(0), at_least=2))
 seeds = expecting("different whole numbers such as 0,1,2", different(whole(0)))
 input_statistic = either("auto", expecting("a number, or one for each channel", several(number())))
@@ -219,6 +220,10 @@ def input_std(value):
 
 def normalization(value):
     return choice(*NORMALIZATIONS)({True: "sum", False: "none"}[value] if isinstance(value, bool) else value)
+
+
+def certificate(value):
+    return choice(*CERTIFICATES)({True: "norms", False: "none"}[value] if isinstance(value, bool) else value)
 
 
 def _tuples(value):

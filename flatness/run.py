@@ -4,6 +4,7 @@ A measurement's working directory lies in the one of the run that it measures. E
 network) is in the journal as soon as it is done.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,14 +20,17 @@ from errors import Stopped, UserError
 from execution import Unit, executor
 from files import replace_atomically
 from flags.table import stored
-from flatness import curvature, interpolation, radius
+from flatness import curvature, interpolation, plane, radius, sharpness
 from flatness.networks import Place, checked_networks
 from flatness.published import published_radius, table_row
+from models.losses import log_mean_exp
 from screen import Ticker, log, shown_path
 
 # The forms of what a measurement's journal has of a unit
 WALK = {"network": forms.text, "radius": forms.number, "profile": forms.numbers, "end": forms.number}
-CURVATURE = {"network": forms.text, "eigenvalues": forms.numbers}
+SHARPNESS = {"network": forms.text, "adaptive": forms.text, "losses": forms.numbers}
+SHARPNESS |= dict.fromkeys(("log_loss", "rho", "worst"), forms.number)
+CURVATURE = {"network": forms.text, "parameters": forms.number}
 
 
 def make_random_labels(context: Context) -> Path:
@@ -126,23 +130,126 @@ def _save(array: np.ndarray, file: BinaryIO) -> None:
     np.save(file, array)
 
 
-def measure_curvature(context: Context) -> Path:
-    """The Hessian's largest eigenvalues and its trace at each network of load_dir. Returns the directory.
+def make_surface(context: Context) -> Path:
+    """The log of the loss in a plane through a stored network. Returns the directory.
 
-    Leaves `res`['raw'] = {name: `flatness.curvature.measure`}.
+    Leaves `res`['raw'] = {'x', 'y': the grid's values along the two directions, float64 [grid]; 'log_loss': float64
+    [grid, grid], a row a y; 'plane', 'network'; of the path of training (plane pca) 'path_eids', 'path': float64
+    [epochs, 2], 'explained': float64 [2]}.
     """
+    f = context.f
     networks = checked_networks(context)
+    if len(networks) != 1:
+        raise UserError(
+            f"--eid: a surface goes through one network; here are {len(networks)} ({', '.join(networks)})"
+        )
+    [(label, (run, eid))] = networks.items()
+    eids, path = [], None
+    if f.plane == "pca":
+        size = sum(array.nbytes for array in context.stored_weights(run, eid))
+        eids = plane.thinned([other for other in results.stored_eids(Path(run)) if other < eid], size)
+        if len(eids) < 2:
+            raise UserError(
+                f"--plane pca: the path of training needs two stored epochs before {eid}; {run} has {len(eids)} "
+                "(train with --archive n to keep every n-th)"
+            )
+        path = plane.directions_of(context, (run, eid), eids)[1]
+    coordinates = None if path is None else path.coordinates
+    x, y = plane.sides(f.plane, f.grid, f.extent, coordinates)
+    same = {"network": (run, eid), "eids": eids}
     units = [
-        Unit(curvature.work, (n,), {"label": label, "number": n, "network": place})
-        for n, (label, place) in enumerate(networks.items())
+        Unit(plane.work, (row,), same | {"row": row, "points": [(float(a), float(b)) for a in x]})
+        for row, b in enumerate(y)
     ]
 
     def say(unit: Unit, found: dict) -> dict:
-        log.info("%s: %s", unit.args["label"], curvature.line(found))
-        return {"network": unit.args["label"]} | found
+        low, high = (v / math.log(10) for v in (min(found["log_losses"]), max(found["log_losses"])))
+        log.info("row %d of %d: log10 losses from %.4g to %.4g", unit.args["row"] + 1, len(y), low, high)
+        return found
+
+    def finish(rows: list[dict]) -> dict:
+        raw: dict[str, Any] = {"x": x, "y": y, "log_loss": np.array([row["log_losses"] for row in rows])}
+        raw |= {"plane": f.plane, "network": label}
+        if path is not None:
+            log.info("explained variance: %.1f %% and %.1f %%", *(100 * path.explained))
+            raw |= {"path_eids": eids, "path": path.coordinates, "explained": path.explained}
+        return raw
+
+    return measure(context, networks, units, say, {"log_losses": forms.numbers}, finish)
+
+
+def measure_sharpness(context: Context) -> Path:
+    """Worst-case and average sharpness of each network of load_dir. Returns the directory.
+
+    Leaves `res`['raw'] = {name: {'log_loss': its natural log, 'sharpness': {adaptive:
+    `flatness.sharpness.summary`}}}.
+    """
+    f = context.f
+    networks = checked_networks(context)
+    units = [
+        Unit(sharpness.work, (n, a, r), {"label": label, "number": n, "network": place, "adaptive": kind, "rho": rho})
+        for n, (label, place) in enumerate(networks.items())
+        for a, kind in enumerate(f.adaptive)
+        for r, rho in enumerate(f.rho)
+    ]
+
+    def say(unit: Unit, found: dict) -> dict:
+        named = {"network": unit.args["label"], "adaptive": unit.args["adaptive"]}
+        average = log_mean_exp(np.array(found["losses"]))
+        log.info(
+            "%s, relative to %s, rho %g: log10 loss %.4g, at worst %.4g, on average %.4g",
+            *(*named.values(), found["rho"]),
+            *(value / math.log(10) for value in (found["log_loss"], found["worst"], average)),
+        )
+        return named | found
 
     def finish(found: list[dict]) -> dict:
-        return {part["network"]: part for part in found}
+        raw: dict[str, dict] = {}
+        for label in networks:
+            own = [part for part in found if part["network"] == label]
+            parts = {kind: [part for part in own if part["adaptive"] == kind] for kind in f.adaptive}
+            raw[label] = {"log_loss": own[0]["log_loss"]}
+            raw[label]["sharpness"] = {kind: sharpness.summary(part) for kind, part in parts.items()}
+        return raw
+
+    return measure(context, networks, units, say, SHARPNESS, finish)
+
+
+def measure_curvature(context: Context) -> Path:
+    """The Hessian's largest eigenvalues and its trace at each network of load_dir. Returns the directory.
+
+    Leaves `res`['raw'] = {name: `flatness.curvature.measure`}; with the flag `density` also 'density', {operator:
+    `flatness.curvature.spectrum`}.
+    """
+    networks = checked_networks(context)
+    operators, units = curvature.operators(context), []
+    for n, (label, place) in enumerate(networks.items()):
+        args = {"label": label, "number": n, "network": place}
+        units.append(Unit(curvature.work, (n, 0, 0), args))
+        units += [
+            Unit(curvature.density_work, (n, 1 + k, probe), args | {"operator": operator, "probe": probe})
+            for k, operator in enumerate(operators)
+            for probe in range(context.f.density_probes)
+        ]
+
+    def say(unit: Unit, found: dict) -> dict:
+        args = unit.args
+        if "operator" not in args:
+            log.info("%s: %s", args["label"], curvature.line(found))
+            return {"network": args["label"], "operator": None} | found
+        values = found["values"]
+        log.info(
+            "%s, %s, probe %d: spectrum from %.4g to %.4g",
+            *(args["label"], args["operator"], args["probe"], values[0], values[-1]),
+        )
+        return {"network": args["label"], "operator": args["operator"]} | found
+
+    def finish(found: list[dict]) -> dict:
+        raw: dict[str, dict] = {part["network"]: part for part in found if part["operator"] is None}
+        for name in raw if operators else ():
+            of = {k: [p for p in found if (p["network"], p["operator"]) == (name, k)] for k in operators}
+            raw[name]["density"] = {operator: curvature.spectrum(probes) for operator, probes in of.items()}
+        return raw
 
     return measure(context, networks, units, say, CURVATURE, finish)
 

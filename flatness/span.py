@@ -2,7 +2,7 @@
 
 A ray w + t*delta and the plane of three networks are both of this kind: the tensors at a point are
 sum_j c_j * basis_j. `PlainSpan` evaluates each point afresh; `FastSpan` gives the same losses with
-short cuts.
+short cuts. Both give the logs of these losses, too, where the losses leave float64's range.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from context import Context
-from models.losses import cross_entropy
+from models.losses import cross_entropy, log_cross_entropy
 
 PLAIN_FLOATS = 2**22  # activations of a layer in a block of the plain evaluation: larger blocks are no faster
 CACHED_FLOATS = 2**21  # the same of a block that goes through several points: it stays in the processor's cache
@@ -45,6 +45,12 @@ def sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(cross_entropy(labels, logits))
 
 
+@tf.function(jit_compile=True)
+def log_sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """log of `sum_of_losses`, finite at any size of the losses; float64."""
+    return tf.reduce_logsumexp(log_cross_entropy(labels, logits))
+
+
 @tf.function(jit_compile=True)  # one pass over memory, which is what these sums are bound by
 def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
     """sum_j coefficients_j * parts_j, of [d] and d tensors of one shape."""
@@ -52,9 +58,15 @@ def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def sum_of_losses_combined(labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
-    """`sum_of_losses` of `combined` logits, compiled into one."""
-    return sum_of_losses(labels, combined(coefficients, parts))
+def sum_of_losses_combined(
+    labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor], log: bool
+) -> tf.Tensor:
+    """The sum of losses, or its log, of `combined` logits, compiled into one."""
+    return SUMS[log](labels, combined(coefficients, parts))
+
+
+SUMS = {False: sum_of_losses, True: log_sum_of_losses}  # by whether the log is wanted
+ADD = {False: np.add, True: np.logaddexp}
 
 
 def nan_if_no_variance(model) -> tf.Tensor:
@@ -114,19 +126,20 @@ class PlainSpan:
     Args:
       examples: the training set.
       basis: the networks; see the module.
+      log: whether the logs of the losses are wanted.
     """
 
-    def __init__(self, examples: Examples, basis: list[Tensors]):
-        self.examples, self.model, self.basis = examples, examples.model, basis
+    def __init__(self, examples: Examples, basis: list[Tensors], log: bool = False):
+        self.examples, self.model, self.basis, self.log = examples, examples.model, basis, log
         width = max(int(np.prod(spec.out_shape)) for spec in self.model.specs)
         self.block_size = int(np.clip(PLAIN_FLOATS // width, 64, 2**13))
         model = self.model  # not self: the graph outlives this span
 
         def sum_of(inputs, labels):
             logits = model.after(0, model.layers[0].affine(inputs))
-            return sum_of_losses(labels, logits + nan_if_no_variance(model))
+            return SUMS[log](labels, logits + nan_if_no_variance(model))
 
-        self._sum = examples.graph("plain", sum_of)
+        self._sum = examples.graph(("plain", log), sum_of)
 
     def at(self, coefficients: Sequence[float]) -> Tensors:
         """The tensors sum_j c_j * basis_j, float32, added up in float64."""
@@ -139,17 +152,23 @@ class PlainSpan:
         return [combine(parts) for parts in zip(*self.basis, strict=True)]
 
     def loss(self, coefficients: Sequence[float]) -> float:
-        """The mean loss at a point [d]."""
+        """The mean loss at a point [d], or its log."""
         self.model.set_weights(self.at(coefficients))
-        total = 0.0
+        sums = []
         for block in self.examples.blocks(self.block_size):
             self.examples.stop_if_asked()
-            total += float(self._sum(self.examples.inputs(block), self.examples.labels[block]))
-        return total / len(self.examples)
+            sums.append(float(self._sum(self.examples.inputs(block), self.examples.labels[block])))
+        return float(mean_of(np.array(sums), len(self.examples), self.log))
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
-        """The mean losses at points [m, d], float64 [m]."""
+        """The mean losses at points [m, d], or their logs, float64 [m]."""
         return np.array([self.loss(c) for c in coefficients])
+
+
+def mean_of(sums: np.ndarray, n: int, log: bool) -> np.ndarray:
+    """The mean over n examples, or its log, from the sums over blocks of them, or their logs, [blocks, ...]."""
+    total = ADD[log].reduce(sums, axis=0)
+    return total - np.log(n) if log else total / n
 
 
 class FastSpan:
@@ -166,10 +185,13 @@ class FastSpan:
       basis: the networks; see the module. The first one has no None.
       keep: the products x * W_j of the first so many networks are kept for later calls.
       kept: the dict in which an earlier span with the same first `keep` networks kept them; it is added to.
+      log: whether the logs of the losses are wanted.
     """
 
-    def __init__(self, examples: Examples, basis: list[Tensors], keep: int = 1, kept: dict | None = None):
-        self.examples, self.model = examples, examples.model
+    def __init__(
+        self, examples: Examples, basis: list[Tensors], keep: int = 1, kept: dict | None = None, log: bool = False
+    ):
+        self.examples, self.model, self.log = examples, examples.model, log
         self.kept = {} if kept is None else kept
         places = self.model.places()
         layer_of = [int(name.split("/")[0].removeprefix("layer")) for name, _, _ in places]
@@ -200,7 +222,7 @@ class FastSpan:
 
     def _graph(self, name: str, function: Callable) -> Callable:
         """A graph for all spans of these examples. It outlives this span, so the function must not hold self."""
-        return self.examples.graph((name, self.first), function)
+        return self.examples.graph((name, self.first, self.log), function)
 
     # What is computed once
 
@@ -255,7 +277,7 @@ class FastSpan:
     # Losses
 
     def partial_sums(self, coefficients: np.ndarray) -> Generator[tuple[int, np.ndarray], int | None, None]:
-        """For one block of examples after another: (its size, sums of its losses, float64 [m]).
+        """For one block of examples after another: (its size, sums of its losses, or their logs, float64 [m]).
 
         Send the generator the number of points, counted from the first, that are still wanted.
 
@@ -282,18 +304,18 @@ class FastSpan:
             wanted = wanted if answer is None else answer
 
     def _sums_of_losses(self) -> Callable:
-        model, first, places = self.model, self.first, self._places[self._stacked]
+        model, first, places, log = self.model, self.first, self._places[self._stacked], self.log
         layer = model.layers[first]
         logits_follow = layer is model.layers[-1] and not model.specs[-1].act and layer.bn is None
 
         def sums_of_losses(x, products, labels, c, stacks):
             def at_point(i):
                 if products and logits_follow:
-                    return sum_of_losses_combined(labels, c[i], products)
+                    return sum_of_losses_combined(labels, c[i], products, log)
                 with using(places, [stack[i] for stack in stacks]):
                     z = combined(c[i], products) if products else layer.affine(x)
                     logits = model.after(first, z) + nan_if_no_variance(model)
-                    return sum_of_losses(labels, logits)
+                    return SUMS[log](labels, logits)
 
             signature = tf.TensorSpec([], tf.float64)
             # Three points at once: while an op of one runs on a single thread, the others use the other cores.
@@ -305,9 +327,9 @@ class FastSpan:
         return sums_of_losses
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
-        """The mean losses at points [m, d], float64 [m]."""
+        """The mean losses at points [m, d], or their logs, float64 [m]."""
         parts = []
         for start in range(0, len(coefficients), self.most_points):
-            part = coefficients[start : start + self.most_points]
-            parts.append(sum(sums for _, sums in self.partial_sums(part)))
-        return np.concatenate(parts) / len(self.examples)
+            sums = [sums for _, sums in self.partial_sums(coefficients[start : start + self.most_points])]
+            parts.append(mean_of(np.array(sums), len(self.examples), self.log))
+        return np.concatenate(parts)

@@ -108,6 +108,12 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.nn.softplus(log_odds(labels, logits))
 
 
+def log_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Natural log of `cross_entropy`, float64 [B]; finite at any size of the loss. Arguments as for `log_odds`."""
+    s = log_odds(labels, logits)
+    return tf.where(s < CUTOFF, s, tf.math.log(tf.nn.softplus(tf.maximum(s, CUTOFF))))
+
+
 def cross_entropy_in_frame(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor | float) -> tf.Tensor:
     """softplus(log_odds) * exp(-log_frame), float64 [B]. Arguments as for the `hp_` losses."""
     log_frame = tf.convert_to_tensor(log_frame, tf.float64)

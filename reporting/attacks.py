@@ -6,6 +6,7 @@ import numpy as np
 
 import forms
 import results
+from attacks.registry import Method
 from errors import UserError
 from reporting import style
 from reporting.runs import Run, title
@@ -23,34 +24,36 @@ def _curves(runs: list[Run]) -> list[tuple[Run, dict, dict]]:
     return [(run, run.raw[eid], look) for (run, eid), look in zip(found, looks, strict=True)]
 
 
-def l2(runs: list[Run]) -> "Figure":
-    """L2 distances of adversarial examples, and robust accuracy at every eps, a curve an epoch."""
+def distances(runs: list[Run]) -> "Figure":
+    """Distances of adversarial examples, and robust accuracy at every eps, a curve an epoch."""
     figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     curves = _curves(runs)
-    distances = [np.sqrt(res["errors"][res["success"] & res["clean_correct"]]) for _, res, _ in curves]
+    method = runs[0].method  # the runs of a figure are of one norm
+    distances = [method.distances(res["errors"][res["success"] & res["clean_correct"]]) for _, res, _ in curves]
     everything = np.concatenate(distances)
     far = 1.05 * np.quantile(everything, 0.999) if len(everything) else 1.0
     bins = np.linspace(0, far, int(np.clip(np.sqrt(min(map(len, distances))), 10, 60)) + 1)
     for (_, res, look), found in zip(curves, distances, strict=True):
         shares = np.histogram(found, bins)[0] / max(len(found), 1) / np.diff(bins)
         left.stairs(shares, bins, **look)
-        eps, robust = robust_accuracy(res)
+        eps, robust = robust_accuracy(res, method)
         # No image falls after the last, so the curve goes on to the panel's edge.
         right.plot([*eps, max(1.02 * far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **look)
-    left.set(xlabel="L₂ distance of an adversarial example", ylabel="density", ylim=(0, None))
-    right.set(xlabel="ε (L₂)", ylabel="robust accuracy, %", ylim=(0, 102))
+    norm = {"L1": "L₁", "L2": "L₂", "Linf": "L∞"}[method.norm]
+    left.set(xlabel=f"{norm} distance of an adversarial example", ylabel="density", ylim=(0, None))
+    right.set(xlabel=f"ε ({norm})", ylabel="robust accuracy, %", ylim=(0, 102))
     for axes in (left, right):
         axes.set_xlim(0, 1.02 * far)  # with room for the last bin's edge
     return style.with_legend(figure, right)
 
 
-def robust_accuracy(res: dict) -> tuple[np.ndarray, np.ndarray]:
+def robust_accuracy(res: dict, method: Method) -> tuple[np.ndarray, np.ndarray]:
     """(eps [n + 1], percent of all images that are classified right and have no example within eps).
 
     The steps of a curve that is constant between two eps. An image without an example never falls.
     """
     right = res["clean_correct"]
-    fallen = np.sort(np.sqrt(res["errors"][right & res["success"]]))
+    fallen = np.sort(method.distances(res["errors"][right & res["success"]]))
     eps = np.concatenate([[0.0], fallen])
     return eps, 100 * (right.sum() - np.arange(len(eps))) / len(right)
 
@@ -99,9 +102,8 @@ def table(entries: list[Entry]) -> list[Table]:
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method
-    distances = {"median": "distance, median", "mean": "distance, mean of those found"}
-    if method.norm == "L2":
-        distances = {"certified_median": "certified distance, median"} | distances
+    shown = {"certified_median": "certified distance, median"}
+    shown |= {"median": "distance, median", "mean": "distance, mean of those found"}
     rows = [
         [
             entry,
@@ -112,15 +114,15 @@ def table(entries: list[Entry]) -> list[Table]:
             number(found["q_bar_min"]),
             percent(found["clean_acc"]),
             percent(found["success"]),
-            *(number(found[key], ".4f") for key in distances),
+            *(number(found[key], ".4f") for key in shown),
             *(percent(found["robust_acc"].get(e)) for e in eps),
         ]
         for entry, eid, found in lines
     ]
     head = [
         *("attack", "epoch", "images of", "images", "log10 loss", "q_bar_min", "clean accuracy", "success"),
-        *distances.values(),
+        *shown.values(),
         *(f"robust accuracy at eps {e}" for e in eps),
     ]
-    norm = {"L2": "L2", "Linf": "L-infinity"}[method.norm]
+    norm = method.norm.replace("Linf", "L-infinity")
     return [Table(f"Attacks: {norm} distances to the nearest adversarial example found", head, rows, entries)]

@@ -10,7 +10,7 @@ import results
 from errors import UserError
 from flags.table import DEFAULTS, flatten, renamed
 from forms import each, matrix, number, number_or_none, numbers, pair_or_none, several, text
-from reporting import attacks, flatness, training
+from reporting import attacks, flatness, landscape, training
 from reporting.runs import Run
 from reporting.tables import Entry, Table
 
@@ -48,6 +48,7 @@ NETWORK = {"radii": numbers, "profiles": several(numbers)}
 NETWORK |= dict.fromkeys(("I", "mean", "norm", "mean_by_norm"), number)
 ROW = dict.fromkeys(("mean", "sd", "by_norm_mean", "by_norm_sd"), number) | {"published": pair_or_none}
 CURVATURE = dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss", "parameters"), number)
+SHARPNESS = dict.fromkeys(("rho", "worst", "average", "average_error"), numbers)
 KINDS = {
     "train": Kind(
         "train",
@@ -81,8 +82,15 @@ KINDS = {
         },
         training.table,
     ),
-    "attack_l2": Kind("attack", "Attacks, L2", ATTACKED, {"attack_l2": attacks.l2}, attacks.table),
-    "attack_linf": Kind("attack", "Attacks, L-infinity", ATTACKED, {"attack_linf": attacks.linf_grid}, attacks.table),
+    **{
+        f"attack_{norm}": Kind(
+            "attack", f"Attacks, {said}", ATTACKED, {f"attack_{norm}": attacks.distances}, attacks.table
+        )
+        for norm, said in (("l2", "L2"), ("l1", "L1"), ("linf", "L-infinity"))
+    },
+    "attack_grid": Kind(
+        "attack", "Attacks, L-infinity, at given eps", ATTACKED, {"attack_grid": attacks.linf_grid}, attacks.table
+    ),
     "measure_radius": Kind(
         "measure_radius",
         "Flatness radius",
@@ -99,12 +107,27 @@ KINDS = {
         flatness.surface_table,
         _whole,
     ),
+    "make_surface": Kind(
+        "make_surface",
+        "Loss surface of a run",
+        {"x": numbers, "y": numbers, "log_loss": matrix, "plane": text, "network": text},
+        {"plane": landscape.plane},
+        landscape.plane_table,
+        _whole,
+    ),
     "measure_curvature": Kind(
         "measure_curvature",
         "Curvature",
         CURVATURE | {"eigenvalues": numbers},
-        {"curvature": flatness.curvature},
-        flatness.curvature_table,
+        {"curvature": flatness.curvature, "spectrum": landscape.spectrum},
+        landscape.curvature_tables,
+    ),
+    "measure_sharpness": Kind(
+        "measure_sharpness",
+        "Sharpness",
+        {"log_loss": number, "sharpness": each(SHARPNESS)},
+        {"sharpness": landscape.sharpness},
+        landscape.sharpness_table,
     ),
 }
 SEVERAL = {"train_seeds": "seed-*", "sweep": "*=*"}  # tasks whose directories hold those of trainings

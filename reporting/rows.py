@@ -68,12 +68,12 @@ def _epochs(path: Path, res: dict) -> dict[str, Any]:
 
 
 def _images(path: Path, res: dict) -> dict[str, Any]:
-    norm = _attack_norm(path)
+    method = _method(path)
     parts: dict[str, list] = {}
     for eid in sorted(res):
         found = res[eid]
         n = len(found["errors"])
-        distance = np.sqrt(found["errors"]) if norm == "L2" else np.asarray(found["errors"], np.float64)
+        distance = method.distances(np.asarray(found["errors"], np.float64))
         columns = {
             "eid": np.full(n, eid),
             "index": np.asarray(found.get("indices", np.arange(n))),
@@ -88,10 +88,10 @@ def _images(path: Path, res: dict) -> dict[str, Any]:
     return {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def _attack_norm(path: Path) -> str:
+def _method(path: Path) -> Any:
     from attacks.registry import METHODS
 
-    return METHODS[flatten(results.read_flags(path)).get("attack_method", "cw")].norm
+    return METHODS[flatten(results.read_flags(path)).get("attack_method", "cw")]
 
 
 def _directions(path: Path, res: dict) -> dict[str, Any]:

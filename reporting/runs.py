@@ -36,9 +36,9 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Runs of one kind stand in the same figures: the task, and of an attack its norm."""
+        """Runs of one kind stand in the same figures: the task, and of an attack its norm, or that it has a grid."""
         if self.flags["task"] == "attack":
-            return f"attack_{self.method.norm.lower()}"
+            return f"attack_{'grid' if self.method.eps_grid else self.method.norm.lower()}"
         return self.flags["task"]
 
     @property

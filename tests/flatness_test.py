@@ -334,9 +334,9 @@ def test_partial_sums_that_prove_a_step_reached_end_its_evaluation(small_blocks,
     walks = radius.FastWalks(examples, weights)
     delta = radius.direction(np.random.default_rng(0), names(model), weights)
     asked = []
-    spy = examples.graph(("sums", 0), FastSpan(examples, [weights, delta])._sums_of_losses())
+    spy = examples.graph(("sums", 0, False), FastSpan(examples, [weights, delta])._sums_of_losses())
     monkeypatch.setitem(
-        examples.functions, ("sums", 0), lambda x, p, y, c, s: asked.append(len(c)) or spy(x, p, y, c, s)
+        examples.functions, ("sums", 0, False), lambda x, p, y, c, s: asked.append(len(c)) or spy(x, p, y, c, s)
     )
     walk = walks.walk(delta, 1000.0, 0.05, 100)
     blocks = len(examples.blocks(64))

@@ -1,0 +1,312 @@
+"""A provable lower bound on an image's distance to other classes, from the network as it is near that image.
+
+In a small ball around an image most units keep their sign, and most windows of a max pool their largest element.
+Bounds of the units tell which. What is decided is linear and stays as it is, so that the gap z_y - z_j moves by at
+most the norm of its own gradient there; only for undecided units norms of the layers are taken, of the rows that
+are left:
+
+    |change of the gap| <= r ||v_1||_q + sum_k || rest_k v_{k+1} || N_k d_k
+
+with r the radius, v_{k+1} the gap's gradient by the output of layer k along the decided units (of undecided ones, the
+middle), rest_k how far their slopes can lie from the middle, N_k the norm of layer k's undecided rows, d_k a bound on
+the change of layer k's input, and q the dual of the image's norm. Local Lipschitz bounds of this kind: Weng et al.
+2018 (arXiv 1804.09699), Huang et al. 2021 (arXiv 2111.01395).
+
+Everything is in float64. What rounding may do is taken off at each step (`ROUNDING`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.linalg import cholesky
+from scipy.sparse.linalg import eigsh
+
+from attacks.certificate import FLOAT32, conv_norm, fc_norm
+
+# A sum of n products has an error below n * 1.2e-16 times the sum of their magnitudes, and n is below 1e5 here. Norms
+# by eigenvalues have relative errors of this order, too.
+ROUNDING = 1e-10
+LOOKS = 9  # radii tried for an image
+CLOSE = 1.03  # the search ends when the proved radius and the smallest one that failed are as near as this
+NEAR = 3e-3  # how near a norm is found
+MOST_ROWS = 1500  # a norm of more rows and columns than this is taken of the whole layer
+MOST_NUMBERS = 3 * 10**7  # of all layers, written out as matrices
+
+
+@dataclass
+class Layer:
+    """A layer as a matrix, and what follows it.
+
+    Attributes:
+      matrix: [inputs, outputs], dense or sparse, with all that multiplies in it. bias: [outputs].
+      square: its entries squared. norm: a bound of its 2-norm. size: its Frobenius norm.
+      relu: whether a relu follows. pool: (h, w, c) of the outputs where a 2x2 max pool follows, else None.
+    """
+
+    matrix: Any
+    bias: np.ndarray
+    square: Any
+    norm: float
+    size: float
+    relu: bool
+    pool: tuple[int, int, int] | None
+
+
+@dataclass
+class Slopes:
+    """What a ball leaves open behind a layer.
+
+    Attributes:
+      middle: the middle slope of each unit, [outputs]. rest: how far slopes can lie from it, by output of the pool
+        (without a pool, by unit). open: units that an undecided output may depend on, bool [outputs].
+      spread: how far each output of the pool can be moved, where it is undecided. norm: N_k. change: d_k.
+    """
+
+    middle: np.ndarray
+    rest: np.ndarray
+    open: np.ndarray
+    spread: np.ndarray
+    norm: float
+    change: float
+
+
+def why_not(model: Any) -> str | None:
+    """Why there is no local certificate of this network; None where there is one."""
+    specs = model.specs
+    if model.act_type not in ("relu", "linear"):
+        return f"the activation {model.act_type} has no largest slope"
+    if specs[-1].act:
+        return "an activation follows the last layer"
+    if any(spec.kind == "P" and specs[k - 1].kind not in "CF" for k, spec in enumerate(specs)):
+        return "a max pool follows no layer with weights"
+    numbers = sum(spec.flops // 2 for spec in specs)
+    if numbers > MOST_NUMBERS:
+        return f"its layers have {numbers:.2g} numbers as matrices, and {MOST_NUMBERS:.1g} are the most"
+    return None
+
+
+def conv_as_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> Any:
+    """A SAME convolution of inputs of this size as a sparse matrix, [h w cin, h w cout]."""
+    (h, w, _), (kh, kw, _, _) = in_shape, kernel.shape
+    taps = []
+    for i in range(kh):
+        for j in range(kw):
+            down, right = (sparse.eye(n, k=(size - 1) // 2 - tap) for n, size, tap in ((h, kh, i), (w, kw, j)))
+            taps.append(sparse.kron(sparse.kron(down, right), kernel[i, j]))
+    return sparse.csr_matrix(sum(taps))
+
+
+def average_as_matrix(in_shape: tuple[int, ...]) -> Any:
+    """A 2x2 average pool as a sparse matrix, [h w c, h/2 w/2 c]."""
+    h, w, c = in_shape
+    rows, columns = (sparse.csr_matrix(np.kron(np.eye(n // 2), [[1], [1]]), shape=None) for n in (h, w))
+    rows, columns = (sparse.vstack([m, sparse.csr_matrix((n % 2, n // 2))]) for m, n in ((rows, h), (columns, w)))
+    return sparse.csr_matrix(sparse.kron(sparse.kron(rows, columns), sparse.eye(c)) / 4)
+
+
+def windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """[h w c] -> [h/2 w/2 c, 4]: the windows of a 2x2 pool."""
+    h, w, c = (shape[0] // 2, shape[1] // 2, shape[2])
+    cut = values.reshape(shape)[: 2 * h, : 2 * w]
+    return cut.reshape(h, 2, w, 2, c).transpose(0, 2, 4, 1, 3).reshape(-1, 4)
+
+
+def from_windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The inverse of `windows`; what the pool leaves out is 0 (False)."""
+    h, w, c = (shape[0] // 2, shape[1] // 2, shape[2])
+    full = np.zeros(shape, values.dtype)
+    full[: 2 * h, : 2 * w] = values.reshape(h, w, c, 2, 2).transpose(0, 3, 1, 4, 2).reshape(2 * h, 2 * w, c)
+    return full.ravel()
+
+
+def _to_windows(v: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """[h/2 w/2 c, m] -> [h w c, m]: each output of a 2x2 pool to all four of its window."""
+    h, w, c = shape
+    wide = v.reshape(h // 2, w // 2, c, -1).repeat(2, axis=0).repeat(2, axis=1)
+    return np.pad(wide, [(0, h % 2), (0, w % 2), (0, 0), (0, 0)]).reshape(h * w * c, -1)
+
+
+def norm_of(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> float:
+    """A bound of the 2-norm of a layer's rows and columns that are left; inputs, outputs: bool."""
+    if not inputs.any() or not outputs.any():
+        return 0.0
+    if min(inputs.sum(), outputs.sum()) > MOST_ROWS:
+        return layer.norm
+    part = layer.matrix[inputs][:, outputs]
+    gram = part @ part.T if part.shape[0] <= part.shape[1] else part.T @ part
+    return min(math.sqrt(largest_eigenvalue_bound(gram)), layer.norm)
+
+
+def largest_eigenvalue_bound(gram: Any) -> float:
+    """An upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse, near to it.
+
+    Lanczos finds about where it is, from below; that all eigenvalues are below a little more is proved by a Cholesky
+    decomposition of (that) I - gram: it exists for positive definite matrices only, and finding it in floats proves
+    it up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
+    """
+    n = gram.shape[0]
+    dense = gram.toarray() if sparse.issparse(gram) else gram
+    slack = ROUNDING * float(np.trace(dense))
+    guess = float(dense[0, 0])
+    if n > 2:
+        start = np.random.default_rng(0).standard_normal(n)
+        guess = float(eigsh(gram, k=1, v0=start, tol=NEAR, ncv=min(n, 12), return_eigenvectors=False)[0])
+    guess = max(guess, 0.0) * (1 + NEAR) + slack
+    while True:
+        try:
+            cholesky(guess * np.eye(n) - dense, overwrite_a=True, check_finite=False)
+            return guess + slack
+        except np.linalg.LinAlgError:
+            guess = 1.03 * guess + slack
+
+
+class LocalCertificate:
+    """Radii in which no image of another class lies, image by image.
+
+    Args:
+      model: a `models.network.Network` of which `why_not` finds nothing. Its weights are copied.
+      p: the norm of the radius: 1, 2 or infinity.
+    """
+
+    def __init__(self, model: Any, p: float = 2):
+        self.q = {1: np.inf, 2: 2, np.inf: 1}[p]
+        self.layers: list[Layer] = []
+        self.longest = math.sqrt(math.prod(model.specs[0].in_shape)) if p == np.inf else 1.0  # L2 of a radius of 1
+        before, k = None, 0  # average pools since the last layer with weights
+        specs = model.specs
+        for n, spec in enumerate(specs):
+            if spec.kind == "A":
+                pool = average_as_matrix(spec.in_shape)
+                before = pool if before is None else before @ pool
+            elif spec.weight_shape is not None:
+                self._append(model, k, spec, before, specs[n + 1 : n + 2])
+                before, k = None, k + 1
+        first = self.layers[0].matrix
+        self.first_rows = np.linalg.norm(first.toarray() if sparse.issparse(first) else first, self.q, axis=0)
+
+    def _append(self, model: Any, k: int, spec: Any, before: Any, after: list[Any]) -> None:
+        layer = model.layers[k]
+        bias = np.zeros(spec.out_shape[-1]) if layer.bias is None else layer.bias.numpy().astype(np.float64)
+        weight = layer.weight.numpy().astype(np.float64)
+        if layer.bn is not None:
+            bn = layer.bn
+            factor = bn.scale.numpy() / np.sqrt(bn.variance.numpy().astype(np.float64) + bn.EPS)
+            weight, bias = weight * factor, (bias - bn.mean.numpy()) * factor + bn.shift.numpy()
+        matrix: Any = conv_as_matrix(weight, spec.in_shape) if spec.kind == "C" else weight
+        norm = conv_norm(weight, spec.in_shape) if spec.kind == "C" else fc_norm(weight)
+        bias = np.broadcast_to(bias, spec.out_shape).ravel().copy()
+        if before is not None:
+            matrix, norm = before @ matrix, norm / 2
+        if k == 0 and model.input_normalization is not None:
+            factor, shift = (np.asarray(part, np.float64) for part in model.input_normalization)
+            pixels = math.prod(model.specs[0].in_shape)
+            repeated = np.broadcast_to(factor, model.specs[0].in_shape).ravel()
+            bias = bias + np.broadcast_to(shift, model.specs[0].in_shape).ravel() @ matrix
+            matrix = sparse.diags(repeated) @ matrix if sparse.issparse(matrix) else repeated[:, None] * matrix
+            norm *= float(np.abs(repeated).max())
+            assert matrix.shape[0] == pixels
+        matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
+        square = matrix.power(2) if sparse.issparse(matrix) else matrix**2
+        pool = spec.out_shape if after and after[0].kind == "P" else None
+        relu = spec.act and model.act_type == "relu"
+        norm *= 1 + ROUNDING
+        self.layers.append(Layer(matrix, bias, square, norm, math.sqrt(square.sum()), relu, pool))
+
+    def radius(self, image: np.ndarray, label: int, start: float) -> float:
+        """The largest radius that a search finds a proof for; at least `start`, which must be proved already.
+
+        Each radius that is tried gives a proof by itself; a bound at a radius also holds at every smaller one.
+
+        Args:
+          image: float [h, w, c] in [0, 1]. label: the class that the network gives it.
+        """
+        x = image.astype(np.float64).ravel()
+        proved, failed = start, math.inf
+        r = 2 * start
+        for _ in range(LOOKS):
+            if not r > 0 or failed <= CLOSE * proved:
+                break
+            shown = r * self._share(x, label, r)
+            proved = max(proved, min(shown, r))
+            if shown < r:
+                failed = min(failed, r)
+            r = math.sqrt(proved * failed) if math.isfinite(failed) else 1.5 * r
+        return proved
+
+    def _share(self, x: np.ndarray, label: int, r: float) -> float:
+        """The smallest of margin / (largest change in the ball of radius r) over the other classes."""
+        open_, z, change = self._forward(x, r)
+        others = np.delete(np.arange(len(z)), label)
+        margin = z[label] - z[others] - FLOAT32 * np.abs(z).max()
+        last = self.layers[-1]
+        v = last.matrix[:, [label]] - last.matrix[:, others]
+        moved = ROUNDING * last.size * change * np.ones(len(others))
+        for layer, slopes in zip(reversed(self.layers[:-1]), reversed(open_), strict=True):
+            rest = np.abs(v) * slopes.rest[:, None]
+            by_norm = np.sqrt((rest**2).sum(axis=0)) * slopes.norm * slopes.change
+            moved += np.minimum(by_norm, slopes.spread @ rest)
+            v = slopes.middle[:, None] * (v if layer.pool is None else _to_windows(v, layer.pool))
+            moved += ROUNDING * layer.size * np.sqrt((v**2).sum(axis=0)) * slopes.change
+            v = layer.matrix @ v
+        moved += r * np.linalg.norm(v, self.q, axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(moved > 0, margin / (moved * (1 + ROUNDING)), np.inf)
+        return float(np.where(margin > 0, share, 0.0).min())
+
+    def _forward(self, x: np.ndarray, r: float) -> tuple[list[Slopes], np.ndarray, float]:
+        """What each layer leaves open in the ball, the logits, a bound of the change of the last layer's input."""
+        h, alive, change = x, np.ones(len(x), bool), r * self.longest
+        found = []
+        for k, layer in enumerate(self.layers):
+            z = h @ layer.matrix + layer.bias
+            if k == len(self.layers) - 1:
+                break
+            spread = r * self.first_rows if k == 0 else np.sqrt(alive @ layer.square) * change
+            rows = np.sqrt(np.asarray(layer.square.sum(axis=0)).ravel())
+            spread = spread * (1 + ROUNDING) + ROUNDING * (rows * np.linalg.norm(h) + np.abs(layer.bias))
+            slopes, used, low, high, h = _behind(layer, z, spread)
+            slopes.change = change
+            slopes.norm = norm_of(layer, alive, slopes.open)
+            far = float(np.linalg.norm(np.maximum(high - h, h - low)))
+            if k < len(self.layers) - 2 or far < change * layer.norm:
+                change = min(norm_of(layer, alive, used) * change, far) * (1 + ROUNDING)
+            else:
+                change = layer.norm * change
+            alive = high > low
+            found.append(slopes)
+        return found, z, change
+
+
+def _behind(layer: Layer, z: np.ndarray, spread: np.ndarray) -> tuple[Slopes, np.ndarray, Any, Any, Any]:
+    """What a layer leaves open, which units count at all, and bounds and values behind its relu and pool."""
+    low, high = z - spread, z + spread
+    if layer.pool is None:
+        groups = [part[:, None] for part in (z, low, high, spread)]
+    else:
+        groups = [windows(part, layer.pool) for part in (z, low, high, spread)]
+    z_, low_, high_, spread_ = groups
+    floor = low_.max(axis=1, keepdims=True)
+    may = high_ >= floor  # be the largest
+    if layer.relu:
+        may &= high_ > 0
+    count = may.sum(axis=1)
+    several, one = count > 1, count == 1
+    decided = one & ((floor[:, 0] >= 0) | (not layer.relu))
+    # Slopes lie in the hull of the candidates' unit vectors, and 0 where a relu may be off. Its middle: half of a
+    # single candidate, else all candidates alike, and no corner is farther from that than sqrt(1 - 1 / count).
+    share = np.where(decided, 1.0, np.where(several, 1 / np.maximum(count, 1), 0.5))
+    rest = np.where(several, np.sqrt(1 - 1 / np.maximum(count, 1)), np.where(decided | ~one, 0.0, 0.5))
+    middle = may * share[:, None]
+    undecided = may & (rest > 0)[:, None]
+    moved = np.sqrt(((spread_ * undecided) ** 2).sum(axis=1))
+    outs = [part.max(axis=1) for part in (low_, high_, z_)]
+    if layer.relu:
+        outs = [np.maximum(part, 0.0) for part in outs]
+
+    def units(part: np.ndarray) -> np.ndarray:
+        return part[:, 0] if layer.pool is None else from_windows(part, layer.pool)
+
+    return Slopes(units(middle), rest, units(undecided), moved, 0.0, 0.0), units(may), *outs
