@@ -22,7 +22,7 @@ def periods(n: int) -> Iterator[int]:
     done, length = 0, 0.22
     at = length
     while done < n:
-        next_look = min(max(math.ceil(at * n), done + 1), n)
+        next_look = min(max(math.ceil(round(at * n, 9)), done + 1), n)
         yield next_look - done
         done = next_look
         length = max(length - 0.03, 0.06)

@@ -32,7 +32,9 @@ ROUNDING = 1e-10
 LOOKS = 9  # radii tried for an image
 CLOSE = 1.03  # the search ends when the proved radius and the smallest one that failed are as near as this
 NEAR = 3e-3  # how near a norm is found
+FEW = 128  # rows of a matrix of which all eigenvalues are found
 MOST_ROWS = 1500  # a norm of more rows and columns than this is taken of the whole layer
+DENSE = 2**21  # numbers of a matrix that is not kept sparse
 MOST_NUMBERS = 3 * 10**7  # of all layers, written out as matrices
 
 
@@ -42,13 +44,15 @@ class Layer:
 
     Attributes:
       matrix: [inputs, outputs], dense or sparse, with all that multiplies in it. bias: [outputs].
-      square: its entries squared. norm: a bound of its 2-norm. size: its Frobenius norm.
+      square: its entries squared. rows: the 2-norm of what makes each output. norm: a bound of its 2-norm.
+      size: its Frobenius norm.
       relu: whether a relu follows. pool: (h, w, c) of the outputs where a 2x2 max pool follows, else None.
     """
 
     matrix: Any
     bias: np.ndarray
     square: Any
+    rows: np.ndarray
     norm: float
     size: float
     relu: bool
@@ -80,7 +84,7 @@ def why_not(model: Any) -> str | None:
         return f"the activation {model.act_type} has no largest slope"
     if specs[-1].act:
         return "an activation follows the last layer"
-    if any(spec.kind == "P" and specs[k - 1].kind not in "CF" for k, spec in enumerate(specs)):
+    if any(spec.kind == "P" and (k == 0 or specs[k - 1].kind != "C") for k, spec in enumerate(specs)):
         return "a max pool follows no layer with weights"
     numbers = sum(spec.flops // 2 for spec in specs)
     if numbers > MOST_NUMBERS:
@@ -102,8 +106,8 @@ def conv_as_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> Any:
 def average_as_matrix(in_shape: tuple[int, ...]) -> Any:
     """A 2x2 average pool as a sparse matrix, [h w c, h/2 w/2 c]."""
     h, w, c = in_shape
-    rows, columns = (sparse.csr_matrix(np.kron(np.eye(n // 2), [[1], [1]]), shape=None) for n in (h, w))
-    rows, columns = (sparse.vstack([m, sparse.csr_matrix((n % 2, n // 2))]) for m, n in ((rows, h), (columns, w)))
+    rows, columns = (np.kron(np.eye(n // 2), [[1], [1]]) for n in (h, w))
+    rows, columns = (np.pad(m, [(0, n % 2), (0, 0)]) for m, n in ((rows, h), (columns, w)))  # VALID leaves them out
     return sparse.csr_matrix(sparse.kron(sparse.kron(rows, columns), sparse.eye(c)) / 4)
 
 
@@ -143,18 +147,17 @@ def norm_of(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> float:
 def largest_eigenvalue_bound(gram: Any) -> float:
     """An upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse, near to it.
 
-    Lanczos finds about where it is, from below; that all eigenvalues are below a little more is proved by a Cholesky
+    Of a large matrix Lanczos finds about where it is, from below; that all eigenvalues are below a little more is proved by a Cholesky
     decomposition of (that) I - gram: it exists for positive definite matrices only, and finding it in floats proves
     it up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
     """
     n = gram.shape[0]
     dense = gram.toarray() if sparse.issparse(gram) else gram
     slack = ROUNDING * float(np.trace(dense))
-    guess = float(dense[0, 0])
-    if n > 2:
-        start = np.random.default_rng(0).standard_normal(n)
-        guess = float(eigsh(gram, k=1, v0=start, tol=NEAR, ncv=min(n, 12), return_eigenvectors=False)[0])
-    guess = max(guess, 0.0) * (1 + NEAR) + slack
+    if n <= FEW or not slack:
+        return float(np.linalg.eigvalsh(dense)[-1]) + slack if slack else 0.0
+    start = np.random.default_rng(0).standard_normal(n)
+    guess = float(eigsh(gram, k=1, v0=start, tol=NEAR, ncv=12, return_eigenvectors=False)[0]) * (1 + NEAR) + slack
     while True:
         try:
             cholesky(guess * np.eye(n) - dense, overwrite_a=True, check_finite=False)
@@ -208,12 +211,14 @@ class LocalCertificate:
             matrix = sparse.diags(repeated) @ matrix if sparse.issparse(matrix) else repeated[:, None] * matrix
             norm *= float(np.abs(repeated).max())
             assert matrix.shape[0] == pixels
-        matrix = sparse.csr_matrix(matrix) if sparse.issparse(matrix) else matrix
+        if sparse.issparse(matrix):
+            matrix = matrix.toarray() if math.prod(matrix.shape) <= DENSE else sparse.csr_matrix(matrix)
         square = matrix.power(2) if sparse.issparse(matrix) else matrix**2
         pool = spec.out_shape if after and after[0].kind == "P" else None
         relu = spec.act and model.act_type == "relu"
         norm *= 1 + ROUNDING
-        self.layers.append(Layer(matrix, bias, square, norm, math.sqrt(square.sum()), relu, pool))
+        rows = np.sqrt(np.asarray(square.sum(axis=0)).ravel())
+        self.layers.append(Layer(matrix, bias, square, rows, norm, math.sqrt(square.sum()), relu, pool))
 
     def radius(self, image: np.ndarray, label: int, start: float) -> float:
         """The largest radius that a search finds a proof for; at least `start`, which must be proved already.
@@ -233,7 +238,7 @@ class LocalCertificate:
             proved = max(proved, min(shown, r))
             if shown < r:
                 failed = min(failed, r)
-            r = math.sqrt(proved * failed) if math.isfinite(failed) else 1.5 * r
+            r = math.sqrt(proved * failed) if math.isfinite(failed) else max(1.5 * r, math.sqrt(r * shown))
         return proved
 
     def _share(self, x: np.ndarray, label: int, r: float) -> float:
@@ -265,8 +270,7 @@ class LocalCertificate:
             if k == len(self.layers) - 1:
                 break
             spread = r * self.first_rows if k == 0 else np.sqrt(alive @ layer.square) * change
-            rows = np.sqrt(np.asarray(layer.square.sum(axis=0)).ravel())
-            spread = spread * (1 + ROUNDING) + ROUNDING * (rows * np.linalg.norm(h) + np.abs(layer.bias))
+            spread = spread * (1 + ROUNDING) + ROUNDING * (layer.rows * np.linalg.norm(h) + np.abs(layer.bias))
             slopes, used, low, high, h = _behind(layer, z, spread)
             slopes.change = change
             slopes.norm = norm_of(layer, alive, slopes.open)

@@ -160,7 +160,7 @@ SECTIONS = (
         Flag("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii,
              "pgd: the radii tried; other attacks: radii of the summary's robust accuracies"),
         Flag("attack_certificate", "norms", values.certificate,
-             "also prove lower bounds of the distances: by norms of layers, local (near an image, slow), none"),
+             "lower bounds of the distances, proved: by norms of layers, local (near an image, slow), none"),
     )),
     Section("Which run is measured, where no directory is given", MEASUREMENTS, (
         Flag("measured_experiment", None, optional(text), "measure the latest run of this experiment"),
@@ -187,7 +187,7 @@ SECTIONS = (
         Flag("extent", 1.0, number(0), "random: the surface reaches so far to each side, in the filters' norms"),
     )),
     Section("Sharpness", ("measure_sharpness",), (
-        Flag("rho", (0.01, 0.02, 0.05, 0.1, 0.2), values.radii, "sizes of the perturbations, relative to the weights"),
+        Flag("rho", (0.01, 0.02, 0.05, 0.1, 0.2), values.radii, "sizes of perturbations, relative to the weights"),
         Flag("adaptive", ("norm", "layer"), several(choice("norm", "layer", "element")),
              "relative to: the norm of all weights, each layer's own (ASAM), each weight's own size"),
         Flag("ascent_steps", 30, whole(1, most=10**6), "steps of the search for the worst perturbation"),
@@ -305,6 +305,8 @@ def _check_together(flat: dict) -> None:
         raise UserError("--stats_every above 1 needs a constant --lr and --train_mode NORMAL")
     if flat["subset_seed"] is not None and flat["train_N"] == "all":
         raise UserError(f"--subset_seed {flat['subset_seed']}: give --train_N, how many examples to draw, too")
+    if flat["layer"] is not None and not flat["density"]:
+        raise UserError(f"--layer {values.shown(flat['layer'])}: needs --density, whose blocks it names")
     method, target = flat["attack_method"], flat["attack_target"]
     if target is not None and not METHODS[method].targeted:
         can = ", ".join(name for name, row in METHODS.items() if row.targeted)

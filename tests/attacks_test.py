@@ -8,17 +8,16 @@ import pytest
 import tensorflow as tf
 
 from attacks import certificate
+from attacks.apgd import AutoPGD, StepSize, dlr, periods
 from attacks.base import normalized
 from attacks.bim import BasicIterativeMethod
 from attacks.ddn import DDN
 from attacks.deepfool import DeepFool
-from attacks.fmn import FMN
+from attacks.fmn import FMN, FMNL1, FMNLinf
 from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent, cw_loss
 from context import Context
 from models import losses, margins
-from models.architectures import parse
-from models.network import Network
 from training.run import Progress
 
 N = 24
@@ -38,6 +37,9 @@ L2_ATTACKS = {
 SCALE_FREE = L2_ATTACKS | {
     "cw": lambda logits: CarliniWagnerL2(normalized(logits, "sum"), SHAPE, **CW | {"initial_const": 10.0}),
     "pgd": lambda logits: ProjectedGradientDescent(logits, SHAPE, **PGD),
+    "apgd": lambda logits: AutoPGD(logits, SHAPE, PGD["eps_list"], steps=20),
+    "fmn-l1": lambda logits: FMNL1(logits, SHAPE),
+    "fmn-linf": lambda logits: FMNLinf(logits, SHAPE),
 }
 
 
@@ -93,6 +95,11 @@ def linear_classifier(n_classes, scale=1.0):
     return lambda x: scale * (tf.reshape(x, [-1, 64]) @ w + b), x.reshape(16, *SHAPE), y, exact
 
 
+def lengths(difference, order):
+    """The norm of each image's difference, [N]."""
+    return np.linalg.norm(difference.reshape(len(difference), -1).astype(np.float64), order, axis=1)
+
+
 def assert_distances(attack, logits, x, y, exact, rtol):
     adversarial = attack(x, y)
     assert (logits(adversarial).numpy().argmax(axis=1) != y).all()
@@ -146,6 +153,105 @@ def test_the_certificate_is_below_every_distance(trained, found, name):
     radius = certificate.certified(model.logits(x).numpy(), y, *bound)
     assert (radius > 0).all()
     assert (radius < l2(found(name), x)).all()
+
+
+@pytest.mark.parametrize(("attack", "order", "dual"), [(FMNL1, 1, np.inf), (FMNLinf, np.inf, 1)])
+def test_in_l1_and_l_infinity_too_fmn_finds_a_linear_classifiers_exact_distance(attack, order, dual):
+    logits, x, y, _ = linear_classifier(5)
+    z = logits(x).numpy().astype(np.float64)
+    w = (logits(np.eye(64, dtype=np.float32).reshape(64, *SHAPE)) - logits(np.zeros((1, *SHAPE), np.float32))).numpy()
+    exact = [
+        min(
+            (z[i, k] - z[i, j]) / np.linalg.norm(w[:, k] - w[:, j], dual)
+            for j in range(5)
+            if (w[:, k] != w[:, j]).any()
+        )
+        for i, k in enumerate(y)
+    ]
+    adversarial = attack(logits, SHAPE, steps=200)(x, y)
+    assert (logits(adversarial).numpy().argmax(axis=1) != y).all()
+    distance = lengths(adversarial - x, order)
+    np.testing.assert_allclose(distance, exact, rtol=0.02, atol=2e-4)
+    assert (distance >= np.array(exact) * (1 - 1e-4)).all()
+
+
+def test_the_projection_onto_an_l1_ball_is_the_nearest_point_of_it():
+    rng = np.random.default_rng(0)
+    points, radii = rng.normal(0, 1, (40, *SHAPE)).astype(np.float32), rng.uniform(0.1, 80, 40).astype(np.float32)
+    found = FMNL1(lambda x: x, SHAPE).project(tf.constant(points), tf.constant(radii)).numpy()
+    for point, radius, near in zip(
+        points.reshape(40, -1).astype(np.float64), radii, found.reshape(40, -1), strict=True
+    ):
+        low, high = 0.0, np.abs(point).max()  # by bisection of what is taken off each magnitude
+        if np.abs(point).sum() <= radius:
+            high = 0.0
+        for _ in range(80):
+            off = (low + high) / 2
+            inside = np.maximum(np.abs(point) - off, 0).sum() <= radius
+            low, high = (low, off) if inside else (off, high)
+        np.testing.assert_allclose(near, np.sign(point) * np.maximum(np.abs(point) - high, 0), atol=1e-5)
+
+
+# APGD
+
+
+def test_apgd_looks_at_its_step_after_the_papers_iterations():
+    """p_1 = 0.22, p_2 = 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99: section 3 of the paper, of 100 iterations."""
+    assert np.cumsum(list(periods(100))).tolist() == [22, 41, 57, 70, 80, 87, 93, 99, 100]
+    for n in (1, 2, 7, 33, 1000):
+        assert sum(periods(n)) == n and min(periods(n)) >= 1
+
+
+def test_a_step_is_halved_where_few_steps_climbed_or_nothing_has_changed_since_the_last_look():
+    step = StepSize(np.ones(4))
+    assert step.halve(20, np.array([14, 15, 20, 15]), np.array([True, True, True, False])).tolist() == [
+        *(True, False, False, True)
+    ]
+    # The first and last were halved, so these may go on as they are even without a new best value.
+    assert step.halve(20, np.array([15, 15, 14, 15]), np.array([False, False, True, False])).tolist() == [
+        *(False, True, True, False)
+    ]
+    assert step.eta.tolist() == [0.5, 0.5, 0.5, 0.5]
+    step.keep(np.array([True, False, False, True]))
+    assert len(step.eta) == len(step.was_halved) == 2
+
+
+def test_the_dlr_loss_is_the_papers_with_the_sign_turned():
+    z = np.random.default_rng(0).normal(0, 1, (50, 6)).astype(np.float32)
+    y = np.arange(50, dtype=np.int32) % 6
+    down = np.sort(z, axis=1)[:, ::-1]
+    for scale in (1e-20, 1.0, 1e20):
+        found = dlr(tf.constant(z * np.float32(scale)), tf.constant(y)).numpy()
+        others = np.where(np.arange(6) == y[:, None], -np.inf, z).max(axis=1)
+        exact = -(z[np.arange(50), y] - others) / (down[:, 0] - down[:, 2])
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_apgd_finds_the_examples_of_a_linear_classifier_inside_eps_and_no_others():
+    logits, x, y, _ = linear_classifier(5)
+    exact = lengths(FMNLinf(logits, SHAPE, steps=400)(x, y) - x, np.inf)
+    eps = float(np.sort(exact)[len(exact) // 2]) * 1.03
+    adversarial = AutoPGD(logits, SHAPE, eps_list=(eps,))(x, y)
+    fooled = logits(adversarial).numpy().argmax(axis=1) != y
+    assert fooled[exact < 0.97 * eps].all() and not fooled[exact > 1.03 * eps].any()
+    assert (np.abs(adversarial - x).max(axis=(1, 2, 3)) <= eps + 1e-6).all()
+    assert (adversarial[~fooled] == x[~fooled]).all()
+
+
+def test_apgd_is_no_weaker_than_pgd_with_as_many_restarts(trained):
+    model, x, y = trained
+    eps_list = (0.02, 0.04, 0.06, 0.08)
+
+    def smallest(attack):
+        adversarial = attack(x, y)
+        fooled = model.logits(adversarial).numpy().argmax(axis=1) != y
+        return np.where(fooled, np.abs(adversarial - x).max(axis=(1, 2, 3)), 1.0)
+
+    ours = smallest(AutoPGD(model.logits, SHAPE, eps_list, restarts=2))
+    pgds = smallest(ProjectedGradientDescent(model.logits, SHAPE, eps_list, restarts=2))
+    grid = np.array([*eps_list, 1.0])
+    ours, pgds = (np.searchsorted(grid + 1e-6, found) for found in (ours, pgds))
+    assert (ours <= pgds).mean() > 0.95 and ours.sum() <= pgds.sum() + 1
 
 
 # The scale of the logits
@@ -235,6 +341,22 @@ FOOLBOXS = {
     "ddn": (lambda logits: DDN(logits, SHAPE), lambda fb: fb.DDNAttack(steps=100), 0.05),
     "deepfool": (lambda logits: DeepFool(logits, SHAPE), lambda fb: fb.L2DeepFoolAttack(steps=50), 0.002),
 }
+FOOLBOXS_FMN = {1: (FMNL1, "L1FMNAttack"), 2: (FMN, "L2FMNAttack"), np.inf: (FMNLinf, "LInfFMNAttack")}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", FOOLBOXS_FMN)
+def test_fmn_finds_examples_as_near_as_foolboxs_does(trained, order):
+    foolbox = pytest.importorskip("foolbox")
+    model, x, y = trained
+    ours, theirs = FOOLBOXS_FMN[order]
+    network = foolbox.models.TensorFlowModel(lambda x: model.logits(x), bounds=(0, 1), device="/CPU:0")
+    attack = getattr(foolbox.attacks, theirs)(steps=100)
+    _, found, fooled = attack(network, tf.constant(x), tf.constant(y, tf.int64), epsilons=None)
+    distance = np.where(fooled.numpy(), lengths(found.numpy() - x, order), np.inf)
+    adversarial = ours(model.logits, SHAPE)(x, y)
+    assert (classes(model, adversarial, N) != y).all()
+    assert np.median(lengths(adversarial - x, order)) <= 1.03 * np.median(distance)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -405,98 +527,6 @@ def test_in_pieces_an_attack_takes_the_same_path(monkeypatch):
         whole = attack_class(logits, SHAPE, steps=25)(x, y)
         monkeypatch.setattr(attack_class, "PIECE", 7)
         np.testing.assert_array_equal(attack_class(logits, SHAPE, steps=25)(x, y), whole)
-
-
-# The certificate
-
-
-def dense_norm(kernel, in_shape):
-    """Largest singular value of a SAME convolution written out as a matrix."""
-    n = int(np.prod(in_shape))
-    basis = np.eye(n, dtype=np.float32).reshape(n, *in_shape)
-    return np.linalg.norm(tf.nn.conv2d(basis, kernel, 1, "SAME").numpy().reshape(n, -1), 2)
-
-
-SIZES = [((8, 8, 3), (3, 3)), ((7, 5, 2), (5, 3)), ((2, 2, 4), (3, 3)), ((5, 4, 1), (2, 4))]
-
-
-@pytest.mark.parametrize(("size", "kernel"), SIZES)
-def test_a_small_convolutions_norm_is_exact_and_that_by_fft_above_it(size, kernel):
-    weight = np.random.default_rng(0).standard_normal((*kernel, size[2], 6)).astype(np.float32)
-    exact = dense_norm(weight, size)
-    assert certificate.conv_norm(weight, size) == pytest.approx(exact, rel=1e-5)
-    assert exact * (1 - 1e-6) <= certificate.fft_norm(weight, size) <= 1.6 * exact
-
-
-def test_the_fft_bound_nears_the_norm_as_the_input_grows():
-    weight = np.random.default_rng(0).standard_normal((3, 3, 1, 4)).astype(np.float32)
-    excess = [certificate.fft_norm(weight, (n, n, 1)) / dense_norm(weight, (n, n, 1)) - 1 for n in (4, 8, 28)]
-    assert 0 <= excess[2] < excess[1] < excess[0] and excess[2] < 0.02
-
-
-def test_a_matrix_norm_is_its_largest_singular_value():
-    for shape in ((7, 3), (3, 7)):
-        weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        assert certificate.fc_norm(weight) == pytest.approx(np.linalg.norm(weight.astype(np.float64), 2))
-
-
-def test_gaps_of_random_images_never_grow_faster_than_the_lipschitz_constant(trained):
-    model, x, _ = trained
-    bound, difference = certificate.lipschitz(model.specs, model.effective_weights(), "relu")
-    other = np.clip(x + np.random.default_rng(0).normal(0, 0.1, x.shape), 0, 1).astype(np.float32)
-    change = (model.logits(other) - model.logits(x)).numpy()
-    gaps = np.abs(change[:, :, None] - change[:, None, :])  # [N, C, C]
-    assert (gaps <= bound * difference * l2(other, x)[:, None, None] * (1 + 1e-4) + 1e-4).all()
-
-
-NORMALIZED = {"input_mean": (0.2, 0.5, 0.1), "input_std": (0.25, 0.5, 0.1)}
-
-
-def normalized_network(description, **options):
-    """A network with normalized input, and batch norms whose running statistics are anything."""
-    model = Network(description, (6, 6, 3), "ALL", **NORMALIZED, **options)
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if layer.bn is not None:
-            for variable, low in ((layer.bn.scale, -2), (layer.bn.mean, -2), (layer.bn.variance, 0.01)):
-                variable.assign(rng.uniform(low, 2, variable.shape))
-    return model
-
-
-def test_of_a_linear_network_the_certificate_is_the_distance_also_with_batch_norm_and_normalized_input():
-    model = normalized_network([["F", 10, {"act": False, "bn": True}]])
-    x = np.random.default_rng(1).uniform(0, 1, (8, 6, 6, 3)).astype(np.float32)
-    z = model.logits(x).numpy().astype(np.float64)
-    y = z.argmax(axis=1)
-    # A logit's gradient by the pixels, from the network itself.
-    w = np.stack([(model.logits(x[:1] + e[None]) - model.logits(x[:1])).numpy()[0] for e in
-                  np.eye(108, dtype=np.float32).reshape(108, 6, 6, 3)])  # fmt: skip
-    exact = [
-        min((z[i, k] - z[i, j]) / np.linalg.norm(w[:, k] - w[:, j]) for j in range(10) if j != k)
-        for i, k in enumerate(y)
-    ]
-    bound = certificate.lipschitz(model.specs, model.effective_weights(), "relu")
-    np.testing.assert_allclose(certificate.certified(z, y, *bound), exact, rtol=1e-3)
-
-
-def test_effective_weights_alone_give_the_same_differences_of_logits():
-    description = [["A"], ["C", 5, [3, 2], {"bn": True}], ["F", 7, {"bn": True}], ["F", 10]]
-    model = normalized_network(description, act_type="linear")
-    plain = Network([["A"], ["C", 5, [3, 2]], ["F", 7], ["F", 10]], (6, 6, 3), "NONE", "linear")
-    plain.set_weights(model.effective_weights())
-    x = np.random.default_rng(1).uniform(0, 1, (4, 6, 6, 3)).astype(np.float32)
-    ours, theirs = ((m.logits(x) - m.logits(x[:1])).numpy() for m in (model, plain))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(ours).max())
-
-
-def test_relu2_has_no_lipschitz_constant_and_an_average_pool_halves_it():
-    with_pool = parse([["A"], ["F", 10, {"act": False}]], "NONE", (4, 4, 1))
-    weight = np.ones((4, 10), np.float32)
-    assert certificate.lipschitz(with_pool, [weight], "relu")[0] == 0.5
-    squared = parse([["F", 4], ["F", 10, {"act": False}]], "NONE", (4, 4, 1))
-    bound, difference = certificate.lipschitz(squared, [np.ones((16, 4)), weight], "relu2")
-    z = np.eye(10, dtype=np.float32)
-    assert (certificate.certified(z, np.arange(10), bound, difference) == 0).all()
 
 
 logging.getLogger("foolbox").setLevel(logging.ERROR)

@@ -124,7 +124,19 @@ def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_sa
     "task, asked",
     [
         ("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}),
-        ("measure_curvature", {"eigenvalues": 2, "probes": 3, "eid": [10, 25]}),
+        (
+            "measure_curvature",
+            {
+                "eigenvalues": 2,
+                "probes": 3,
+                "density": True,
+                "density_probes": 2,
+                "density_steps": 4,
+                "eid": [10, 25],
+            },
+        ),
+        ("measure_sharpness", {"rho": (0.1,), "ascent_steps": 3, "sharpness_probes": 2, "eid": [10, 25]}),
+        ("make_surface", {"grid": 4, "eid": [25]}),
     ],
 )
 def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, task, asked):
