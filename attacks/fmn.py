@@ -17,7 +17,7 @@ class FMN(SteppedAttack):
 
     Args:
       steps: K. alpha_init: first step size, in L2, falling to a hundredth of it along a cosine; None: 1, and in
-        L-infinity, whose balls reach farther, 10.
+        L1 and L-infinity 10: on digits that finds the nearest examples of 0.3, 1, 3, 10 and 30.
         gamma_init, gamma_final: part by which the radius changes, along a cosine too.
     """
 
@@ -75,6 +75,7 @@ class FMNL1(FMN):
     """In L1."""
 
     norm, dual = staticmethod(l1), staticmethod(linf)
+    FIRST_STEP = 10.0
 
     def project(self, delta, epsilon):
         """Every magnitude is shrunk by the same amount, to 0 at least (Duchi et al. 2008, figure 1)."""

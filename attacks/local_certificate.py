@@ -147,9 +147,9 @@ def norm_of(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> float:
 def largest_eigenvalue_bound(gram: Any) -> float:
     """An upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse, near to it.
 
-    Of a large matrix Lanczos finds about where it is, from below; that all eigenvalues are below a little more is proved by a Cholesky
-    decomposition of (that) I - gram: it exists for positive definite matrices only, and finding it in floats proves
-    it up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
+    Of a large matrix Lanczos finds about where it is, from below. That all eigenvalues are below a little more is
+    proved by a Cholesky decomposition of (that) I - gram: only positive definite matrices have one, and finding it in
+    floats proves it up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
     """
     n = gram.shape[0]
     dense = gram.toarray() if sparse.issparse(gram) else gram
