@@ -125,4 +125,7 @@ def table(entries: list[Entry]) -> list[Table]:
         *(f"robust accuracy at eps {e}" for e in eps),
     ]
     norm = method.norm.replace("Linf", "L-infinity")
-    return [Table(f"Attacks: {norm} distances to the nearest adversarial example found", head, rows, entries)]
+    caption = f"Attacks: {norm} distances to the nearest adversarial example found"
+    if method.eps_grid:
+        caption = f"Attacks: the smallest eps of a list, in {norm}, with an adversarial example"
+    return [Table(caption, head, rows, entries)]

@@ -109,7 +109,7 @@ KINDS = {
     ),
     "make_surface": Kind(
         "make_surface",
-        "Loss surface of a run",
+        "Planes through a run",
         {"x": numbers, "y": numbers, "log_loss": matrix, "plane": text, "network": text},
         {"plane": landscape.plane},
         landscape.plane_table,

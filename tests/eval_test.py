@@ -407,7 +407,7 @@ def test_every_eval_script_is_a_whole_set_of_flags(run):
     import runpy
 
     scripts = sorted(ROOT.glob("eval-final-*.py"))
-    assert len(scripts) == 13
+    assert len(scripts) == 16
     for script in scripts:
         chosen = runpy.run_path(str(script))["flags"]
         full = flags.command_line([str(run)], chosen)

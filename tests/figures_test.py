@@ -16,11 +16,13 @@ import figures
 import flags
 import launch
 import results
+from attacks.registry import METHODS
 from bench import figures as bench
 from bench.figures import made_up
 from core import Core
 from errors import UserError
 from reporting import attacks, drawing, flatness, kinds, paper, runs, style, training
+from reporting.landscape import smoothed
 
 
 @pytest.fixture(scope="module")
@@ -345,8 +347,9 @@ def test_robust_accuracy_agrees_with_the_attacks_own_summary(tmp_path):
             return n
 
     eps_list = (0.5, 1.0, 1.5, 2.0)
-    said = measurement.summary(Records(records), eps_list, eps_grid=False)["robust_acc"]
-    eps, robust = attacks.robust_accuracy({"errors": records["error"], "clean_correct": right, "success": found})
+    said = measurement.summary(Records(records), eps_list, METHODS["ddn"])["robust_acc"]
+    res = {"errors": records["error"], "clean_correct": right, "success": found}
+    eps, robust = attacks.robust_accuracy(res, METHODS["ddn"])
     for e in eps_list:
         assert robust[np.searchsorted(eps, e, side="right") - 1] == pytest.approx(100 * said[str(e)])
 
@@ -368,7 +371,7 @@ def test_an_l_infinity_attack_is_drawn_over_its_list_of_eps(tmp_path):
         method="pgd",
         attack_eps_list=(0.1, 0.2, 0.3),
     )
-    fallen, robust = (curves(axes)[0] for axes in figures.build([attack])["attack_linf"].axes)
+    fallen, robust = (curves(axes)[0] for axes in figures.build([attack])["attack_grid"].axes)
     np.testing.assert_allclose(fallen, [[0.1, 50], [0.2, 25], [0.3, 0]])
     np.testing.assert_allclose(robust, [[0, 100], [0.1, 50], [0.2, 25], [0.3, 25]])
 
@@ -433,9 +436,63 @@ def measured(tmp_path_factory):
         for task, more in (
             ("measure_radius", {"directions": 3, "step": 0.5}),
             ("make_points", {"grid": 9}),
-            ("measure_curvature", {"eigenvalues": 2, "probes": 3}),
+            (
+                "measure_curvature",
+                {
+                    "eigenvalues": 2,
+                    "probes": 3,
+                    "density": True,
+                    "density_probes": 2,
+                    "density_steps": 6,
+                    "layer": (1,),
+                },
+            ),
+            ("measure_sharpness", {"rho": (0.01, 0.1), "ascent_steps": 2, "sharpness_probes": 2}),
         )
     }
+
+
+def test_a_spectrum_is_drawn_for_each_operator_and_integrates_to_one(measured):
+    raw = results.load(measured["measure_curvature"])["raw"]["seed 0"]
+    axes = figures.build([measured["measure_curvature"]])["spectrum"].axes
+    assert [a.get_title() for a in axes if a.lines] == ["Hessian", "Gauss-Newton part", "block of layer 1"]
+    found = raw["density"]["hessian"]
+    at, height = smoothed(np.asarray(found["values"]), np.asarray(found["weights"]))
+    assert np.trapezoid(height, at) == pytest.approx(1, abs=0.01)
+
+
+def test_sharpness_is_drawn_against_rho_for_each_kind_of_ball(measured):
+    axes = figures.build([measured["measure_sharpness"]])["sharpness"].axes
+    assert [a.get_xlabel() for a in axes] == [
+        f"ρ, relative to the norm of {what}" for what in ("all weights", "each layer")
+    ]
+    found = results.load(measured["measure_sharpness"])["raw"]["seed 0"]["sharpness"]["norm"]
+    worst = axes[0].lines[0]
+    np.testing.assert_allclose(worst.get_xdata(), found["rho"])
+    np.testing.assert_allclose(worst.get_ydata(), np.array(found["worst"]) / np.log(10))
+
+
+def test_the_plane_of_a_run_shows_its_path_and_what_it_explains(tmp_path):
+    Z = np.add.outer(np.arange(4.0), np.arange(5.0)) * -500
+    raw = {"x": np.arange(5.0) - 2, "y": np.arange(4.0) - 1, "log_loss": Z, "plane": "pca", "network": "epoch 9"}
+    raw |= {"path_eids": [3, 6], "path": np.array([[2.0, 1.0], [1.0, 0.0]]), "explained": np.array([0.9, 0.06])}
+    path = measured_as(work_dir(tmp_path, {"task": "make_surface"}, {"flags": {}, "raw": raw}), ["epoch 9"])
+    chart, cuts, _ = figures.build([path])["plane"].axes
+    assert chart.get_xlabel() == "first component, 90.0 %" and chart.get_ylabel() == "second component, 6.0 %"
+    np.testing.assert_array_equal(chart.lines[0].get_xydata(), [[2, 1], [1, 0], [0, 0]])
+    np.testing.assert_allclose(cuts.lines[0].get_ydata(), Z[1] / np.log(10))
+    np.testing.assert_allclose(cuts.lines[1].get_ydata(), Z[:, 2] / np.log(10))
+
+
+def test_attacks_in_l1_and_l_infinity_are_drawn_by_their_distances(tmp_path):
+    for name, norm in (("fmn-l1", "l1"), ("fmn-linf", "linf")):
+        res = {
+            "errors": np.array([1.0, 2.0, np.inf]), "success": np.array([True, True, False]),
+            "clean_correct": np.ones(3, bool), "labels": np.zeros(3), "certified": np.zeros(3),
+        }  # fmt: skip
+        path = work_dir(tmp_path / name, {"task": "attack", "attack_method": name}, {4: res})
+        _, robust = figures.build([path])[f"attack_{norm}"].axes
+        assert curves(robust)[0][:3].tolist() == [[0, 100], [1, pytest.approx(200 / 3)], [2, pytest.approx(100 / 3)]]
 
 
 def test_profiles_are_the_losses_along_each_direction_up_to_the_radius(measured):

@@ -92,6 +92,14 @@ def pgd(path):
     return attack(path, "pgd", attack_eps_list=(0.1,))
 
 
+def fmn_l1(path):
+    return attack(path, "fmn-l1")
+
+
+def fmn_linf(path):
+    return attack(path, "fmn-linf")
+
+
 def radius(path):
     network = {
         **{"I": 0.01, "radii": [2.0, 3.0], "profiles": [[0.01, 0.02, 0.04], [0.01, 0.02, 0.03, 0.05]]},
@@ -119,12 +127,34 @@ def curvature(path):
         **{"eigenvalues": [4.5, 1.25], "trace": 6.0, "trace_error": 0.5},
         **{"sharpness": 4.5, "lr_sharpness": 0.9},
     }
+    spectrum = {"parameters": 77, "values": np.array([-1.0, 2, 4.5]), "weights": np.array([0.25, 0.25, 0.5])}
+    found["density"] = {"hessian": spectrum | {"trace": 6.5, "trace_error": 0.25}}
     return made(path, "measure_curvature", {"flags": {}, "raw": {"epoch 9": found}}, "measure_curvature.py")
+
+
+def sharpness(path):
+    ball = {"rho": [0.1, 0.2], "worst": [-900.0, LN10], "average": [-1800.0, -1000.0], "average_error": [0.5, 0.25]}
+    raw = {"epoch 9": {"log_loss": -800 * LN10, "sharpness": {"layer": ball}}}
+    return made(path, "measure_sharpness", {"flags": {}, "raw": raw}, "measure_sharpness.py x")
+
+
+def plane(path):
+    heights = np.add.outer(np.arange(4.0), np.arange(5.0)) * -100 * LN10
+    raw = {
+        "x": np.arange(5.0) - 2,
+        "y": np.arange(4.0) - 1,
+        "log_loss": heights,
+        "plane": "pca",
+        "network": "epoch 9",
+    }
+    raw |= {"path_eids": [3, 6], "path": np.ones((2, 2)), "explained": np.array([0.9, 0.06])}
+    return made(path, "make_surface", {"flags": {}, "raw": raw}, "make_surface.py x")
 
 
 KINDS = {
     **{"train": training, "attack": attack, "pgd": pgd},
     **{"radius": radius, "points": points, "curvature": curvature, "epochs": epochs},
+    **{"fmn_l1": fmn_l1, "fmn_linf": fmn_linf, "sharpness": sharpness, "plane": plane},
 }
 
 
@@ -175,8 +205,9 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
         "seeds",
     }
     assert [h.to_text() for h in document.query("h2")] == [
-        *("Training", "Stored epochs, measured", "Attacks, L2", "Attacks, L-infinity"),
-        *("Flatness radius", "Loss surfaces", "Curvature", "Runs"),  # of few runs these come first
+        *("Training", "Stored epochs, measured", "Attacks, L2", "Attacks, L1", "Attacks, L-infinity"),
+        *("Attacks, L-infinity, at given eps", "Flatness radius", "Loss surfaces", "Planes through a run"),
+        *("Curvature", "Sharpness", "Runs"),  # of few runs these come first
     ]
 
 
@@ -220,8 +251,10 @@ def test_an_attacks_summary_is_there_among_those_in_its_norm(everything):
     (row,) = rows(everything[1], "Attacks: L2 distances to the nearest adversarial example found")
     assert row[0] == "2: exper-attack"
     assert row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%", "25.00%"]
-    (row,) = rows(everything[1], "Attacks: L-infinity distances to the nearest adversarial example found")
-    assert row[0] == "3: exper-pgd" and row[1:] == [*known, "1.2346", "inf", "75.00%"]
+    (row,) = rows(everything[1], "Attacks: the smallest eps of a list, in L-infinity, with an adversarial example")
+    assert row[0] == "3: exper-pgd" and row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%"]
+    (row,) = rows(everything[1], "Attacks: L1 distances to the nearest adversarial example found")
+    assert row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%", "25.00%"]
 
 
 def test_radii_stand_beside_the_published_ones(everything):
@@ -245,6 +278,18 @@ def test_surfaces_and_curvature_are_there_also_far_below_float64(everything):
     (row,) = rows(everything[1], "The training loss's Hessian")
     sharp = ["4.5", "0.9"]
     assert row[1:] == ["epoch 9", "-800", "4.500e-800, 1.250e-800", *sharp, "6.000e-800 ± 5.000e-801", "77"]
+
+
+def test_spectra_sharpness_and_planes_are_there_also_far_below_float64(everything):
+    (row,) = rows(everything[1], "Spectra, by stochastic Lanczos quadrature")
+    assert row[1:] == [
+        *("epoch 9", "Hessian", "77", "-1.000e-800", "4.500e-800", "25.00%", "6.500e-800 ± 2.500e-801")
+    ]
+    found = rows(everything[1], "Sharpness: the loss in a ball around the weights")
+    assert found[0][1:] == ["epoch 9", "layer", "0.1", "-800", "-390.9", "-781.7", "50.00%"]
+    assert found[1][5] == "1"
+    (row,) = rows(everything[1], "log of the loss in a plane")
+    assert row[1:7] == ["epoch 9", "pca", "4 × 5", "-700", "0", "2"] and row[7].split() == ["90.00%", "6.00%"]
 
 
 def test_every_table_names_the_command_that_made_its_numbers(everything):
