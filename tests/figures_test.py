@@ -476,7 +476,7 @@ def test_the_plane_of_a_run_shows_its_path_and_what_it_explains(tmp_path):
     Z = np.add.outer(np.arange(4.0), np.arange(5.0)) * -500
     raw = {"x": np.arange(5.0) - 2, "y": np.arange(4.0) - 1, "log_loss": Z, "plane": "pca", "network": "epoch 9"}
     raw |= {"path_eids": [3, 6], "path": np.array([[2.0, 1.0], [1.0, 0.0]]), "explained": np.array([0.9, 0.06])}
-    path = measured_as(work_dir(tmp_path, {"task": "make_surface"}, {"flags": {}, "raw": raw}), ["epoch 9"])
+    path = measured_as(work_dir(tmp_path / "run", {"task": "make_surface"}, {"flags": {}, "raw": raw}), ["epoch 9"])
     chart, cuts, _ = figures.build([path])["plane"].axes
     assert chart.get_xlabel() == "first component, 90.0 %" and chart.get_ylabel() == "second component, 6.0 %"
     np.testing.assert_array_equal(chart.lines[0].get_xydata(), [[2, 1], [1, 0], [0, 0]])

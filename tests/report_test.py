@@ -139,7 +139,7 @@ def sharpness(path):
 
 
 def plane(path):
-    heights = np.add.outer(np.arange(4.0), np.arange(5.0)) * -100 * LN10
+    heights = np.add.outer(np.arange(4.0), np.arange(5.0)) * -100 * LN10 - LN10
     raw = {
         "x": np.arange(5.0) - 2,
         "y": np.arange(4.0) - 1,
@@ -286,10 +286,10 @@ def test_spectra_sharpness_and_planes_are_there_also_far_below_float64(everythin
         *("epoch 9", "Hessian", "77", "-1.000e-800", "4.500e-800", "25.00%", "6.500e-800 ± 2.500e-801")
     ]
     found = rows(everything[1], "Sharpness: the loss in a ball around the weights")
-    assert found[0][1:] == ["epoch 9", "layer", "0.1", "-800", "-390.9", "-781.7", "50.00%"]
+    assert found[0][1:] == ["epoch 9", "layer", "0.1", "-800", "-390.87", "-781.73", "50.00%"]
     assert found[1][5] == "1"
     (row,) = rows(everything[1], "log of the loss in a plane")
-    assert row[1:7] == ["epoch 9", "pca", "4 × 5", "-700", "0", "2"] and row[7].split() == ["90.00%", "6.00%"]
+    assert row[1:7] == ["epoch 9", "pca", "4 × 5", "-701", "-1", "2"] and row[7].split() == ["90.00%", "6.00%"]
 
 
 def test_every_table_names_the_command_that_made_its_numbers(everything):
@@ -297,14 +297,19 @@ def test_every_table_names_the_command_that_made_its_numbers(everything):
     commands = {
         "Training": "python exper.py --E 3",
         "Attacks: L2": "python eval-ddn.py run --eid 7",
-        "Attacks: L-i": "python eval-pgd.py run --eid 7",
+        "Attacks: L-i": "python eval-fmn-linf.py run --eid 7",
         "Flatness": "python measure_radius_mnist_top.py",
         "Loss in": "python make_points_mnist.py",
         "The training": "python measure_curvature.py",
+        "Spectra": "python measure_curvature.py",
+        "Sharpness": "python measure_sharpness.py x",
+        "log of": "python make_surface.py x",
+        "Attacks: L1": "python eval-fmn-l1.py run --eid 7",
+        "Attacks: the smallest": "python eval-pgd.py run --eid 7",
         "Stored epochs": "python measure_theory.py x",
     }
     tables = [t for t in document.query("table") if t.query("tfoot")]
-    assert len(tables) == 8
+    assert len(tables) == len(commands) + 1  # two of radii
     for table in tables:
         caption = table.query("caption")[0].to_text()
         (command,) = [c for start, c in commands.items() if caption.startswith(start)]
