@@ -117,6 +117,30 @@ def radii(runs: list[Run]) -> "Figure":
     return style.with_legend(figure, axes)
 
 
+def radius_loss(runs: list[Run]) -> "Figure | None":
+    """Each network's radius, mean ± standard error over its directions, against its training loss.
+
+    Drawn for three networks or more: how far a training went moves its radius.
+    """
+    if sum(len(run.raw["networks"]) for run in runs) < 3:
+        return None
+    figure, axes = style.panels(1, 1, title(runs, "dataset", "random_labels"), width=1.2)
+    for run, look in zip(runs, styles(runs), strict=True):
+        networks = list(run.raw["networks"].values())
+        radii = [np.asarray(found["radii"], np.float64) for found in networks]
+        errors = [r.std(ddof=1) / math.sqrt(len(r)) if len(r) > 1 else 0.0 for r in radii]
+        means = [found["mean"] for found in networks]
+        axes.errorbar(
+            [found["I"] for found in networks], means, errors, fmt="o", capsize=2, linewidth=0.8,
+            color=look["color"], label=look["label"],
+        )  # fmt: skip
+        if run.raw["row"].get("published"):
+            mean, sd = run.raw["row"]["published"]
+            axes.axhspan(mean - sd, mean + sd, color=look["color"], alpha=0.12, linewidth=0)
+    axes.set(xlabel="training loss I(w)", xscale="log", ylabel="flatness radius (band: published)", ylim=(0, None))
+    return style.with_legend(figure, axes)
+
+
 def surfaces(runs: list[Run]) -> "Figure":
     """The loss in the plane of three networks, as the paper draws it and as a map, a row a surface."""
     from matplotlib.ticker import MaxNLocator

@@ -95,7 +95,7 @@ KINDS = {
         "measure_radius",
         "Flatness radius",
         {"networks": each(NETWORK), "row": ROW},
-        {"profiles": flatness.profiles, "radii": flatness.radii},
+        {"profiles": flatness.profiles, "radii": flatness.radii, "radius_loss": flatness.radius_loss},
         flatness.radius_tables,
         _whole,
     ),

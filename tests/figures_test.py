@@ -495,6 +495,16 @@ def test_attacks_in_l1_and_l_infinity_are_drawn_by_their_distances(tmp_path):
         assert curves(robust)[0][:3].tolist() == [[0, 100], [1, pytest.approx(200 / 3)], [2, pytest.approx(100 / 3)]]
 
 
+def test_radii_stand_against_the_losses_of_their_networks(measured):
+    (axes,) = figures.build([measured["measure_radius"]])["radius_loss"].axes
+    networks = results.load(measured["measure_radius"])["raw"]["networks"].values()
+    points = axes.containers[0].lines[0].get_xydata()
+    np.testing.assert_allclose(points, [[found["I"], found["mean"]] for found in networks])
+    bars = axes.containers[0].lines[2][0].get_segments()
+    errors = [np.std(found["radii"], ddof=1) / np.sqrt(len(found["radii"])) for found in networks]
+    np.testing.assert_allclose([(end - start)[1] / 2 for start, end in bars], errors)
+
+
 def test_profiles_are_the_losses_along_each_direction_up_to_the_radius(measured):
     (axes,) = figures.build([measured["measure_radius"]])["profiles"].axes
     networks = results.load(measured["measure_radius"])["raw"]["networks"]

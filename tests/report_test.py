@@ -202,6 +202,7 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
     assert shown == {name for kind in kinds.KINDS.values() for name in kind.figures} - {
         "measures",
         "stored_measures",
+        "radius_loss",
         "seeds",
     }
     assert [h.to_text() for h in document.query("h2")] == [

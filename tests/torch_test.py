@@ -1,6 +1,6 @@
 """Spectra and attacks against two PyTorch libraries, hessian-eigenthings and adv-lib.
 
-They are large, and none of the tests' requirements. To run these: `pip install torchvision hessian-eigenthings adv-lib`.
+They are large, and no requirements of the tests. For these: `pip install torchvision hessian-eigenthings adv-lib`.
 """
 
 import subprocess
