@@ -141,7 +141,8 @@ def make_surface(context: Context) -> Path:
     networks = checked_networks(context)
     if len(networks) != 1:
         raise UserError(
-            f"--eid: a surface goes through one network; here are {len(networks)} ({', '.join(networks)})"
+            f"{f.load_dir}: a surface goes through one network; here are {len(networks)} ({', '.join(networks)}); "
+            "give one --eid, or one seed's directory"
         )
     [(label, (run, eid))] = networks.items()
     eids, path = [], None

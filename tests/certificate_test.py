@@ -10,6 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import results
 from attacks import base, certificate, local_certificate
 from attacks.apgd import AutoPGD
 from attacks.bim import BasicIterativeMethod
@@ -21,6 +22,9 @@ from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent
 from attacks.local_certificate import LocalCertificate
 from context import Context
+from core import Core
+from errors import UserError
+from flags.table import of_trained
 from models.architectures import CNN, VGG16, parse
 from models.network import Network
 from training.run import Progress
@@ -335,3 +339,27 @@ def test_why_a_network_has_no_local_certificate_is_said():
     assert "relu2" in reason([["F", 10, {"act": False}]], act_type="relu2")
     assert "follows the last layer" in reason([["F", 10]])
     assert "max pool" in reason([["P"], ["F", 10, {"act": False}]])
+
+
+def test_an_attack_proves_what_its_flag_says_in_its_own_norm(tmp_path):
+    model = {"description": SMALL, "init": {"weight": "he_normal"}}
+    script = {"dataset": "digits", "train_N": 200, "B": 20, "E": 10, "lr": 0.05, "gpu": -1, "model": model}
+    run = Core(script | {"logs_dir": str(tmp_path), "figures": False}, "run").run()
+    flags = of_trained(run) | {"task": "attack", "load_dir": str(run), "eid": [10], "attack_N": 40}
+
+    def certified(how, method="ddn"):
+        asked = {"attack_certificate": how, "attack_method": method, "attack_K": 5}
+        return results.load(Core(flags | asked, "eval").run())[10]
+
+    norms, local = certified("norms"), certified("local")
+    assert (certified("none")["certified"] == 0).all() and (certified(False)["certified"] == 0).all()
+    right = norms["clean_correct"]
+    assert (local["certified"] >= norms["certified"]).all() and right.sum() > 20
+    assert np.median((local["certified"] / norms["certified"])[right]) > 1.3
+    np.testing.assert_allclose(certified("norms", "fmn-linf")["certified"], norms["certified"] / 8)
+    np.testing.assert_array_equal(certified("norms", "fmn-l1")["certified"], norms["certified"])
+    squared = {"model": {"description": SMALL, "act_type": "relu2"}, "logs_dir": str(tmp_path)}
+    other = Core(script | squared | {"E": 1, "lr": 1e-4, "figures": False}, "relu2").run()
+    asked = {"task": "attack", "load_dir": str(other), "eid": [1], "attack_certificate": "local"}
+    with pytest.raises(UserError, match=r"--attack_certificate local: there is none of this network: .*relu2"):
+        Core(of_trained(other) | asked, "eval").run()
