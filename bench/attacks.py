@@ -6,6 +6,8 @@ with --same_ops it gets ours (`models/layers.py`). Our side runs as ./eval.sh ru
 certificate). Graphs are compiled before the clock starts: on a whole batch, for Carlini-Wagner, which is
 long and meets many sizes of batches, on two images. Foolbox comes
 with requirements-test.txt.
+
+--iteration times an iteration of Carlini-Wagner against the network's own gradient, in turn, on 128 images.
 """
 
 import argparse
@@ -36,8 +38,8 @@ from attacks.l2_attack import CarliniWagnerL2
 from attacks.run import AT_ONCE
 
 # {name: (images, iterations)}
-FULL = {"cw": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
-QUICK = {"cw": (16, 500), "ddn": (64, 100), "deepfool": (32, 50)}
+FULL = {"cw": (128, 1000), "cw-image": (128, 1000), "ddn": (512, 100), "deepfool": (128, 50)}
+QUICK = {"cw": (16, 500), "cw-image": (16, 500), "ddn": (64, 100), "deepfool": (32, 50)}
 
 
 def sides(name, model, shape, iterations):
@@ -45,10 +47,13 @@ def sides(name, model, shape, iterations):
     import foolbox.attacks as theirs
 
     return {
-        "cw": lambda: (
-            CarliniWagnerL2(model.logits, shape, 9, iterations),
-            theirs.L2CarliniWagnerAttack(9, iterations),
-        ),
+        **{
+            name: lambda rule=rule: (
+                CarliniWagnerL2(model.logits, shape, 9, iterations, abort_early=rule),
+                theirs.L2CarliniWagnerAttack(9, iterations),
+            )
+            for name, rule in (("cw", "batch"), ("cw-image", "image"))
+        },
         "ddn": lambda: (DDN(model.logits, shape, iterations), theirs.DDNAttack(steps=iterations)),
         "deepfool": lambda: (DeepFool(model.logits, shape, iterations), theirs.L2DeepFoolAttack(steps=iterations)),
     }[name]()
@@ -112,6 +117,7 @@ def main():
     parser.add_argument("--only", default="cw,ddn,deepfool", help="which attacks")
     parser.add_argument("--data_dir", help="where the data are, if not where the run had them")
     parser.add_argument("--attack_B", type=int, default=256, help="our batch size")
+    parser.add_argument("--iteration", action="store_true", help="only an iteration of Carlini-Wagner")
     parser.add_argument("--same_ops", action="store_true", help="Foolbox, too, gets our layers")
     options = parser.parse_args()
     set_up_device(-1)
@@ -123,7 +129,36 @@ def main():
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    compare(options, model, dataset)
+    (iteration if options.iteration else compare)(options, model, dataset)
+
+
+def iteration(options, model, dataset):
+    """Time 40 iterations, and as many gradients of the gap alone, three times in turn."""
+    (images, labels), _ = dataset
+    x, y = model.pixels(images[:128]).numpy(), labels[:128]
+    n, attack = len(x), CarliniWagnerL2(model.logits, x.shape[1:])
+    w, zero, infinite = (
+        np.arctanh((2 * x - 1) * np.float32(0.999999)),
+        np.zeros_like(x),
+        np.full(n, np.inf, np.float32),
+    )
+    state = (x, w, y, np.ones(n, np.float32), w, zero, zero, np.zeros(n, np.float32), x, infinite, np.zeros(n, bool))
+
+    @tf.function
+    def gradients(steps):
+        def step(k, x):
+            return k + 1, x + 1e-9 * attack.gap_and_gradient(x, y)[1]
+
+        return tf.while_loop(lambda k, _: k < steps, step, (0, tf.constant(x)))
+
+    jobs = {"iteration": lambda k: attack._adam(k, *state), "gradient alone": lambda k: gradients(tf.constant(k))}
+    for job in jobs.values():
+        job(3)
+    for _ in range(3):
+        for name, job in jobs.items():
+            began = time.perf_counter()
+            job(40)
+            print(f"{name}: {(time.perf_counter() - began) / 40 * 1e3:.2f} ms")
 
 
 def compare(options, model, dataset):
@@ -141,7 +176,7 @@ def compare(options, model, dataset):
         x, y = images[right[:n]], labels[right[:n]]
         ours, theirs = sides(name, model, x.shape[1:], iterations)
         batch = min(options.attack_B, -(-n // AT_ONCE))
-        seconds, distance = run_ours(ours, model, x, y, batch, 2 if name == "cw" else batch)
+        seconds, distance = run_ours(ours, model, x, y, batch, 2 if name.startswith("cw") else batch)
         their_seconds, their_distance = run_foolbox(theirs, model, their_logits, x, y)
         median, their_median = float(np.median(distance)), float(np.median(their_distance))
         figures[name] = {
