@@ -246,9 +246,9 @@ def measure_curvature(context: Context) -> Path:
         return {"network": args["label"], "operator": args["operator"]} | found
 
     def finish(found: list[dict]) -> dict:
-        raw: dict[str, dict] = {part["network"]: part for part in found if part["operator"] is None}
+        raw: dict[str, dict] = {part["network"]: part for part in found if part.get("operator") is None}
         for name in raw if operators else ():
-            of = {k: [p for p in found if (p["network"], p["operator"]) == (name, k)] for k in operators}
+            of = {k: [p for p in found if (p["network"], p.get("operator")) == (name, k)] for k in operators}
             raw[name]["density"] = {operator: curvature.spectrum(probes) for operator, probes in of.items()}
         return raw
 

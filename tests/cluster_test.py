@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from commands_test import ENV, QUICK, SMALL, assert_one_line
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, soak
 from core_test import assert_same_weights, without_times
 
 import cluster
@@ -197,6 +197,7 @@ def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, seria
         workers.executor(context).run([unit], lambda unit, found: None, Uncounted(lambda: None))
 
 
+@soak
 def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path):
     words = [str(ROOT / "run.sh"), QUICK, *SMALL, "--E", "100000", "--threads", "1"]
     words += ["--logs_dir", str(tmp_path / "logs"), "--cluster", "2", "--speculate"]
@@ -220,6 +221,7 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
     assert max(results.read_journal(path)) == last + 1
 
 
+@soak
 def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_path, serial, monkeypatch):
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--port", "0"]

@@ -8,9 +8,10 @@ import pytest
 from device import import_tensorflow
 from results import ROOT
 
-__all__ = ["ROOT", "TINY"]
+__all__ = ["ROOT", "TINY", "soak"]
 import_tensorflow()  # once, before any test module: without its start-up chatter
 
+soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; ./test.sh --soak runs it")
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
 
 

@@ -8,7 +8,7 @@ import golden
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, soak
 
 import results
 from bench import gpu, gpu_placement
@@ -128,6 +128,7 @@ def test_the_bench_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys)
     assert {"once", "loop", "results"} <= set(json.loads((tmp_path / "j").read_text())[0])
 
 
+@soak
 def test_the_bench_for_a_gpu_runs_to_its_end_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", "--small", "--json", str(tmp_path / "j")])
     gpu.main()
