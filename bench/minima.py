@@ -53,7 +53,7 @@ def columns(run: Path) -> dict[str, dict[int, float]]:
                 values, weights = (np.asarray(density[key]) for key in ("values", "weights"))
                 if operator == "hessian":
                     add(
-                        "negative part of |trace|",
+                        "negative share of the trace",
                         eid,
                         -(weights * values)[values < 0].sum() / (weights @ np.abs(values)),
                     )

@@ -53,8 +53,7 @@ def plane(runs: list[Run]) -> "Figure":
         cuts.plot(x, Z[np.abs(y).argmin()], **looks[0], label="along the first")
         cuts.plot(y, Z[:, np.abs(x).argmin()], **looks[1], label="along the second")
         cuts.set(xlabel="distance from the network" if "path" in run.raw else "filters' norms", ylabel="log₁₀ loss")
-        cuts.legend()
-    return figure
+    return style.with_legend(figure, cuts)
 
 
 def spectrum(runs: list[Run]) -> "Figure | None":
