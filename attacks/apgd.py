@@ -86,68 +86,70 @@ class AutoPGD(EpsGrid):
         seed: int = 0,
     ):
         super().__init__(logits, shape, eps_list, restarts, steps, seed)
-        x, v = self.images_spec, self._vector(tf.float32)
+        x, y, v = self.images_spec, self._vector(tf.int32), self._vector(tf.float32)
         scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
-        self._climb = tf.function(
-            self._climb, input_signature=[x, self._vector(tf.int32), scalar, v, x, x, v, x, v, count, count]
-        )
+        self._look = tf.function(self._look, input_signature=[x, y])
+        self._climb = tf.function(self._climb, input_signature=[x, y, scalar, v, x, x, v, x, x, v, x, count, count])
 
     def _attempt(self, images, labels, x, eps):
         n = len(images)
         result, fooled = x.copy(), np.zeros(n, bool)
-        rows, step = np.arange(n), StepSize(np.full(n, 2 * eps))
-        state = [x, x, np.full(n, -np.inf, np.float32), x, np.full(n, -np.inf, np.float32)]
-        first = 0
+        pad = padded(np.arange(n))
+        value, gradient, found = (t.numpy()[:n] for t in self._look(x[pad], labels[pad]))
+        # This iterate, the one before, value and gradient of the loss here; the best iterate, its value and gradient.
+        state = [x, x, value, gradient, x, value, gradient]
+        rows, step, first = np.arange(n), StepSize(np.full(n, 2 * eps)), 0
         for length in periods(self.steps):
+            result[rows[found]], fooled[rows[found]] = state[0][found], True
+            rows, state = rows[~found], [part[~found] for part in state]
+            step.keep(~found)
+            if not len(rows):
+                return result, fooled
             pad = padded(np.arange(len(rows)))
             given = images[rows[pad]], labels[rows[pad]], eps, step.eta[pad].astype(np.float32)
+            best_value = state[5]
             climb = self._climb(*given, *(part[pad] for part in state), first, length)
-            *new, climbed, found = (t.numpy()[: len(rows)] for t in climb)
-            result[rows[found]], fooled[rows[found]] = new[0][found], True
-            halved = step.halve(length, climbed, new[4] > state[4])
-            for k in (0, 1):  # from the best point on, without momentum
-                new[k] = np.where(halved[:, None, None, None], new[3], new[k])
-            new[2] = np.where(halved, new[4], new[2])
-            state, rows = [part[~found] for part in new], rows[~found]
-            step.keep(~found)
+            *state, climbed, found = (t.numpy()[: len(rows)] for t in climb)
+            halved = step.halve(length, climbed, state[5] > best_value) & ~found
+            for k, best in ((0, 4), (1, 4), (2, 5), (3, 6)):  # from the best iterate on, without momentum
+                where = halved if state[k].ndim == 1 else halved[:, None, None, None]
+                state[k] = np.where(where, state[best], state[k])
             first += length
-            if not len(rows):
-                break
+        result[rows[found]], fooled[rows[found]] = state[0][found], True
         return result, fooled
 
-    def _climb(self, x0, y, eps, eta, x, before, value, best, best_value, first, n):
-        """n steps. Returns x, before, value, best, best_value, climbed, found; x is the first adversarial iterate
-        where there is one.
+    def _look(self, x, y):
+        """The DLR loss [B], its gradient [B, h, w, c], and whether x is adversarial, bool [B]."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            z = self.logits(x)
+            value = dlr(z, y)
+        return value, tape.gradient(value, x), is_adversarial(self.gap(z, y), z)
+
+    def _climb(self, x0, y, eps, eta, x, before, value, gradient, best, best_value, best_gradient, first, n):
+        """n steps. Returns the state, how many of them climbed, and whether x is adversarial: it then stays.
 
         Args:
-          x, before: this iterate and the one before, [B, h, w, c]; value: of the DLR loss at the latter, [B].
-          best, best_value: the best iterate so far and its value. first: how many steps were made before.
+          x0: the images. eta: step sizes [B]. x, ..., best_gradient: the state. first: how many steps came before.
         """
 
         def project(x):
             return tf.clip_by_value(tf.clip_by_value(x, x0 - eps, x0 + eps), 0, 1)
 
-        def look(x):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                z = self.logits(x)
-                new = dlr(z, y)
-            return new, tape.gradient(new, x), is_adversarial(self.gap(z, y), z)
-
-        def step(k, x, before, value, best, best_value, climbed, found):
-            new, gradient, adversarial = look(x)
-            found |= adversarial
-            climbed += tf.cast(new > value, tf.float32)
-            better = new > best_value
-            best, best_value = tf.where(per_image(better), x, best), tf.where(better, new, best_value)
+        def step(k, x, before, value, gradient, best, best_value, best_gradient, climbed, found):
             to = project(x + per_image(eta) * tf.sign(gradient))
             momentum = tf.where(first + k > 0, MOMENTUM, 1.0)
-            next_x = project(x + momentum * (to - x) + (1 - momentum) * (x - before))
-            next_x, x_was = tf.where(per_image(found), x, next_x), x
-            return k + 1, next_x, x_was, new, best, best_value, climbed, found
+            to = project(x + momentum * (to - x) + (1 - momentum) * (x - before))
+            before, x = x, tf.where(per_image(found), x, to)
+            new, gradient, adversarial = self._look(x, y)
+            climbed += tf.cast(new > value, tf.float32)
+            better = new > best_value
+            best, best_gradient = (
+                tf.where(per_image(better), now, so_far) for now, so_far in ((x, best), (gradient, best_gradient))
+            )
+            best_value = tf.where(better, new, best_value)
+            return k + 1, x, before, new, gradient, best, best_value, best_gradient, climbed, found | adversarial
 
-        zero = tf.zeros_like(value)
-        state = (0, x, before, value, best, best_value, zero, tf.zeros_like(y, tf.bool))
-        _, x, *rest, found = tf.while_loop(lambda k, *_: k < n, step, state)
-        z = self.logits(x)
-        return x, *rest, found | is_adversarial(self.gap(z, y), z)
+        state = (0, x, before, value, gradient, best, best_value, best_gradient)
+        none = tf.zeros_like(value), tf.zeros_like(y, tf.bool)
+        return tf.while_loop(lambda k, *_: k < n, step, (*state, *none))[1:]

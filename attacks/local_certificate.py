@@ -98,8 +98,10 @@ def conv_as_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> Any:
     taps = []
     for i in range(kh):
         for j in range(kw):
-            down, right = (sparse.eye(n, k=(size - 1) // 2 - tap) for n, size, tap in ((h, kh, i), (w, kw, j)))
-            taps.append(sparse.kron(sparse.kron(down, right), kernel[i, j]))
+            offsets = (kh - 1) // 2 - i, (kw - 1) // 2 - j
+            if abs(offsets[0]) < h and abs(offsets[1]) < w:  # else the tap reads zeros only
+                down, right = (sparse.eye(n, k=k) for n, k in zip((h, w), offsets, strict=True))
+                taps.append(sparse.kron(sparse.kron(down, right), kernel[i, j]))
     return sparse.csr_matrix(sum(taps))
 
 
@@ -149,7 +151,7 @@ def largest_eigenvalue_bound(gram: Any) -> float:
 
     Of a large matrix Lanczos finds about where it is, from below. That all eigenvalues are below a little more is
     proved by a Cholesky decomposition of (that) I - gram: only positive definite matrices have one, and finding it in
-    floats proves it up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
+    floats proves it up to n * 1.2e-16 of the trace of what is decomposed (Rump 2006, BIT 46).
     """
     n = gram.shape[0]
     dense = gram.toarray() if sparse.issparse(gram) else gram
@@ -161,7 +163,7 @@ def largest_eigenvalue_bound(gram: Any) -> float:
     while True:
         try:
             cholesky(guess * np.eye(n) - dense, overwrite_a=True, check_finite=False)
-            return guess + slack
+            return guess * (1 + 2.3e-16 * n**2) + slack
         except np.linalg.LinAlgError:
             guess = 1.03 * guess + slack
 
@@ -238,7 +240,11 @@ class LocalCertificate:
             proved = max(proved, min(shown, r))
             if shown < r:
                 failed = min(failed, r)
-            r = math.sqrt(proved * failed) if math.isfinite(failed) else max(1.5 * r, math.sqrt(r * shown))
+            r = (
+                math.sqrt(proved * failed)
+                if math.isfinite(failed)
+                else max(1.5 * r, min(math.sqrt(r * shown), 10 * r))
+            )
         return proved
 
     def _share(self, x: np.ndarray, label: int, r: float) -> float:
@@ -257,8 +263,10 @@ class LocalCertificate:
             moved += ROUNDING * layer.size * np.sqrt((v**2).sum(axis=0)) * slopes.change
             v = layer.matrix @ v
         moved += r * np.linalg.norm(v, self.q, axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(moved > 0, margin / (moved * (1 + ROUNDING)), np.inf)
+        if not np.isfinite(moved).all():
+            return 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):  # nothing moves: the whole ball is proved
+            share = np.where(moved == 0, np.inf, margin / (moved * (1 + ROUNDING)))
         return float(np.where(margin > 0, share, 0.0).min())
 
     def _forward(self, x: np.ndarray, r: float) -> tuple[list[Slopes], np.ndarray, float]:

@@ -98,6 +98,15 @@ def refuses(method: str, flag: str) -> bool:
     return bool(takers) and method not in takers
 
 
+def proved_in_l2(flags: dict, method: Method) -> bool:
+    """Whether an attack's `certified` is in L2 and not in its own norm, as in directories before there was `local`.
+
+    Args:
+      flags: as the directory has them: the flag was true or false then.
+    """
+    return method.norm != L2 and isinstance(flags.get("attack_certificate", True), bool)
+
+
 def build(f: SimpleNamespace, logits: Callable[[Any], Any], shape: tuple[int, int, int]) -> Any:
     """The attack that the flags name, an `attacks.base.Attack`.
 

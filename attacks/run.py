@@ -109,6 +109,8 @@ class AttackRun:
         )
         if f.resume is not None:
             path = context.check_resumed("./eval.sh")
+            if registry.proved_in_l2(results.read_flags(path), self.method):
+                raise UserError(f"--resume {path}: of an older version, whose proved bounds are in L2; attack anew")
         else:
             path = results.create(self.source, context.name, self.context.first_files())
         self.work_dir = results.WorkDir(path)

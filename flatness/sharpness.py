@@ -89,27 +89,25 @@ class Ball:
             length = np.linalg.norm(u)
             return u * (rho / length) if length > rho else u
 
-        u = before = best_u = np.zeros_like(self.w)
-        best = last = -math.inf
-        step, done = StepSize(np.array([2.0 * rho])), 0
+        u = before = np.zeros_like(self.w)
+        value, gradient = self.value_and_gradient(u)
+        best, step, done = (value, gradient, u), StepSize(np.array([2.0 * rho])), 0
         for length in periods(steps):
-            climbed, best_before = 0, best
+            climbed, best_before = 0, best[0]
             for _ in range(length):
-                value, gradient = self.value_and_gradient(u)
-                climbed += value > last
-                last = value
-                if value > best:
-                    best, best_u = value, u
                 size = np.linalg.norm(gradient)
                 to = project(u + step.eta[0] * (gradient / size if size > 0 else 0.0))
                 share = MOMENTUM if done else 1.0
                 u, before = project(u + share * (to - u) + (1 - share) * (u - before)), u
+                value, gradient, last = *self.value_and_gradient(u), value
+                climbed += value > last
+                if value > best[0]:
+                    best = value, gradient, u
                 done += 1
                 tick(done / steps)
-            if step.halve(length, np.array([climbed]), np.array([best > best_before]))[0]:
-                u = before = best_u
-                last = best
-        return max(best, self.value(u))
+            if step.halve(length, np.array([climbed]), np.array([best[0] > best_before]))[0]:
+                (value, gradient, u), before = best, best[2]
+        return best[0]
 
     def average(self, rho: float, probes: int, seed: list[int], tick: Tick = lambda fraction: None) -> np.ndarray:
         """log I at so many u ~ N(0, rho^2 / n), float64 [probes]; the same directions for every rho."""

@@ -6,7 +6,7 @@ import numpy as np
 
 import forms
 import results
-from attacks.registry import Method
+from attacks.registry import Method, proved_in_l2
 from errors import UserError
 from reporting import style
 from reporting.runs import Run, title
@@ -97,6 +97,11 @@ def _summary(run: Run) -> dict[str, dict]:
     return found
 
 
+def _unknown(run: Run) -> set[str]:
+    """What a directory does not have in its attack's norm."""
+    return {"certified_median"} if proved_in_l2(run.flags, run.method) else set()
+
+
 def table(entries: list[Entry]) -> list[Table]:
     """The summaries of all attacked epochs, of attacks in one norm."""
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
@@ -114,7 +119,7 @@ def table(entries: list[Entry]) -> list[Table]:
             number(found["q_bar_min"]),
             percent(found["clean_acc"]),
             percent(found["success"]),
-            *(number(found[key], ".4f") for key in shown),
+            *(number(None if key in _unknown(entry.run) else found[key], ".4f") for key in shown),
             *(percent(found["robust_acc"].get(e)) for e in eps),
         ]
         for entry, eid, found in lines

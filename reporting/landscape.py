@@ -25,7 +25,7 @@ def operator(name: str) -> str:
 
 def plane(runs: list[Run]) -> "Figure":
     """log10 of the loss in a plane through a network, with the path of training, and along the plane's two axes."""
-    figure = style.blank(2 * style.PANEL[0], 2.5 * len(runs), title(runs, "dataset", "lr", "plane"))
+    figure = style.blank(2 * style.PANEL[0], 2.5 * len(runs), title(runs, "dataset", "plane"))
     for k, run in enumerate(runs):
         x, y = (np.asarray(run.raw[name]) for name in "xy")
         Z = np.asarray(run.raw["log_loss"]) / style.LN10
@@ -71,7 +71,7 @@ def spectrum(runs: list[Run]) -> "Figure | None":
         return None
     which = list(dict.fromkeys(curve[2] for curve in curves))
     columns = min(len(which), 2)
-    figure, axes = style.panels(math.ceil(len(which) / columns), columns, title(runs, "dataset", "lr"))
+    figure, axes = style.panels(math.ceil(len(which) / columns), columns, title(runs, "dataset"))
     panels = dict(zip(which, np.atleast_1d(axes).ravel(), strict=False))
     labels = list(dict.fromkeys(", ".join(filter(None, [run.label, name])) for run, name, _, _ in curves))
     looks = dict(zip(labels, style.series(labels), strict=True))
@@ -106,7 +106,7 @@ def sharpness(runs: list[Run]) -> "Figure":
     A panel for each way to measure the ball.
     """
     kinds = list(dict.fromkeys(kind for run in runs for found in run.raw.values() for kind in found["sharpness"]))
-    figure, axes = style.panels(1, len(kinds), title(runs, "dataset", "lr"))
+    figure, axes = style.panels(1, len(kinds), title(runs, "dataset"))
     panels = dict(zip(kinds, np.atleast_1d(axes), strict=True))
     named = [(run, name, ", ".join(filter(None, [run.label, name]))) for run in runs for name in run.raw]
     looks = style.series([label for _, _, label in named])
@@ -137,7 +137,8 @@ def plane_table(entries: list[Entry]) -> list[Table]:
         explained = [percent(part) for part in raw["explained"]] if "explained" in raw else None
         grid = " × ".join(map(str, Z.shape))
         epochs = number(len(raw["path_eids"])) if "path_eids" in raw else None
-        rows.append([entry, raw["network"], raw["plane"], grid, number(Z.min()), number(Z.max()), epochs, explained])
+        ends = [number(float(end(Z))) for end in (np.nanmin, np.nanmax)]
+        rows.append([entry, raw["network"], raw["plane"], grid, *ends, epochs, explained])
     head = ["surface", "through", "plane", "grid", "lowest log10 loss", "highest", "epochs on the path"]
     return [Table("log of the loss in a plane", [*head, "explained variance"], rows, entries)]
 
@@ -152,9 +153,10 @@ def curvature_tables(entries: list[Entry]) -> list[Table]:
                 values, weights = (np.asarray(found[key]) for key in ("values", "weights"))
                 trace = f"{power(found['trace'], frame)} ± {power(found['trace_error'], frame)}"
                 ends = [power(float(end), frame) for end in (values.min(), values.max())]
-                negative = percent(float(weights[values < 0].sum()))
+                size = weights * np.abs(values)
+                negative = percent(float(size[values < 0].sum() / size.sum())) if size.any() else None
                 rows.append([entry, name, operator(which), number(found["parameters"]), *ends, negative, trace])
-    head = ["measurement", "network", "of", "parameters", "smallest", "largest", "negative, by number"]
+    head = ["measurement", "network", "of", "parameters", "smallest", "largest", "negative share of |trace|"]
     tables = flatness.curvature_table(entries)
     if rows:
         spectra = [entry for entry in entries if any("density" in found for found in entry.run.raw.values())]

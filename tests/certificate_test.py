@@ -78,7 +78,14 @@ def dense_norm(kernel, in_shape):
     return np.linalg.norm(tf.nn.conv2d(basis, kernel, 1, "SAME").numpy().reshape(n, -1), 2)
 
 
-SIZES = [((8, 8, 3), (3, 3)), ((7, 5, 2), (5, 3)), ((2, 2, 4), (3, 3)), ((5, 4, 1), (2, 4))]
+SIZES = [
+    ((8, 8, 3), (3, 3)),
+    ((1, 1, 2), (5, 5)),
+    ((2, 2, 1), (7, 7)),
+    ((7, 5, 2), (5, 3)),
+    ((2, 2, 4), (3, 3)),
+    ((5, 4, 1), (2, 4)),
+]
 
 
 @pytest.mark.parametrize(("size", "kernel"), SIZES)
@@ -161,6 +168,28 @@ def test_relu2_has_no_lipschitz_constant_and_an_average_pool_halves_it():
     assert (certificate.certified(z, np.arange(10), bound, difference) == 0).all()
 
 
+def test_a_layer_that_is_dead_in_the_whole_ball_proves_nothing_beyond_it():
+    """At 0.5 the relu is off, and everything near is the first class; at 0.92 it is the second."""
+    description = [["F", 1, {"act": False}], ["F", 1], ["F", 2, {"act": False}]]
+    model = Network(description, (1, 1, 1), "ALL")
+    model.set_weights([np.ones((1, 1)), np.zeros(1), np.ones((1, 1)), np.full(1, -0.9), [[0.0, 10.0]], [0.1, 0.0]])
+    x = np.full((1, 1, 1, 1), 0.5, np.float32)
+    for norm in ("L1", "L2", "Linf"):
+        radius = Certifier(model, norm, local=True)(x, model.logits(x).numpy(), np.zeros(1, int), nothing)
+        assert 0.3 < radius[0] <= 0.41
+
+
+def test_a_dead_network_has_a_finite_radius():
+    model = Network(SMALL, SHAPE, "ALL")
+    weights = [array for _, array in model.get_weights()]
+    weights[3] = weights[3] - 12  # the hidden layer's biases
+    weights[5] = np.arange(10, dtype=np.float32)
+    model.set_weights(weights)
+    x = np.random.default_rng(0).uniform(0, 1, (3, *SHAPE)).astype(np.float32)
+    radii = Certifier(model, "L2", local=True)(x, model.logits(x).numpy(), np.full(3, 9), nothing)
+    assert np.isfinite(radii).all() and (radii > 1).all()
+
+
 # Pairs of layers
 
 
@@ -192,7 +221,7 @@ def test_pairs_tighten_the_constants_of_fully_connected_networks_and_gaps_keep_t
 # Near an image
 
 
-@pytest.mark.parametrize(("size", "kernel"), SIZES)
+@pytest.mark.parametrize(("size", "kernel"), [*SIZES, ((2, 2, 1), (7, 7)), ((2, 3, 2), (5, 7))])
 def test_layers_as_matrices_are_tensorflows_own(size, kernel):
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((*kernel, size[2], 6)), rng.standard_normal((3, *size))
