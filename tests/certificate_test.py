@@ -78,14 +78,7 @@ def dense_norm(kernel, in_shape):
     return np.linalg.norm(tf.nn.conv2d(basis, kernel, 1, "SAME").numpy().reshape(n, -1), 2)
 
 
-SIZES = [
-    ((8, 8, 3), (3, 3)),
-    ((1, 1, 2), (5, 5)),
-    ((2, 2, 1), (7, 7)),
-    ((7, 5, 2), (5, 3)),
-    ((2, 2, 4), (3, 3)),
-    ((5, 4, 1), (2, 4)),
-]
+SIZES = [((8, 8, 3), (3, 3)), ((7, 5, 2), (5, 3)), ((2, 2, 4), (3, 3)), ((5, 4, 1), (2, 4))]
 
 
 @pytest.mark.parametrize(("size", "kernel"), SIZES)
