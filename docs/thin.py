@@ -1,7 +1,8 @@
-"""Keeps a small part of a training run's record, for docs/runs: `python docs/thin.py <working directory> <place>`.
+"""Keeps a small part of a run's record, for docs/runs: `python docs/thin.py <working directory> <place>`.
 
-The place gets flags.json, about.json and `res` of some 250 epochs, evenly spaced on a logarithmic axis, and of all
-that --measure looked at. Figures are drawn from it as from the run itself. What is of one machine only is left out.
+The place gets flags.json, about.json and of a training's `res` some 250 epochs, evenly spaced on a logarithmic axis,
+and all that --measure looked at; of a measurement's all of it. Figures are drawn from it as from the run itself. What
+is of one machine only is left out.
 """
 
 import importlib
@@ -14,10 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import results
 from flags import complete, flatten
+from flags.table import OF_THE_RUN, TASKS_OF, TRAINING
 from flags.values import shown
 
 EPOCHS = 250
-OF_THE_MACHINE = ("logs_dir", "data_dir", "resume")
+OF_THE_MACHINE = ("logs_dir", "data_dir", "resume", "load_dir")
 
 
 def thinned(raw: dict[int, dict]) -> dict[int, dict]:
@@ -31,16 +33,21 @@ def main(directory: Path, place: Path) -> None:
     """Write the small record of `directory` to `place`."""
     res, about = results.load(directory), results.read_about(directory)
     flags = results.read_flags(directory) | dict.fromkeys(OF_THE_MACHINE)
-    about = {key: about[key] for key in ("experiment", "git", "versions", "device", "threads", "data")}
+    kept = ("experiment", "git", "versions", "device", "threads", "data", "measured")
+    about = {key: about[key] for key in kept if key in about}
     script = flatten(complete(importlib.import_module(about["experiment"]).flags))
     now = flatten(complete(flags))
-    changed = [f"--{name} {shown(now[name])}" for name in now if now[name] != script[name] and name != "figures"]
-    about["command"] = " ".join([f"{about['experiment']}.py", *changed])
+    training = flags["task"] in TRAINING
+    mine = [name for name in now if flags["task"] in TASKS_OF[name] and name != "figures"]
+    given = [name for name in mine if training or name.split(".")[0] not in OF_THE_RUN]
+    changed = {name: now[name] for name in given if now[name] != script[name]}
+    words = [f"--{name} {shown(tuple(v) if isinstance(v, list) else v)}" for name, v in changed.items()]
+    about["command"] = " ".join([f"{about['experiment']}.py", *([] if training else ["<run>"]), *words])
     place.mkdir(parents=True, exist_ok=True)
     written = results.WorkDir(place)
     written.write_json("flags.json", flags)
     written.write_json("about.json", about)
-    written.write_res({"flags": flags, "raw": thinned(res["raw"])})
+    written.write_res({"flags": flags, "raw": thinned(res["raw"]) if training else res["raw"]})
 
 
 if __name__ == "__main__":
