@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./test.sh --soak                 the whole campaign against faults, and tests that take long
+# ./test.sh --soak                 every test, those that take long and the whole campaign against faults too
 # ./test.sh [pytest arguments]     formatting, lint, types and the whole test suite
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up requirements-test.txt
@@ -9,6 +9,6 @@ cd "$ROOT" || exit 2
 "$PYTHON" -m mypy || exit 1
 if [ "$1" = --soak ]; then
     shift
-    SOAK=1 exec "$PYTHON" -m pytest -n 0 -s tests/soak tests/faults_test.py tests/cluster_test.py tests/placement_test.py "$@"
+    SOAK=1 exec "$PYTHON" -m pytest -n 0 -s tests "$@"
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -82,7 +82,8 @@ class FMNL1(FMN):
         sizes = tf.sort(tf.reshape(tf.abs(delta), [tf.shape(delta)[0], -1]), axis=1, direction="DESCENDING")
         count = tf.range(1, tf.shape(sizes)[1] + 1, dtype=tf.float32)
         excess = (tf.cumsum(sizes, axis=1) - epsilon[:, None]) / count  # if the largest `count` of them stay
-        stay = tf.reduce_sum(tf.cast(sizes > excess, tf.int32), axis=1)
+        # Counted in floats: TensorFlow sums int32 on the host.
+        stay = tf.cast(tf.reduce_sum(tf.cast(sizes > excess, tf.float32), axis=1), tf.int32)
         shrink = tf.gather(excess, tf.maximum(stay, 1) - 1, axis=1, batch_dims=1)
         shrink = per_image(tf.where(tf.math.is_inf(epsilon), 0.0, tf.maximum(shrink, 0.0)))
         return tf.sign(delta) * tf.maximum(tf.abs(delta) - shrink, 0.0)

@@ -102,6 +102,7 @@ def test_attempts_at_once_give_the_run_that_one_after_the_other_give(serial, sch
     assert_same_runs(serial, Core(flags | {"resume": str(run)}, "speculative").run())
 
 
+@soak
 def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_same(serial, logs, monkeypatch, caplog):
     killed, submit = [], cluster.Remote._submit
 
@@ -146,6 +147,7 @@ def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, ta
     assert plain(results.load(one)) == plain(results.load(other))
 
 
+@soak
 def test_ddn_over_1500_digits_in_blocks_is_the_same_on_a_cluster(scheduler_file, logs):
     run = alone(FLAGS | {"logs_dir": logs, "train_N": "all", "E": 2, "archive": 1, "lr": 0.02}, "all-digits")
     asked = {"task": "attack", "attack_method": "ddn", "attack_K": 20, "attack_B": 128, "eid": [1, 2]}
@@ -155,6 +157,7 @@ def test_ddn_over_1500_digits_in_blocks_is_the_same_on_a_cluster(scheduler_file,
     assert plain(results.load(one)) == plain(results.load(other))
 
 
+@soak
 def test_seeds_and_a_surface_through_them_are_the_same_on_a_cluster(scheduler_file, logs):
     flags = FLAGS | {"logs_dir": logs, "task": "train_seeds", "seeds": [0, 1, 2], "E": 3, "lr": 0.02}
     one = alone(flags, "seeds-alone")

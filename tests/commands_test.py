@@ -10,7 +10,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, soak
 from core_test import assert_same_weights, without_times
 
 import results
@@ -132,6 +132,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(tmp_path, number, st
     assert results.load_checkpoint(path)[1]["eid"] == max(raw) == len(results.read_journal(path)) >= 5
 
 
+@soak
 def test_killed_at_random_moments_it_still_equals_the_unbroken_run(tmp_path, unbroken):
     rng = random.Random(int.from_bytes(os.urandom(4), "big"))
     words = [*SMALL, "--E", "90", "--archive", "20", "--checkpoint_every", "0.05"]

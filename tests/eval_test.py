@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, soak
 
 import datasets
 import flags
@@ -288,6 +288,7 @@ def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
     assert "no checkpoint" in refused(own)
 
 
+@soak
 def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
     name = "eval-final-mnist-l2-ddn"
     script = [sys.executable, ROOT / f"{name}.py"]

@@ -92,7 +92,7 @@ def test_testing_draws_the_surfaces_and_the_radii_of_a_fresh_run(tmp_path):
         script = importlib.import_module(name).flags
         Core(script | {"load_dir": str(run), "gpu": -1} | more, name).run()
     printed, pictures = execute("testing.ipynb", LOGS=tmp_path)
-    assert "digits, all params" in printed and pictures == 1 + 1 + 2
+    assert "digits, all params" in printed and pictures == 1 + 1 + 3
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
