@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from device import import_tensorflow
+from device import cores, import_tensorflow
 from results import ROOT
 
 __all__ = ["ROOT", "TINY", "soak"]
@@ -13,6 +13,11 @@ import_tensorflow()  # once, before any test module: without its start-up chatte
 
 soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; ./test.sh --soak runs it")
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: many a test waits for a process of its own."""
+    return cores() + 1
 
 
 @pytest.fixture
