@@ -96,6 +96,7 @@ def plain(value):
 # Equality
 
 
+@soak
 def test_attempts_at_once_give_the_run_that_one_after_the_other_give(serial, scheduler_file, logs):
     flags = FLAGS | {"logs_dir": logs, "cluster": scheduler_file, "speculate": True}
     run = Core(flags | {"E": 15}, "speculative").run()

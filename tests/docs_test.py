@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from conftest import ROOT, soak
 from nbclient import NotebookClient
 
 import datasets
@@ -128,6 +128,7 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / link).exists(), (page.name, link)
 
 
+@soak
 def test_the_page_on_python_runs_as_a_notebook_twice_in_one_process(tmp_path):
     text = (ROOT / "docs" / "python.md").read_text().replace("/tmp/margins", str(tmp_path))
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

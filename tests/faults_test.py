@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 from commands_test import ENV, QUICK, SMALL, assert_one_line, command
-from conftest import ROOT
+from conftest import ROOT, soak
 from results_test import READERS
 
 import checksums
@@ -60,6 +60,7 @@ def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
     assert done.returncode == 0 and len(results.read_journal(own)) == 7
 
 
+@soak
 def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
     words = [str(ROOT / "run.sh"), QUICK, "--resume", str(own), "--E", "30", "--figures", "false"]
     started = [
