@@ -182,24 +182,24 @@ class LocalCertificate:
         self.longest = math.sqrt(math.prod(model.specs[0].in_shape)) if p == np.inf else 1.0  # L2 of a radius of 1
         before, k = None, 0  # average pools since the last layer with weights
         specs = model.specs
+        weights = model.effective_weights()
         for n, spec in enumerate(specs):
             if spec.kind == "A":
                 pool = average_as_matrix(spec.in_shape)
                 before = pool if before is None else before @ pool
             elif spec.weight_shape is not None:
-                self._append(model, k, spec, before, specs[n + 1 : n + 2])
+                self._append(model, k, weights[k], spec, before, specs[n + 1 : n + 2])
                 before, k = None, k + 1
         first = self.layers[0].matrix
         self.first_rows = np.linalg.norm(first.toarray() if sparse.issparse(first) else first, self.q, axis=0)
 
-    def _append(self, model: Any, k: int, spec: Any, before: Any, after: list[Any]) -> None:
+    def _append(self, model: Any, k: int, weight: np.ndarray, spec: Any, before: Any, after: list[Any]) -> None:
         layer = model.layers[k]
         bias = np.zeros(spec.out_shape[-1]) if layer.bias is None else layer.bias.numpy().astype(np.float64)
-        weight = layer.weight.numpy().astype(np.float64)
         if layer.bn is not None:
             bn = layer.bn
             factor = bn.scale.numpy() / np.sqrt(bn.variance.numpy().astype(np.float64) + bn.EPS)
-            weight, bias = weight * factor, (bias - bn.mean.numpy()) * factor + bn.shift.numpy()
+            bias = (bias - bn.mean.numpy()) * factor + bn.shift.numpy()
         matrix: Any = conv_as_matrix(weight, spec.in_shape) if spec.kind == "C" else weight
         norm = conv_norm(weight, spec.in_shape) if spec.kind == "C" else fc_norm(weight)
         bias = np.broadcast_to(bias, spec.out_shape).ravel().copy()
@@ -207,12 +207,8 @@ class LocalCertificate:
             matrix, norm = before @ matrix, norm / 2
         if k == 0 and model.input_normalization is not None:
             factor, shift = (np.asarray(part, np.float64) for part in model.input_normalization)
-            pixels = math.prod(model.specs[0].in_shape)
-            repeated = np.broadcast_to(factor, model.specs[0].in_shape).ravel()
-            bias = bias + np.broadcast_to(shift, model.specs[0].in_shape).ravel() @ matrix
-            matrix = sparse.diags(repeated) @ matrix if sparse.issparse(matrix) else repeated[:, None] * matrix
-            norm *= float(np.abs(repeated).max())
-            assert matrix.shape[0] == pixels
+            # The factor is in the weight already: (x + shift / factor) (factor W).
+            bias = bias + np.broadcast_to(shift / factor, model.specs[0].in_shape).ravel() @ matrix
         if sparse.issparse(matrix):
             matrix = matrix.toarray() if math.prod(matrix.shape) <= DENSE else sparse.csr_matrix(matrix)
         square = matrix.power(2) if sparse.issparse(matrix) else matrix**2

@@ -104,7 +104,11 @@ def directions_of(context: Context, network: tuple[str, int], eids: list[int]) -
     if f.plane == "random":
         rngs = (np.random.default_rng([f.seed, k]) for k in range(2))
         return [filter_normalized(rng, model.names, weights) for rng in rngs], None
-    path = principal(weights, [context.stored_weights(network[0], eid) for eid in eids])
+
+    def make() -> Path:
+        return principal(weights, [context.stored_weights(network[0], eid) for eid in eids])
+
+    path = context.kept("path", (*network, *eids), make)
     return path.directions, path
 
 

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import trained_on_digits
 
 from attacks import certificate
 from attacks.apgd import AutoPGD, StepSize, dlr, periods
@@ -16,9 +17,7 @@ from attacks.deepfool import DeepFool
 from attacks.fmn import FMN, FMNL1, FMNLinf
 from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent, cw_loss
-from context import Context
 from models import losses, margins
-from training.run import Progress
 
 N = 24
 SHAPE = (8, 8, 1)
@@ -46,20 +45,7 @@ SCALE_FREE = L2_ATTACKS | {
 @pytest.fixture(scope="module")
 def trained():
     """A small CNN after 15 epochs of digits, and N images that it classifies right: (model, x, y)."""
-    script = {
-        "dataset": "digits",
-        "train_N": 500,
-        "B": 50,
-        "gpu": -1,
-        "lr": 0.1,
-        "model": {"description": SMALL, "init": {"weight": "he_normal"}},
-    }
-    context = Context(script)
-    progress, model = Progress(context), context.model
-    for _ in range(15):
-        progress.epoch()
-    (x, y), _ = context.dataset
-    x = model.pixels(x).numpy()
+    model, x, y = trained_on_digits(SMALL, 500)
     right = np.flatnonzero(model.logits(x).numpy().argmax(1) == y)[:N]
     return model, x[right], y[right]
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import trained_on_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,13 +22,11 @@ from attacks.fmn import FMN, FMNL1, FMNLinf
 from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent
 from attacks.local_certificate import LocalCertificate
-from context import Context
 from core import Core
 from errors import UserError
 from flags.table import of_trained
 from models.architectures import CNN, VGG16, parse
 from models.network import Network
-from training.run import Progress
 
 SHAPE = (8, 8, 1)
 SMALL = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
@@ -40,20 +39,7 @@ def nothing(fraction):
 @pytest.fixture(scope="module")
 def trained():
     """A small CNN after 15 epochs of digits, and 1000 images: (model, x, y, logits)."""
-    script = {
-        "dataset": "digits",
-        "train_N": 1000,
-        "B": 50,
-        "gpu": -1,
-        "lr": 0.1,
-        "model": {"description": SMALL, "init": {"weight": "he_normal"}},
-    }
-    context = Context(script)
-    progress, model = Progress(context), context.model
-    for _ in range(15):
-        progress.epoch()
-    (x, y), _ = context.dataset
-    x = model.pixels(x).numpy()
+    model, x, y = trained_on_digits(SMALL, 1000)
     return model, x, y, model.logits(x).numpy()
 
 

@@ -8,11 +8,32 @@ import pytest
 from device import cores, import_tensorflow
 from results import ROOT
 
-__all__ = ["ROOT", "TINY", "soak"]
+__all__ = ["ROOT", "TINY", "soak", "trained_on_digits"]
 import_tensorflow()  # once, before any test module: without its start-up chatter
 
 soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; ./test.sh --soak runs it")
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
+
+
+def trained_on_digits(description, train_N):
+    """(network, images float32 in [0, 1], labels) after 15 epochs of so many digits."""
+    from context import Context
+    from training.run import Progress
+
+    script = {
+        "dataset": "digits",
+        "train_N": train_N,
+        "B": 50,
+        "gpu": -1,
+        "lr": 0.1,
+        "model": {"description": description, "init": {"weight": "he_normal"}},
+    }
+    context = Context(script)
+    progress = Progress(context)
+    for _ in range(15):
+        progress.epoch()
+    (x, y), _ = context.dataset
+    return context.model, context.model.pixels(x).numpy(), y
 
 
 def pytest_xdist_auto_num_workers(config):
