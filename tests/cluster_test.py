@@ -24,7 +24,6 @@ from execution import Unit
 from reporting import page
 from screen import Uncounted
 from training import sweep
-from training.run import Progress
 
 pytest.importorskip("distributed")
 FLAGS = {
@@ -176,22 +175,36 @@ def test_seeds_and_a_surface_through_them_are_the_same_on_a_cluster(scheduler_fi
 # Units that have to end
 
 
-def test_units_that_are_no_longer_wanted_end_within_a_second(scheduler_file):
+class Endless:
+    """A unit's work that only `tick` can end. It travels as its source: a worker has no tests to import."""
+
+    __name__ = "endless"
+
+    def __reduce__(self):
+        return eval, ("lambda context, args, tick: all(tick(0) is None for _ in iter(int, 1))",)
+
+
+def test_units_that_are_no_longer_wanted_end(scheduler_file):
     context = Core(FLAGS | {"cluster": scheduler_file}).context
     with cluster.Cluster(scheduler_file, 1, -1) as workers:
-        remote = workers.executor(context)
-        progress, began = Progress(context, remote), time.monotonic()
 
-        def ask_to_stop():
-            if time.monotonic() - began > 3:
+        def busy():
+            return sum(
+                workers.client.run(lambda: getattr(sys.modules.get("cluster"), "_now", None) is not None).values()
+            )
+
+        def stop_when_all_are_busy():
+            if busy() == 2:
                 raise Stopped(signal.SIGINT)
 
-        progress.ticker.stop_if_asked = ask_to_stop
         with pytest.raises(Stopped):
-            while True:
-                progress.epoch()
-        time.sleep(1)
-        assert not any(workers.client.run(lambda: __import__("cluster")._now is not None).values())
+            units = [Unit(Endless(), (0,)), Unit(Endless(), (1,))]
+            workers.executor(context).run(units, lambda unit, found: None, Uncounted(stop_when_all_are_busy))
+        for _ in range(600):
+            if not busy():
+                return
+            time.sleep(0.1)
+        pytest.fail("a unit goes on a minute after it was cancelled")
 
 
 def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, serial):
