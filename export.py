@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import results
 from context import Context
+from device import compiled
 from errors import UserError
 from files import arrays_of
 from flags import values
@@ -193,11 +194,11 @@ def write_saved_model(network: Any, path: Path, about: dict[str, Any]) -> Callab
     module = Exported(keras_model(network))
     pixels = tf.TensorSpec([None, *network.specs[0].in_shape], tf.float32, "pixels")
 
-    @tf.function(input_signature=[pixels])
+    @compiled(input_signature=[pixels])
     def logits(pixels: Any) -> dict[str, Any]:
         return {"logits": module.model(pixels, training=False)}
 
-    @tf.function(input_signature=[pixels, tf.TensorSpec([None], tf.int64, "labels")])
+    @compiled(input_signature=[pixels, tf.TensorSpec([None], tf.int64, "labels")])
     def gap(pixels: Any, labels: Any) -> dict[str, Any]:
         z = module.model(pixels, training=False)
         is_label = tf.one_hot(labels, network.n_classes, True, False, dtype=tf.bool)

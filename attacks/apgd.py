@@ -12,6 +12,7 @@ import tensorflow as tf
 from attacks.base import Logits, gap, is_adversarial, per_image
 from attacks.linf_attack import EpsGrid
 from attacks.measurement import padded
+from device import compiled
 
 MOMENTUM = 0.75  # alpha: the part of a step that is new
 ENOUGH = 0.75  # rho: the part of the steps that have to climb
@@ -88,8 +89,8 @@ class AutoPGD(EpsGrid):
         super().__init__(logits, shape, eps_list, restarts, steps, seed)
         x, y, v = self.images_spec, self._vector(tf.int32), self._vector(tf.float32)
         scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
-        self._look = tf.function(self._look, input_signature=[x, y])
-        self._climb = tf.function(self._climb, input_signature=[x, y, scalar, v, x, x, v, x, x, v, x, count, count])
+        self._look = compiled(self._look, input_signature=[x, y])
+        self._climb = compiled(self._climb, input_signature=[x, y, scalar, v, x, x, v, x, x, v, x, count, count])
 
     def _attempt(self, images, labels, x, eps):
         n = len(images)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from device import compiled
+
 # A gap below this part of the largest logit may come out with another sign in a batch of another size.
 ROUNDING = 1e-5
 
@@ -145,7 +147,7 @@ class SteppedAttack(Attack):
         super().__init__(logits, shape, targeted)
         self.steps, self.init_epsilon = steps, init_epsilon
         k, x, v = tf.TensorSpec([], tf.int32), self.images_spec, self._vector(tf.float32)
-        self._run = tf.function(self._run, input_signature=[k, k, x, self._vector(tf.int32), x, v, v, x])
+        self._run = compiled(self._run, input_signature=[k, k, x, self._vector(tf.int32), x, v, v, x])
 
     def step(self, k, x, delta, epsilon, gap, gradient, adversarial, best_norm):
         """Step k of 0, ..., K - 1.

@@ -8,6 +8,7 @@ from cleverhans.tf2.utils import clip_eta, optimize_linear
 
 from attacks.base import Attack, Logits, is_adversarial, per_image
 from attacks.measurement import padded
+from device import compiled
 from models.losses import log_odds
 
 
@@ -43,7 +44,7 @@ class BasicIterativeMethod(Attack):
         self.steps, self.search_steps = steps, search_steps
         self.init_epsilon = init_epsilon * math.sqrt(math.prod(shape))
         self.ratio = stepsize / init_epsilon
-        self._try = tf.function(
+        self._try = compiled(
             self._try, input_signature=[self.images_spec, self._vector(tf.int32), self._vector(tf.float32)]
         )
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, divide, is_adversarial, l2, per_image
 from attacks.measurement import padded_size
+from device import compiled
 
 # Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
 SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
@@ -26,7 +27,7 @@ class DeepFool(Attack):
         super().__init__(logits, shape)
         self.steps, self.overshoot = steps, overshoot
         x = self.images_spec
-        self._run = tf.function(
+        self._run = compiled(
             self._run,
             input_signature=[tf.TensorSpec([], tf.int32), x, self._vector(tf.int32), self._vector(tf.bool), x, x],
         )

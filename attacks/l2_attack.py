@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, is_adversarial, per_image
 from attacks.measurement import padded
+from device import compiled
 
 PIECE = 250  # iterations in one call of the graph, at most: between two, the attack can be stopped
 # {rule: (into how many windows the iterations are cut, which part of the loss has to be left after one)}
@@ -49,7 +50,7 @@ class CarliniWagnerL2(Attack):
         self.learning_rate, self.initial_const = learning_rate, initial_const
         self.confidence, self.abort_early = confidence, abort_early
         x, v = self.images_spec, self._vector(tf.float32)
-        self._adam = tf.function(
+        self._adam = compiled(
             self._adam,
             input_signature=[
                 tf.TensorSpec([], tf.int32),  # how many iterations

@@ -6,6 +6,7 @@ from cleverhans.tf2.utils import clip_eta, optimize_linear
 
 from attacks.base import Attack, Logits, gap, is_adversarial, per_image
 from attacks.measurement import padded
+from device import compiled
 
 PIECE = 25  # steps in one call of the graph; between two, images that are done leave the batch
 
@@ -94,7 +95,7 @@ class ProjectedGradientDescent(EpsGrid):
         self.stepsize = stepsize
         scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
         x = self.images_spec
-        self._climb = tf.function(
+        self._climb = compiled(
             self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count]
         )  # fmt: skip
 

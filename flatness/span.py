@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from context import Context
+from device import compiled
 from models.losses import cross_entropy, log_cross_entropy
 
 PLAIN_FLOATS = 2**22  # activations of a layer in a block of the plain evaluation: larger blocks are no faster
@@ -39,25 +40,25 @@ def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
             setattr(*place, variable)
 
 
-@tf.function(jit_compile=True)  # one pass for a dozen small ops
+@compiled(jit_compile=True)  # one pass for a dozen small ops
 def sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Sum of the cross-entropies of examples [b], logits [b, C]; float64."""
     return tf.reduce_sum(cross_entropy(labels, logits))
 
 
-@tf.function(jit_compile=True)
+@compiled(jit_compile=True)
 def log_sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """log of `sum_of_losses`, finite at any size of the losses; float64."""
     return tf.reduce_logsumexp(log_cross_entropy(labels, logits))
 
 
-@tf.function(jit_compile=True)  # one pass over memory, which is what these sums are bound by
+@compiled(jit_compile=True)  # one pass over memory, which is what these sums are bound by
 def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
     """sum_j coefficients_j * parts_j, of [d] and d tensors of one shape."""
     return sum(coefficients[j] * part for j, part in enumerate(parts))
 
 
-@tf.function(jit_compile=True)
+@compiled(jit_compile=True)
 def sum_of_losses_combined(
     labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor], log: bool
 ) -> tf.Tensor:
@@ -105,7 +106,7 @@ class Examples:
 
     def graph(self, key, function: Callable) -> Callable:
         """The graph of a function. It is traced once for each key, for all callers."""
-        return self.functions.setdefault(key, tf.function(function, reduce_retracing=True))
+        return self.functions.setdefault(key, compiled(function, reduce_retracing=True))
 
     def inputs(self, block: slice) -> tf.Tensor:
         """Layer 0's input for these examples, float32 [b, ...]."""

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from device import compiled
+
 Gradient = Callable[..., Any]
 
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
@@ -124,7 +126,7 @@ def conv_of_image(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]
     return tf.nn.conv2d(x, weight, strides=1, padding="SAME"), grad
 
 
-@tf.function(jit_compile=True)
+@compiled(jit_compile=True)
 def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
     """[B, h, w, kh, kw, c] -> [B, h, w, c]: adds the value for tap (i, j) to the pixel that the tap has read."""
     h, w, kh, kw = columns.shape[1:5]
@@ -177,7 +179,7 @@ class FullyConnected(Weighted):
         return tf.matmul(x, x, transpose_b=True) * tf.matmul(dz, dz, transpose_b=True)
 
 
-@tf.function(jit_compile=True)
+@compiled(jit_compile=True)
 def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, positive_only: bool = False) -> tf.Tensor:
     """Each dy goes to the first element of its 2x2 window, row by row, that equals the maximum y.
 
@@ -213,7 +215,7 @@ def relu_max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
     return y, lambda dy: max_pool_grad(x, y, dy, positive_only=True)
 
 
-@tf.function(jit_compile=True)
+@compiled(jit_compile=True)
 def _max_pool_then_relu(x: tf.Tensor) -> tf.Tensor:
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     row, next_row = (tf.maximum(x[:, i:h:2, 0:w:2], x[:, i:h:2, 1:w:2]) for i in range(2))

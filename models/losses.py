@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from device import compiled
+
 # Below exp(CUTOFF), softplus(s) and exp(s) are the same float64, and log(softplus(s)) is s.
 CUTOFF = -37.0
 
@@ -63,7 +65,7 @@ def hp_sparse_softmax_cross_entropy_with_logits_v2(
     return loss(logits)
 
 
-@tf.function(jit_compile=True)  # many tiny ops: one compiled kernel costs less than dispatching them
+@compiled(jit_compile=True)  # many tiny ops: one compiled kernel costs less than dispatching them
 def _loss_and_gradient(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """float64 ([B], [B, C]): the loss in the frame and its gradient by the logits."""
     z = tf.cast(logits, tf.float64)  # [B, C]

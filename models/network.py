@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from device import compiled
 from models.architectures import LayerSpec, degrees, parse, why_not_homogeneous
 from models.augmentation import crop_and_flip
 from models.initializers import initial_value
@@ -94,7 +95,7 @@ class Network(tf.Module):
             factor, shift = self.input_normalization = _normalization(input_mean, input_std, input_shape[-1])
             self._pipeline.append(lambda x: x * factor + shift)
         self.layers = self._append_layers(seed)
-        self._train_turn = tf.function(self._steps, jit_compile=xla or None)
+        self._train_turn = compiled(self._steps, jit_compile=xla or None)
 
     def _append_layers(self, seed: int) -> list[Weighted]:
         """Fill the pipeline after the input's normalization. Returns the layers with weights."""
@@ -404,7 +405,7 @@ class Network(tf.Module):
                 break
         return bool(done == n_blocks), float(total) / n, np.concatenate(logits)
 
-    @tf.function
+    @compiled
     def _evaluate_turn(
         self, images: Any, labels: Any, begin: Any, end: Any, log_frame: Any, limit: Any, total: Any
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -441,7 +442,7 @@ class Network(tf.Module):
                 total += part.numpy()
         return [total / n for total in totals]
 
-    @tf.function(reduce_retracing=True)
+    @compiled(reduce_retracing=True)
     def _gradient(self, images: tf.Tensor, labels: tf.Tensor, log_frame: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             total, _ = self._loss_sum_and_logits(images, labels, log_frame, training=False)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from device import cores, import_tensorflow
+from device import cores, import_tensorflow, set_threads
 from results import ROOT
 
 __all__ = ["ROOT", "TINY", "soak", "trained_on_digits"]
 import_tensorflow()  # once, before any test module: without its start-up chatter
+set_threads(2, 2)  # the same in every process of tests, on any machine: a process has its pools once
 
 soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; ./test.sh --soak runs it")
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from device import compiled
 from models.margins import angle, smoothed_margin
 
 LEAST_EIGENVALUE = 1e-12  # of the Gram matrix, relative: what is below is rounding
@@ -298,15 +299,13 @@ def _certificate_of(epoch: Any, rho: float) -> float:
     if not s[n[0], j[0]] > 0:
         return math.nan
     (x, y), _ = epoch.context.dataset
-    compiled = epoch.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, epoch.model))
-    gram = compiled(x[n], y[n], j.astype(np.int32)).numpy()
+    gram_of = epoch.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, epoch.model))
+    gram = gram_of(x[n], y[n], j.astype(np.int32)).numpy()
     return certificate(gram, sum(epoch.model.degrees) * s[n, j] / rho)  # <w, h> = L s: Euler's identity of a gap
 
 
 def _graph_of(function: Callable[..., Any], model: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.function(partial(function, model), reduce_retracing=True)
+    return compiled(partial(function, model), reduce_retracing=True)
 
 
 def max_margin(epoch: Any) -> dict[str, float]:
