@@ -121,23 +121,17 @@ def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_sa
     assert_same_runs(serial, run)
 
 
+CURVATURE = {"eigenvalues": 2, "probes": 3, "density": True, "density_probes": 2, "density_steps": 4, "eid": [10, 25]}
+SHARPNESS = {"rho": (0.1,), "ascent_steps": 3, "sharpness_probes": 2, "eid": [10, 25]}
+
+
 @pytest.mark.parametrize(
     "task, asked",
     [
-        ("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}),
-        (
-            "measure_curvature",
-            {
-                "eigenvalues": 2,
-                "probes": 3,
-                "density": True,
-                "density_probes": 2,
-                "density_steps": 4,
-                "eid": [10, 25],
-            },
-        ),
-        ("measure_sharpness", {"rho": (0.1,), "ascent_steps": 3, "sharpness_probes": 2, "eid": [10, 25]}),
+        ("measure_radius", {"directions": 8, "eid": "last", "radius_step": 0.2}),
         ("make_surface", {"grid": 4, "eid": [25]}),
+        pytest.param("measure_curvature", CURVATURE, marks=soak),
+        pytest.param("measure_sharpness", SHARPNESS, marks=soak),
     ],
 )
 def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, task, asked):
@@ -390,7 +384,7 @@ def python(*words):
 
 
 def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_broken(tmp_path, scheduler_file):
-    words = ["sweep.py", QUICK, "--grid", "seed=0:3", "--grid=lr=0.02", "--E", "4", "--train_N", "300", "--gpu", "-1"]
+    words = ["sweep.py", QUICK, "--grid", "seed=0:3", "--grid=lr=0.02", "--E", "4", *SMALL, "--figures", "true"]
     done = python(*words, "--archive", "2", "--logs_dir", str(tmp_path), "--cluster", scheduler_file)
     assert done.returncode == 0, done.stderr
     path = (tmp_path / f"sweep-{QUICK}" / "latest").resolve()
@@ -426,8 +420,8 @@ def test_a_run_of_a_sweep_that_diverges_is_told_and_the_others_go_on(tmp_path):
     [
         (["no-such"], "error: no training is named no-such"),
         (["measure_radius"], "error: no training is named measure_radius"),
-        ([QUICK], "--grid: no runs"),
-        ([QUICK, "--grid", "lr=x"], "--lr"),
+        pytest.param([QUICK], "--grid: no runs", marks=soak),
+        pytest.param([QUICK, "--grid", "lr=x"], "--lr", marks=soak),
         ([QUICK, "--grid", "E=0"], "--E 0: expected"),
     ],
 )

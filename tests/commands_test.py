@@ -116,7 +116,7 @@ def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroke
     assert before == {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=soak)])
 def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(tmp_path, number, status):
     words = [str(ROOT / "run.sh"), QUICK, *SMALL, "--E", "100000", "--logs_dir", str(tmp_path / "logs")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
@@ -124,7 +124,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(tmp_path, number, st
         if line.startswith("epoch #5 "):
             process.send_signal(number)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == status, (out, err)
     path = run_dir(tmp_path)
     assert f"./run.sh {QUICK} --resume {path}" in out
@@ -160,6 +160,7 @@ def test_killed_at_random_moments_it_still_equals_the_unbroken_run(tmp_path, unb
         assert_same_weights(results.load_weights(path, eid), results.load_weights(unbroken, eid))
 
 
+@soak
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a tiny tmpfs")
 def test_a_full_disk_is_one_line_and_exit_1_and_earlier_results_stay(tmp_path, unbroken):
     disk = tmp_path / "disk"

@@ -56,8 +56,6 @@ def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
         done = command("run.sh", QUICK, "--resume", str(own), "--E", "9", "--figures", "false")
     assert_one_line(done, 2, f"{own}: is being written by process {os.getpid()} on ", "wait for its end")
     assert (own / "journal.jsonl").read_bytes() == before
-    done = command("run.sh", QUICK, "--resume", str(own), "--E", "7", "--figures", "false")
-    assert done.returncode == 0 and len(results.read_journal(own)) == 7
 
 
 @soak
@@ -380,7 +378,7 @@ def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
 # Output
 
 
-@pytest.mark.parametrize("output", ["full", "closed", "broken"])
+@pytest.mark.parametrize("output", ["full", pytest.param("closed", marks=soak), pytest.param("broken", marks=soak)])
 def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, output):
     words = [ROOT / "run.sh", QUICK, *SMALL, "--E", "5", "--logs_dir", tmp_path / "logs"]
     shell = {"full": '"$@" >/dev/full', "closed": '"$@" >&-', "broken": '"$@" | true; exit ${PIPESTATUS[0]}'}[output]
@@ -394,7 +392,10 @@ def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, o
     assert len([line for line in (path / "stdout").read_text().splitlines() if line.startswith("epoch #")]) == 5
 
 
-@pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "| true"])
+REDIRECTED = ["| true", pytest.param(">/dev/full", marks=soak), pytest.param(">&-", marks=soak)]
+
+
+@pytest.mark.parametrize("redirected", REDIRECTED)
 def test_an_attack_goes_on_without_a_stdout(own, redirected):
     words = [ROOT / "eval.sh", "eval-final-mnist-l2-ddn", own, "--eid", "last", "--attack_N", "20", "--attack_K", "5"]
     words += ["--gpu", "-1", "--figures", "false"]
@@ -408,7 +409,7 @@ def test_an_attack_goes_on_without_a_stdout(own, redirected):
 
 
 @pytest.mark.parametrize("program", ["figures.py", "report.py"])
-@pytest.mark.parametrize("redirected", [">/dev/full", ">&-", "| true"])
+@pytest.mark.parametrize("redirected", REDIRECTED)
 def test_figures_and_report_end_without_a_traceback_when_nobody_reads(own, program, redirected):
     script = f'"$@" {redirected}; exit 0'
     words = [sys.executable, str(ROOT / program), str(own)]

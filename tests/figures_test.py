@@ -10,6 +10,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from conftest import soak
 from scipy import ndimage
 
 import figures
@@ -907,6 +908,7 @@ def test_every_kind_of_measurement_is_drawn_at_the_end(measured):
         assert list((measured[task] / "figures").glob("*.pdf")), task
 
 
+@soak
 def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["bench", "--epochs", "50", "--json", str(tmp_path / "j")])
     bench.main()  # with figures.py in a process of its own

@@ -118,16 +118,15 @@ def test_networks_of_different_shapes_are_one_clear_line(chain, tmp_path):
     path = copied(chain, tmp_path)
     weights, state = results.load_checkpoint(path / "seed-1")
     results.WorkDir(path / "seed-1").save([(name, w[..., :8]) for name, w in weights], state)
-    done = command("run.sh", "make_points_mnist", str(path), "--gpu", "-1")
-    assert_one_line(done, 2, f"{path}/seed-1: holds another network", "(64, 8)", "(64, 800)")
+    with pytest.raises(UserError, match=rf"{path}/seed-1: holds another network .*\(64, 800\).*\(64, 8\)"):
+        run("make_points_mnist", tmp_path, load_dir=str(path))
 
 
 def test_random_labels_of_another_length_than_the_data_are_one_clear_line(tmp_path):
     labels = tmp_path / "labels.npz"
     np.savez(labels, labels=np.zeros(1499, np.int32))
-    words = ["--dataset", "digits", "--random_labels", str(labels), "--logs_dir", str(tmp_path / "logs")]
-    done = command("run.sh", "train_mnist_random", *words)
-    assert_one_line(done, 2, f"{labels}: ", "[1499]", "1500 training examples", "make_random_labels")
+    with pytest.raises(UserError, match=rf"^{labels}: .*\[1499\].*1500 training examples.*make_random_labels"):
+        run("train_mnist_random", tmp_path, dataset="digits", random_labels=str(labels))
     assert not (tmp_path / "logs").exists()
 
 

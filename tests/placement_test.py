@@ -112,7 +112,7 @@ def test_the_compiled_turn_is_one_loop_of_fusions_that_calls_nobody_on_the_host(
     assert "callback" not in hlo.lower()
 
 
-@pytest.mark.parametrize("name", gpu.TRAJECTORIES[1:])
+@pytest.mark.parametrize("name", [gpu.TRAJECTORIES[1], pytest.param(gpu.TRAJECTORIES[2], marks=soak)])
 def test_a_reference_trajectory_begins_within_its_tolerance_with_xla(name):
     path = ROOT / "tests" / "golden" / f"{name}.json"
     file = json.loads(path.read_text())
@@ -127,6 +127,7 @@ def test_auto_compiles_nothing_on_a_cpu_and_a_resumed_run_goes_on_as_it_began(ti
     assert Core(tiny_flags | {"resume": str(path)}).context.xla
 
 
+@soak
 def test_the_bench_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_placement, "NETWORKS", {"MLP": gpu_placement.NETWORKS["MLP"]})
     monkeypatch.setattr(sys, "argv", ["bench", "--json", str(tmp_path / "j")])
