@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import trained_on_digits
+from conftest import soak, trained_on_digits
 
 from attacks import certificate
 from attacks.apgd import AutoPGD, StepSize, dlr, periods
@@ -347,7 +347,7 @@ def test_fmn_finds_examples_as_near_as_foolboxs_does(trained, order):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", FOOLBOXS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=soak if name == "cw" else ()) for name in FOOLBOXS])
 def test_the_distances_are_foolboxs(trained, name):
     """Median within 2 %, and image by image.
 

@@ -128,8 +128,8 @@ SHARPNESS = {"rho": (0.1,), "ascent_steps": 3, "sharpness_probes": 2, "eid": [10
 @pytest.mark.parametrize(
     "task, asked",
     [
-        ("measure_radius", {"directions": 8, "eid": "last", "radius_step": 0.2}),
         ("make_surface", {"grid": 4, "eid": [25]}),
+        pytest.param("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}, marks=soak),
         pytest.param("measure_curvature", CURVATURE, marks=soak),
         pytest.param("measure_sharpness", SHARPNESS, marks=soak),
     ],

@@ -1,5 +1,6 @@
 """The commands as a user types them: set-up, listings, mistakes, signals, kills, a full disk."""
 
+import importlib
 import os
 import random
 import shutil
@@ -13,9 +14,13 @@ import pytest
 from conftest import ROOT, soak
 from core_test import assert_same_weights, without_times
 
+import flags
 import results
+from core import Core
+from errors import UserError
 
 QUICK = "exper-quick-digits-cnn-loss-based-lr"
+SCRIPT = importlib.import_module(QUICK).flags
 SMALL = ["--model.description", "[['C',4,[3,3]],['P'],['F',16],['F',10,{'act':False}]]", "--train_N", "300"]
 SMALL += ["--B", "50", "--gpu", "-1", "--figures", "false"]
 ENV = os.environ | {"VIRTUAL_ENV": sys.prefix}  # the environment that runs the tests satisfies the pins
@@ -51,8 +56,6 @@ def test_run_alone_lists_every_experiment():
 
 
 def test_help_lists_every_flag_with_the_scripts_value():
-    import flags
-
     done = command("run.sh", QUICK, "--help")
     assert done.returncode == 0 and not [f for f in flags.BY_NAME if f"--{f} " not in done.stdout]
     assert "[300]" in done.stdout
@@ -77,9 +80,10 @@ def test_a_users_mistake_is_one_line_and_exit_2(words, says, tmp_path):
     assert not (tmp_path / "logs").exists()
 
 
-def test_logs_that_cannot_be_made_are_one_line_and_exit_2(tmp_path):
+def test_logs_that_cannot_be_made_are_a_users_mistake(tmp_path):
     (tmp_path / "logs").write_text("a file, not a folder")
-    assert_one_line(run_quick(tmp_path), 2, "cannot make the working directory", "--logs_dir")
+    with pytest.raises(UserError, match=r"cannot make the working directory.*--logs_dir"):
+        Core(SCRIPT | {"logs_dir": str(tmp_path / "logs")}, QUICK).run()
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +212,6 @@ def test_a_failed_read_is_not_called_a_failed_write(tmp_path, unbroken):
     own = shutil.copytree(unbroken, tmp_path / "own")
     (own / "checkpoint.npz").unlink()
     (own / "checkpoint.npz").mkdir()
-    done = command("run.sh", QUICK, "--resume", str(own))
-    assert_one_line(done, 2, f"{own / 'checkpoint.npz'}: cannot be read: Is a directory")
-    assert "write" not in done.stderr and "damaged" not in done.stderr
+    with pytest.raises(UserError, match=rf"^{own / 'checkpoint.npz'}: cannot be read: Is a directory") as said:
+        Core(flags.command_line(["--resume", str(own)], SCRIPT), QUICK).run()
+    assert "write" not in str(said.value) and "damaged" not in str(said.value)

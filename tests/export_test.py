@@ -19,14 +19,12 @@ from context import Context
 from core import Core
 from errors import UserError
 from flags.table import of_trained
-from models.architectures import VGG16, VGG16_BN
+from models.architectures import VGG16_BN
 
-SMALL_VGG = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16]
 SMALL_VGG_BN = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16_BN]
 RELU2 = [["C", 4, [2, 3]], ["P"], ["C", 3, [3, 2]], ["A"], ["F", 10, {"act": False}]]
 NETWORKS = {  # {name: (data set's image shape, flags of the model)}
     "mnist cnn": ((28, 28, 1), {"description": "CNN"}),
-    "vgg16": ((32, 32, 3), {"description": SMALL_VGG}),
     "vgg16 with batch norm": ((32, 32, 3), {"description": SMALL_VGG_BN, "bias_mode": "ALL", "input_mean": "auto",
                                             "input_std": "auto"}),
     "mlp": ((28, 28, 1), {"description": "MLP", "input_mean": 0.1307, "input_std": 0.3081}),

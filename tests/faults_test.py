@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from commands_test import ENV, QUICK, SMALL, assert_one_line, command
+from commands_test import ENV, QUICK, SCRIPT, SMALL, command
 from conftest import ROOT, soak
 from results_test import READERS
 
@@ -52,9 +52,9 @@ def own(trained, tmp_path):
 
 def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
     before = (own / "journal.jsonl").read_bytes()
-    with results.locked(own):
-        done = command("run.sh", QUICK, "--resume", str(own), "--E", "9", "--figures", "false")
-    assert_one_line(done, 2, f"{own}: is being written by process {os.getpid()} on ", "wait for its end")
+    said = rf"^{own}: is being written by process {os.getpid()} on .*wait for its end"
+    with results.locked(own), pytest.raises(UserError, match=said):
+        Core(flag_table.command_line(["--resume", str(own), "--E", "9"], SCRIPT), QUICK).run()
     assert (own / "journal.jsonl").read_bytes() == before
 
 
@@ -176,7 +176,8 @@ def test_labels_do_not_wrap(tmp_path, label):
 
 
 @pytest.mark.parametrize(
-    "words", [["--E", "2"], ["--data_dir", "/nowhere"], ["--E", "2", "--logs_dir", "/elsewhere"]]
+    "words",
+    [pytest.param(["--E", "2"], marks=soak), ["--data_dir", "/nowhere"], ["--E", "2", "--logs_dir", "/elsewhere"]],
 )
 def test_resuming_changes_nothing_before_the_run_goes_on(own, words):
     before = {p.name: p.read_bytes() for p in own.iterdir() if p.is_file() and p.name not in ("stdout", "lock")}

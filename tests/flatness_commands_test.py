@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from commands_test import assert_one_line, command
+from conftest import soak
 
 import flags as flag_table
 import launch
@@ -267,6 +268,7 @@ def test_runs_of_the_margin_paper_are_measured_epoch_by_epoch(tiny_flags, tmp_pa
         assert len(part["eigenvalues"]) == 2 and part["eigenvalues"][0] >= part["eigenvalues"][1]
 
 
+@soak
 def test_the_cifar_chain_runs_on_a_small_part_of_the_data(real_data, tmp_path):
     small = {"data_dir": real_data, "train_N": 200, "B": 50, "E": 2, "model": {"description": SMALL_VGG}}
     labels = str(tmp_path / "labels.npz")

@@ -1,7 +1,6 @@
 """The reference trajectories, repeated (tests/golden.py)."""
 
 import json
-import subprocess
 import sys
 
 import golden
@@ -30,14 +29,13 @@ def test_tolerances_are_read_from_the_file():
     assert golden.tolerances(file) == {"loss": 5e-4, "rho": 1e-6, "q_min": 5e-3}
 
 
-def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2(tmp_path):
-    command = [sys.executable, str(ROOT / "tests" / "golden.py")]
+def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2(tmp_path, monkeypatch, capsys):
     file, path = json.loads((ROOT / "tests" / "golden" / FILES[1]).read_text()), tmp_path / "golden.json"
     path.write_text(json.dumps(file | {"attempts": file["attempts"][:2]}))
-    strict = subprocess.run([*command, path, "--rtol_loss", "1e-12"], capture_output=True, text=True)
-    assert strict.returncode == 1 and "BEYOND TOLERANCE: loss" in strict.stdout
-    missing = subprocess.run([*command, "nowhere.json"], capture_output=True, text=True)
-    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["golden.py", str(path), "--rtol_loss", "1e-12"])
+    assert golden.main() == 1 and "BEYOND TOLERANCE: loss" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["golden.py", "nowhere.json"])
+    assert golden.main() == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_trajectory_that_parts_is_noticed():

@@ -112,7 +112,8 @@ def test_the_compiled_turn_is_one_loop_of_fusions_that_calls_nobody_on_the_host(
     assert "callback" not in hlo.lower()
 
 
-@pytest.mark.parametrize("name", [gpu.TRAJECTORIES[1], pytest.param(gpu.TRAJECTORIES[2], marks=soak)])
+@soak
+@pytest.mark.parametrize("name", gpu.TRAJECTORIES)
 def test_a_reference_trajectory_begins_within_its_tolerance_with_xla(name):
     path = ROOT / "tests" / "golden" / f"{name}.json"
     file = json.loads(path.read_text())
