@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import recompute
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, soak
 
 import results
 from context import Context
@@ -102,7 +102,7 @@ def test_early_rejection_makes_the_decisions_of_the_plain_algorithm(tiny_flags, 
         assert any(command == "back" for *_, command, _ in decisions), "nothing was rejected: tests nothing"
 
 
-@pytest.mark.parametrize("left_over", [20, 1])
+@pytest.mark.parametrize("left_over", [pytest.param(20, marks=soak), 1])
 def test_without_drop_last_an_epoch_ends_with_a_step_on_the_examples_left_over(tiny_flags, left_over):
     flags = tiny_flags | {"B": 70, "train_N": 280 + left_over, "lr": 0.05, "train_mode": "NORMAL", "E": 1}
     flags["include_all_rt_loss_in_res"] = True

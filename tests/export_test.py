@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from conftest import TINY
+from conftest import TINY, soak
 from onnx.reference import ReferenceEvaluator
 
 import export
@@ -116,7 +116,7 @@ def relative(z, own):
     return (np.abs(z - own) / np.abs(own).max(axis=1, keepdims=True)).max()
 
 
-@pytest.mark.parametrize("form", STRANGERS)
+@pytest.mark.parametrize("form", ["keras", pytest.param("saved_model", marks=soak), "onnx", "npz"])
 def test_a_stranger_without_this_program_gets_the_same_logits(trained, form, tmp_path):
     words = []
     for k, (run, pixels, _) in enumerate(trained.values()):

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from conftest import TINY, soak
 from core_test import without_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -428,6 +428,7 @@ def test_sharpness_is_the_curvatures_largest_eigenvalue_and_warm_after_the_first
         assert stats["sharpness_products"] <= 12
 
 
+@soak
 def test_a_resumed_run_measures_what_the_unbroken_run_measures(fitted):
     flags = fitted[0] | {"E": 60, "measure_every": 10, "archive": 20, "checkpoint_every": 0.05}
     unbroken = Core(flags, "resumed").run()
