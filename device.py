@@ -44,7 +44,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`tf.function` without AutoGraph, also as a decorator.
 
     Loops and branches that depend on tensors are written with TensorFlow's own ops here. AutoGraph would translate
-    all of it, for nothing: a third of the time that a run needs up to its first step.
+    all of it for nothing, and take a third of the time between TensorFlow's import and the end of the first epoch.
     """
     import tensorflow as tf
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attacks import registry
-from flags.table import FLAGS
+from flags.table import FLAGS, TASKS_OF, TRAINING
 from models.architectures import ARCHITECTURES
 from reporting import style
 
@@ -45,6 +45,12 @@ class Run:
     def method(self) -> registry.Method:
         """Of an attack."""
         return registry.METHODS[self.flags["attack_method"]]
+
+    @property
+    def meant(self) -> dict:
+        """The flags that its task or a training reads. Those of other tasks have values, too, and mean nothing."""
+        tasks = {self.flags["task"], *TRAINING}
+        return {name: value for name, value in self.flags.items() if tasks.intersection(TASKS_OF[name])}
 
     @property
     def experiment(self) -> str:
@@ -118,10 +124,10 @@ def label(runs: list[Run]) -> list[Run]:
     """Give each run its label: the flags in which they differ; where these are many, the experiments'
     names and the flags in which runs of one experiment differ; where that is not enough, these flags in
     full; where that is not either, the parts of their paths that differ. A single run has none."""
-    flats = [{k: json.dumps(v) for k, v in run.flags.items()} for run in runs]
+    flats = [{k: json.dumps(v) for k, v in run.meant.items()} for run in runs]
     names = ["dataset", "lr", "model.bias_mode"]
     names += [flag.name for flag in FLAGS if flag.name not in names]
-    differing = [n for n in names if len({flat[n] for flat in flats}) > 1]
+    differing = [n for n in names if len({flat.get(n) for flat in flats}) > 1]
     said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
     if len(said) > MOST_SAID:
         by_experiment = groups(runs, lambda run: run.experiment)

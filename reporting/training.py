@@ -152,7 +152,7 @@ def over_seeds(runs: list[Run]) -> "Figure | None":
 
     Runs whose flags differ in the seed only are one curve, up to the last epoch that all of them have.
     """
-    same = groups(runs, lambda run: tuple(sorted((k, str(v)) for k, v in run.flags.items() if k not in PER_SEED)))
+    same = groups(runs, lambda run: tuple(sorted((k, str(v)) for k, v in run.meant.items() if k not in PER_SEED)))
     same = {key: own for key, own in same.items() if len({run.flags["seed"] for run in own}) > 1}
     if not same:
         return None

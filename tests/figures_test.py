@@ -238,6 +238,7 @@ def lr(first):
     [
         ({"run-0": {"seed": 0}, "run-1": {"seed": 1}}, ["seed 0", "seed 1"]),
         ({"run-0": {"E": 20}, "run-1": {"E": 30}}, ["E 20", "E 30"]),
+        ({"run-0": {"attack_abort": "image", "lr": 0.1}, "run-1": {"lr": 0.2}}, ["lr 0.1", "lr 0.2"]),
         ({"run-0": {}, "run-1": {"random_labels": "default"}}, ["natural labels", "random labels"]),
         (
             {"run-0": lr(0.1), "run-1": lr(0.2)},
