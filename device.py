@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -18,9 +18,11 @@ def import_tensorflow():
     """TensorFlow, imported when it is first needed, so that a mistyped flag need not wait for it.
 
     At its start TensorFlow writes to file descriptor 2, past Python. That is shown only when the import fails.
+    TensorFlow goes on without Keras where it is not installed. Here it is, but to load it takes a third of the time,
+    and only an export needs it, and loads it then: so TensorFlow does not find it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with tempfile.TemporaryFile() as chatter:
+    with tempfile.TemporaryFile() as chatter, _hidden("keras"):
         sys.stderr.flush()
         stderr = os.dup(2)
         os.dup2(chatter.fileno(), 2)
@@ -38,6 +40,19 @@ def import_tensorflow():
             os.dup2(stderr, 2)
             os.close(stderr)
     return tf
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """While this lasts, a package that is not loaded yet cannot be."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
