@@ -1,8 +1,10 @@
 """Keeps a small part of a run's record, for docs/runs: `python docs/thin.py <working directory> <place>`.
 
-The place gets flags.json, about.json and of a training's `res` some 250 epochs, evenly spaced on a logarithmic axis,
-and all that --measure looked at; of a measurement's all of it. Figures are drawn from it as from the run itself. What
-is of one machine only is left out.
+The place gets flags.json, about.json, and of `res`
+- of a training some 250 epochs, evenly spaced on a logarithmic axis, and all that --measure looked at;
+- of an attack all but the images, and its summary.json;
+- of a measurement all of it.
+Figures are drawn from it as from the run itself. What is of one machine only is left out.
 """
 
 import importlib
@@ -23,7 +25,7 @@ OF_THE_MACHINE = ("logs_dir", "data_dir", "resume", "load_dir")
 
 
 def thinned(raw: dict[int, dict]) -> dict[int, dict]:
-    """The epochs to keep."""
+    """Of a training: the epochs to keep."""
     last = max(raw)
     spaced = set(np.unique(np.geomspace(1, last, EPOCHS).round().astype(int)).tolist())
     return {eid: info for eid, info in raw.items() if eid in spaced or "beta" in info["stats"]}
@@ -47,7 +49,11 @@ def main(directory: Path, place: Path) -> None:
     written = results.WorkDir(place)
     written.write_json("flags.json", flags)
     written.write_json("about.json", about)
-    written.write_res({"flags": flags, "raw": thinned(res["raw"]) if training else res["raw"]})
+    if flags["task"] == "attack":
+        written.write_json("summary.json", results.read_summary(directory))
+        written.write_res({eid: {k: v for k, v in found.items() if k != "images"} for eid, found in res.items()})
+    else:
+        written.write_res({"flags": flags, "raw": thinned(res["raw"]) if training else res["raw"]})
 
 
 if __name__ == "__main__":

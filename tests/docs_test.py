@@ -1,6 +1,7 @@
 """The docs: generated tables are current, and the examples do, as they are printed, what they are said to do."""
 
 import gzip
+import importlib
 import re
 import struct
 import textwrap
@@ -18,6 +19,7 @@ import flags
 import results
 from attacks import registry
 from context import Context
+from core import Core
 from docs import generate, thin
 from errors import UserError
 from models import lr_scheduler
@@ -156,7 +158,20 @@ def test_the_records_in_docs_are_small_and_name_no_machine():
         assert '"/' not in text  # no absolute path
 
 
-FIGURES = {  # of measurements, by task
+def test_a_thinned_attack_draws_what_the_whole_one_draws(tiny_flags, tmp_path):
+    run = Core(tiny_flags | {"E": 1}, "exper-quick-digits-cnn-loss-based-lr").run()
+    asked = importlib.import_module("eval-final-mnist-l2-ddn").flags | {"attack_N": 30, "attack_K": 10, "eid": [1]}
+    whole = Core(flags.command_line([str(run), "--gpu", "-1"], asked), "eval-final-mnist-l2-ddn").run()
+    thin.main(whole, tmp_path / "small")
+    assert "images" not in results.load(tmp_path / "small")[1]
+    drawn, again = (figures.build([path])["attack_l2"].axes for path in (whole, tmp_path / "small"))
+    for panel, same in zip(drawn, again, strict=True):
+        for line, other in zip(panel.lines, same.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+
+
+FIGURES = {  # of measurements and attacks, by task
+    "attack": {"attack_l2"},
     "measure_radius": {"profiles", "radii", "radius_loss"},
     "measure_sharpness": {"sharpness"},
     "measure_curvature": {"curvature", "spectrum"},
