@@ -75,7 +75,7 @@ def scheduler_file(tmp_path_factory):
     for process in started[::-1]:
         process.terminate()
     for process in started:
-        process.wait(20)
+        process.wait(300)
 
 
 def assert_same_runs(one, other):
@@ -219,7 +219,7 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
         if line.startswith("epoch #2 "):
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "go on with:" in out and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):  # nothing is left running
         for _ in range(50):

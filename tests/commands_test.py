@@ -201,7 +201,7 @@ def test_a_write_that_fails_in_the_middle_of_a_run_is_exit_1_with_the_last_check
     )
     words = [*SMALL, "--E", "50", "--archive", "1", "--logs_dir", str(tmp_path / "logs")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=120
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, env=ENV, timeout=300
     )
     assert_one_line(done, 1, "No space left")
     assert results.stored_eids(run_dir(tmp_path)) == [1, 2]

@@ -437,7 +437,7 @@ def test_the_command_says_where_the_report_is_and_needs_no_tensorflow(tmp_path):
         "sys.exit(3 if 'tensorflow' in sys.modules else status)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.startswith(str(run / "report.html"))
