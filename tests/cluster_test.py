@@ -383,6 +383,7 @@ def python(*words):
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=ENV, timeout=300)
 
 
+@soak
 def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_broken(tmp_path, scheduler_file):
     words = ["sweep.py", QUICK, "--grid", "seed=0:2", "--grid=lr=0.02", "--E", "4", *SMALL, "--figures", "true"]
     done = python(*words, "--archive", "2", "--logs_dir", str(tmp_path), "--cluster", scheduler_file)

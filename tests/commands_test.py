@@ -116,7 +116,8 @@ def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroke
     before = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
     done = command("run.sh", "exper-quick-digits-cnn-const-lr-1", "--resume", str(path))
     assert_one_line(done, 2, QUICK, "not of exper-quick-digits-cnn-const-lr-1")
-    assert_one_line(command("run.sh", QUICK, "--resume", str(path), "--B", "60"), 2, "--B 60", "has 50")
+    with pytest.raises(UserError, match=r"--B 60: .*has 50"):
+        flags.command_line(["--resume", str(path), "--B", "60"], SCRIPT)
     assert before == {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
 
 
