@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-import results
-from context import Context
-from device import compiled
-from errors import UserError
-from files import arrays_of
+from engine.context import Context
 from flags import values
 from flags.command_line import Parser, exit_status, refuse_empty
-from flags.table import of_trained
+from storage import read
+from storage.run_flags import of_trained
+from support.device import compiled
+from support.errors import UserError
+from support.files import arrays_of
 
 SUFFIX = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "npz": ".npz"}
 TOLERANCE = 1e-5  # of an image's logits, relative to the largest of them
@@ -43,15 +43,15 @@ METADATA = "run.json"  # in a .keras, which is a zip, and in a SavedModel's asse
 
 def metadata(directory: Path, eid: int) -> dict[str, Any]:
     """What an export says of itself: experiment, epoch, log_loss, q_min, rho, log_frame, flags."""
-    info = results.load(directory)["raw"].get(eid, {})
+    info = read.load(directory)["raw"].get(eid, {})
     stats = info.get("stats") or {}
-    about = results.read_about(directory) if (directory / "about.json").exists() else {}
+    about = read.read_about(directory) if (directory / "about.json").exists() else {}
     return {
         "experiment": about.get("experiment", ""),
         "epoch": eid,
         **{key: stats.get(key) for key in ("log_loss", "log_frame", "q_min", "rho")},
         "input": "pixels in [0, 1]",
-        "flags": results.read_flags(directory),
+        "flags": read.read_flags(directory),
     }
 
 
@@ -63,14 +63,12 @@ def keras_model(network: Any) -> Any:
     if network.input_normalization is not None:
         factor, shift = (np.broadcast_to(v, network.specs[0].in_shape[-1:]) for v in network.input_normalization)
         layers.append(keras.layers.Rescaling(factor.tolist(), shift.tolist(), name="normalization"))
-    weights, k, pools = {}, 0, 0
-    for spec in network.specs:
-        if spec.kind in "PA":
+    weights = {}
+    for spec, own, name in network.stages():
+        if own is None:
             pool = keras.layers.MaxPooling2D if spec.kind == "P" else keras.layers.AveragePooling2D
-            layers.append(pool(2, 2, "valid", name=f"pool{pools}"))
-            pools += 1
+            layers.append(pool(2, 2, "valid", name=name))
             continue
-        own, name = network.layers[k], f"layer{k}"
         if spec.kind == "F" and len(spec.in_shape) > 1:
             layers.append(keras.layers.Flatten(name="flatten"))
         if spec.kind == "F":
@@ -84,7 +82,6 @@ def keras_model(network: Any) -> Any:
             weights[f"{name}_bn"] = [v.numpy() for v in (own.bn.scale, own.bn.shift, own.bn.mean, own.bn.variance)]
         if spec.act and network.act_type != "linear":
             layers.append(_keras_activation(network.act_type, spec.out_shape, f"{name}_{network.act_type}"))
-        k += 1
     model = keras.Sequential(layers, name="network")
     for name, arrays in weights.items():
         model.get_layer(name).set_weights(arrays)
@@ -121,14 +118,11 @@ def onnx_model(network: Any, about: dict[str, Any]) -> Any:
         factor, shift = (np.broadcast_to(v, (c,)).reshape(1, c, 1, 1) for v in network.input_normalization)
         add("Mul", "input_scaled", constant("input_factor", factor))
         add("Add", "input_normalized", constant("input_shift", shift))
-    k = pools = 0
-    for spec in network.specs:
-        if spec.kind in "PA":
+    for spec, own, name in network.stages():
+        if own is None:
             op = "MaxPool" if spec.kind == "P" else "AveragePool"
-            add(op, f"pool{pools}", kernel_shape=[2, 2], strides=[2, 2])
-            pools += 1
+            add(op, name, kernel_shape=[2, 2], strides=[2, 2])
             continue
-        own, name = network.layers[k], f"layer{k}"
         weight = own.weight.numpy()
         bias = [constant(f"{name}/bias", own.bias.numpy())] if spec.bias else []
         if spec.kind == "C":
@@ -150,7 +144,6 @@ def onnx_model(network: Any, about: dict[str, Any]) -> Any:
             add("Relu", f"{name}_relu")
             if network.act_type == "relu2":
                 add("Mul", f"{name}_relu2", last)
-        k += 1
     nodes[-1].output[0] = "logits"
     graph = helper.make_graph(
         nodes,
@@ -259,9 +252,9 @@ def export(
     if to not in FORMS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMS)}")
     _require(to)
-    directory = results.check_run(directory).resolve()
+    directory = read.check_run(directory).resolve()
     run = of_trained(directory)
-    eids = results.choose_eids(directory, values.epochs(eid))
+    eids = read.choose_eids(directory, values.epochs(eid))
     if out is not None and len(eids) > 1:
         raise UserError(f"--out {out}: one file for {len(eids)} epochs; leave it out, or choose one with --eid")
     changed = {name: value for name, value in flags.items() if value is not None}

@@ -1,7 +1,7 @@
-"""The commands ./run.sh and ./eval.sh: finding a script, running it, its signals and its exit status.
+"""The commands ./run.sh and ./eval.sh: they find a script and run it; signals and exit statuses.
 
-A script's last line calls `main`. The exit status is 0 done, 1 the run or the disk failed, 2 a user's mistake,
-130 or 143 stopped by Ctrl-C or SIGTERM.
+A script's last line calls `main`. The exit status is 0 on success, 1 when the run or the disk failed, 2 for a
+user's mistake, 130 or 143 when stopped by Ctrl-C or SIGTERM.
 """
 
 import ast
@@ -12,11 +12,12 @@ import signal
 import sys
 from pathlib import Path
 
-from errors import Stopped, TrainingDiverged, UserError, nearest
-from flags.command_line import command_line
-from flags.table import stored
-from results import ROOT
-from screen import Screen, give_streams, log, logging_to, one_line, shown_path, silence_stdout
+import core
+from reporting import drawing, kinds
+from storage.run_flags import of_command_line, stored
+from support.errors import Stopped, TrainingDiverged, UserError, nearest
+from support.files import ROOT
+from support.screen import Screen, give_streams, log, logging_to, one_line, shown_path, silence_stdout
 
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
@@ -26,7 +27,7 @@ KINDS = {"run": "experiment", "eval": "attack"}
 
 
 def main(script: str, flags: dict, about: str | None = None) -> None:
-    """Read the command line, run the task, draw its figures, exit.
+    """Parse the command line, run the task, draw its figures, exit.
 
     Args:
       script: the script's __file__; its name is the experiment's.
@@ -42,12 +43,10 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
     attacks = flags.get("task") == "attack"
     prog = f"./eval.sh {name} <working directory>" if attacks else f"./run.sh {name}"
     try:
-        given = command_line(sys.argv[1:], flags, about or "", prog)
-        from core import Core
-
+        full = of_command_line(sys.argv[1:], flags, about or "", prog)
         with Signals() as signals:
-            path = Core(given, name, signals.stop_if_asked).run()
-        if given["figures"]:
+            path = core.Core(full, name, signals.update).run()
+        if full["figures"]:
             draw_figures(path)
         status = 0
     except UserError as error:
@@ -65,16 +64,16 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
 
 
 class Signals:
-    """While this lasts, Ctrl-C and SIGTERM end the task between two pieces of work. A second one acts at once.
+    """Context manager: Ctrl-C and SIGTERM end the task between two pieces of work; a second one acts immediately.
 
-    Until the task first calls `stop_if_asked` nothing is under way, and a signal acts at once.
+    Until the task first calls `update` no work has begun, and a signal acts immediately.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.watched = False
 
-    def stop_if_asked(self) -> None:
+    def update(self, fraction: float) -> None:
         """Raises: Stopped after a signal."""
         self.watched = True
         if self.number is not None:
@@ -87,7 +86,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
-        print("stopping within seconds; once more to stop at once", file=sys.stderr, flush=True)
+        print("stopping within seconds; press Ctrl-C again to force quit", file=sys.stderr, flush=True)
 
     def __enter__(self):
         self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -99,13 +98,11 @@ class Signals:
 
 
 def draw_figures(path: Path) -> None:
-    """Draw a finished run's figures into its directory. What goes wrong here harms no result.
+    """Draw a finished run's figures into its directory. An error here does not affect the results.
 
     Raises: Stopped for Ctrl-C.
     """
     try:
-        from reporting import drawing, kinds
-
         if not path.is_dir() or stored(path)["task"] not in kinds.TASKS_WITH_FIGURES:
             return
         with logging_to(path / "stdout"):
@@ -131,13 +128,13 @@ def _complain(message: str, status: int) -> int:
 
 
 def scripts(command: str) -> dict[str, Path]:
-    """{name: path} of the scripts that a command runs."""
+    """Return {name: path} of the scripts that a command runs."""
     paths = (path for pattern in PATTERNS[command] for path in ROOT.glob(pattern))
     return {path.stem: path for path in sorted(paths)}
 
 
 def listing(command: str) -> str:
-    """A line for each script, with its docstring's first line."""
+    """Return one line per script, with the first line of its docstring."""
     kind, known = KINDS[command], scripts(command)
     words = "[--flag value ...]" if command == "run" else "<working directory> [--flag value ...]"
     lines = [f"usage: ./{command}.sh <{kind}> {words}"]
@@ -150,7 +147,7 @@ def listing(command: str) -> str:
 
 
 def start(command: str, *words: str) -> None:
-    """Run the script that the first word names, with the other words; without words list the scripts."""
+    """Run the script that the first word names with the other words; without words, list the scripts."""
     if not words or words[0] in ("-h", "--help"):
         try:
             print(listing(command), flush=True)

@@ -1,14 +1,14 @@
 """A grid of whole runs: python sweep.py <experiment> --grid seed=0:5 --grid lr=0.01,0.1 [--flag value ...]
 
-`--grid flag=value,value` once for each flag that changes; `--resume <directory>` goes on with a sweep.
+`--grid flag=value,value` once for each flag that changes; `--resume <directory>` continues a sweep.
 """
 
 import runpy
 import sys
 
 import launch
-from errors import nearest
-from screen import one_line
+from support.errors import nearest
+from support.screen import one_line
 
 
 def main(words: list[str]) -> None:
@@ -31,8 +31,8 @@ def main(words: list[str]) -> None:
             grids.append(word.partition("=")[2] if word != "--grid" else rest.pop(0) if rest else "")
         else:
             others.append(word)
-    sys.argv = [f"sweep.py {name}", *others, *([f"--axes={grids!r}"] if grids else [])]
-    launch.main(f"sweep-{script.stem}.py", flags | {"task": "sweep", "seeds": None}, __doc__)
+    sys.argv = [f"sweep.py {name}", *others]
+    launch.main(f"sweep-{script.stem}.py", flags | {"task": "sweep", "seeds": None, "axes": grids or None}, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
-"""APGD with the DLR loss (Croce and Hein, ICML 2020, arXiv 2003.01690), L-infinity; and its rule for step sizes.
+"""APGD with the DLR loss, L-infinity (Croce and Hein, ICML 2020, arXiv 2003.01690)."""
 
-The rule also serves ascents in the space of weights (`flatness.sharpness`).
-"""
-
-import math
-from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -12,52 +8,8 @@ import tensorflow as tf
 from attacks.base import Logits, gap, is_adversarial, per_image
 from attacks.linf_attack import EpsGrid
 from attacks.measurement import padded
-from device import compiled
-
-MOMENTUM = 0.75  # alpha: the part of a step that is new
-ENOUGH = 0.75  # rho: the part of the steps that have to climb
-
-
-def periods(n: int) -> Iterator[int]:
-    """How many of n iterations lie between two looks at the step size: 0.22 n, then ever fewer (section 3)."""
-    done, length = 0, 0.22
-    at = length
-    while done < n:
-        next_look = min(max(math.ceil(round(at * n, 9)), done + 1), n)
-        yield next_look - done
-        done = next_look
-        length = max(length - 0.03, 0.06)
-        at += length
-
-
-class StepSize:
-    """Each climb's step size eta, float64 [B]: halved where the climb has stalled.
-
-    Args:
-      eta: the first ones.
-    """
-
-    def __init__(self, eta: np.ndarray):
-        self.eta = np.array(eta, np.float64)
-        self.was_halved = np.zeros(len(self.eta), bool)
-
-    def halve(self, steps: int, climbed: np.ndarray, improved: np.ndarray) -> np.ndarray:
-        """Look at a period of `steps` steps. Returns which were halved, bool [B]: they go on from their best point.
-
-        Condition 1: fewer than 0.75 of the steps climbed. Condition 2: neither the step size, at the last look, nor
-        the best value, since then, have changed.
-
-        Args:
-          climbed: how many of the steps did, [B]. improved: whether there is a new best value, bool [B].
-        """
-        halved = (climbed < ENOUGH * steps) | (~self.was_halved & ~improved)
-        self.eta[halved] /= 2
-        self.was_halved = halved
-        return halved
-
-    def keep(self, rows: np.ndarray) -> None:
-        """Only these climbs go on, bool [B]."""
-        self.eta, self.was_halved = self.eta[rows], self.was_halved[rows]
+from models.step_size import MOMENTUM, StepSize, periods
+from support.device import compiled
 
 
 def dlr(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -71,8 +23,43 @@ def dlr(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(gap(z, y), top[:, 0] - top[:, 2])
 
 
+class Climb(NamedTuple):
+    """The state of an ascent, between two steps: arrays.
+
+    Attributes:
+      x, before: this iterate and the previous one, [B, h, w, c].
+      value, gradient: of the loss at x, [B] and [B, h, w, c].
+      best, best_value, best_gradient: the best iterate so far, its value and gradient.
+    """
+
+    x: Any
+    before: Any
+    value: Any
+    gradient: Any
+    best: Any
+    best_value: Any
+    best_gradient: Any
+
+    def take(self, rows: np.ndarray) -> "Climb":
+        """Return the state of these images."""
+        return Climb(*(part[rows] for part in self))
+
+    def restarted(self, where: np.ndarray) -> "Climb":
+        """Return the state in which images `where`, bool [B], continue from their best iterate, without momentum."""
+
+        def choose(best: np.ndarray, now: np.ndarray) -> np.ndarray:
+            return np.where(where if now.ndim == 1 else where[:, None, None, None], best, now)
+
+        return self._replace(
+            x=choose(self.best, self.x),
+            before=choose(self.best, self.before),
+            value=choose(self.best_value, self.value),
+            gradient=choose(self.best_gradient, self.gradient),
+        )
+
+
 class AutoPGD(EpsGrid):
-    """Projected gradient ascent with momentum and a step size that looks after itself, up the DLR loss.
+    """Projected gradient ascent on the DLR loss, with momentum and an adaptive step size.
 
     Args: as for `EpsGrid`.
     """
@@ -97,26 +84,23 @@ class AutoPGD(EpsGrid):
         result, fooled = x.copy(), np.zeros(n, bool)
         pad = padded(np.arange(n))
         value, gradient, found = (t.numpy()[:n] for t in self._look(x[pad], labels[pad]))
-        # This iterate, the one before, value and gradient of the loss here; the best iterate, its value and gradient.
-        state = [x, x, value, gradient, x, value, gradient]
+        state = Climb(x, x, value, gradient, x, value, gradient)
         rows, step, first = np.arange(n), StepSize(np.full(n, 2 * eps)), 0
         for length in periods(self.steps):
-            result[rows[found]], fooled[rows[found]] = state[0][found], True
-            rows, state = rows[~found], [part[~found] for part in state]
+            result[rows[found]], fooled[rows[found]] = state.x[found], True
+            rows, state = rows[~found], state.take(~found)
             step.keep(~found)
             if not len(rows):
                 return result, fooled
             pad = padded(np.arange(len(rows)))
             given = images[rows[pad]], labels[rows[pad]], eps, step.eta[pad].astype(np.float32)
-            best_value = state[5]
-            climb = self._climb(*given, *(part[pad] for part in state), first, length)
-            *state, climbed, found = (t.numpy()[: len(rows)] for t in climb)
-            halved = step.halve(length, climbed, state[5] > best_value) & ~found
-            for k, best in ((0, 4), (1, 4), (2, 5), (3, 6)):  # from the best iterate on, without momentum
-                where = halved if state[k].ndim == 1 else halved[:, None, None, None]
-                state[k] = np.where(where, state[best], state[k])
+            climb = self._climb(*given, *state.take(pad), first, length)
+            *parts, climbed, found = (t.numpy()[: len(rows)] for t in climb)
+            after = Climb(*parts)
+            halved = step.halve(length, climbed, after.best_value > state.best_value) & ~found
+            state = after.restarted(halved)
             first += length
-        result[rows[found]], fooled[rows[found]] = state[0][found], True
+        result[rows[found]], fooled[rows[found]] = state.x[found], True
         return result, fooled
 
     def _look(self, x, y):

@@ -1,23 +1,24 @@
-"""What the attacks share: when an example is adversarial, gradients at any scale, the call.
+"""What the attacks share: the definition of an adversarial example, gradients at any scale, the call.
 
 An attack knows a network only as `logits(images)`, float32 [B, h, w, c] in [0, 1] -> float32 [B, C].
-The decision of a homogeneous network does not depend on the size of its logits, and that grows without bound as
-training goes on. So nothing here depends on it: attacks use signs of gaps, directions of gradients, and gaps
+The decision of a homogeneous network does not depend on the scale of its logits, which grows without bound during
+training. So nothing here depends on it: attacks use signs of gaps, directions of gradients, and gaps
 divided by gradients.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from device import compiled
+from support.device import compiled
+from support.screen import Update, ignore
 
-# A gap below this part of the largest logit may come out with another sign in a batch of another size.
+# A gap below this fraction of the largest logit may change its sign with the size of the batch.
 ROUNDING = 1e-5
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
-Tick = Callable[[float], None]  # is told which fraction of the attack is done; raises Stopped to end it
 
 
 def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
@@ -96,23 +97,18 @@ class Attack:
         return tf.TensorSpec([None], dtype)
 
     def __call__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        indices: np.ndarray | None = None,
-        tick: Tick = lambda fraction: None,
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray | None = None, update: Update = ignore
     ) -> np.ndarray:
-        """Look for the nearest adversarial example of each image.
+        """Search the nearest adversarial example of each image.
 
         Args:
           images: float32 [B, h, w, c] in [0, 1].
           labels: int32 [B]; see `gap`.
           indices: int [B], the images' numbers in their set, which random starts depend on.
-          tick: called about once a second with the fraction of the work that is done, 0 to 1; what it raises
-            ends the attack.
+          update: called about once per second with the completed fraction; may raise to end the attack.
 
         Returns: float32 [B, h, w, c] in [0, 1]; the image itself where no adversarial example was
-          found, or where it is one already.
+          found, or where the image is one already.
         """
         raise NotImplementedError
 
@@ -128,8 +124,22 @@ class Attack:
         return gap, tape.gradient(gap, x), is_adversarial(gap, z)
 
 
+class State(NamedTuple):
+    """Of a `SteppedAttack`, between two steps: tensors or arrays.
+
+    Attributes:
+      delta: the perturbation, [B, h, w, c]. epsilon: its norm, or bound, [B].
+      best_norm: of the nearest example so far, [B]; infinite without one. best: that example, [B, h, w, c].
+    """
+
+    delta: Any
+    epsilon: Any
+    best_norm: Any
+    best: Any
+
+
 class SteppedAttack(Attack):
-    """K equal steps from the image on, each within a norm epsilon of its own; the nearest example met counts.
+    """K equal steps from the image, each within its own norm epsilon; the result is the nearest example found.
 
     A subclass says how one `step` is made.
 
@@ -141,7 +151,7 @@ class SteppedAttack(Attack):
     """
 
     norm = staticmethod(l2)
-    PIECE = 25  # steps in one call of the graph, at most: between two, the attack can be stopped
+    PIECE = 25  # steps per call of the graph, at most: between two calls, the attack can be stopped
 
     def __init__(self, logits: Logits, shape: tuple[int, int, int], steps: int, init_epsilon: float, targeted: bool):
         super().__init__(logits, shape, targeted)
@@ -156,20 +166,20 @@ class SteppedAttack(Attack):
           k: float32 scalar. x: images, [B, h, w, c]. delta: the perturbation so far, [B, h, w, c].
           epsilon: its present norm, or bound, float32 [B].
           gap, gradient, adversarial: at x + delta; see `Attack.gap_and_gradient`.
-          best_norm: of the nearest example met, float32 [B]; infinite where none was.
+          best_norm: of the nearest example so far, float32 [B]; infinite without one.
 
         Returns: the next delta (not yet clipped to where x + delta is an image) and epsilon.
         """
         raise NotImplementedError
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+    def __call__(self, images, labels, indices=None, update=ignore):
         epsilon, infinite = (np.full(len(images), value, np.float32) for value in (self.init_epsilon, np.inf))
-        state = np.zeros_like(images), epsilon, infinite, images
+        state = State(np.zeros_like(images), epsilon, infinite, images)
         for first in range(0, self.steps, self.PIECE):
             last = min(first + self.PIECE, self.steps)
-            state = self._run(first, last, images, labels, *state)
-            tick(last / self.steps)
-        return state[-1].numpy()
+            state = State(*self._run(first, last, images, labels, *state))
+            update(last / self.steps)
+        return state.best.numpy()
 
     def _run(self, first, last, x, y, delta, epsilon, best_norm, best):
         def step(k, delta, epsilon, best_norm, best):

@@ -8,8 +8,9 @@ from cleverhans.tf2.utils import clip_eta, optimize_linear
 
 from attacks.base import Attack, Logits, is_adversarial, per_image
 from attacks.measurement import padded
-from device import compiled
 from models.losses import log_odds
+from support.device import compiled
+from support.screen import ignore
 
 
 class BasicIterativeMethod(Attack):
@@ -48,7 +49,7 @@ class BasicIterativeMethod(Attack):
             self._try, input_signature=[self.images_spec, self._vector(tf.int32), self._vector(tf.float32)]
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+    def __call__(self, images, labels, indices=None, update=ignore):
         n = len(images)
         best, best_norm = images.copy(), np.full(n, np.inf)
         good, bad = np.full(n, np.inf), np.zeros(n)
@@ -68,7 +69,7 @@ class BasicIterativeMethod(Attack):
             best[todo[better]], best_norm[todo[better]] = x[better], norm[better]
             good[todo[found]], bad[todo[~found]] = epsilon[todo[found]], epsilon[todo[~found]]
             epsilon = np.where(np.isfinite(good), (np.where(np.isfinite(good), good, 0) + bad) / 2, epsilon * 1.5)
-            tick((k + 1) / (2 * self.search_steps))
+            update((k + 1) / (2 * self.search_steps))
         return best
 
     def _try(self, x0, y, epsilon):

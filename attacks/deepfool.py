@@ -5,12 +5,13 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, divide, is_adversarial, l2, per_image
 from attacks.measurement import padded_size
-from device import compiled
+from support.device import compiled
+from support.screen import ignore
 
-# Sizes of batches, up to more than anyone uses; here, as inside a traced function this takes seconds.
+# Sizes of batches, far beyond any in use; computed here, since inside a traced function it takes seconds.
 SIZES = sorted({padded_size(n) for n in range(1, (1 << 16) + 1)})
 
-PIECE = 10  # steps in one call of the graph, at most: between two, the attack can be stopped
+PIECE = 10  # steps per call of the graph, at most: between two calls, the attack can be stopped
 
 
 class DeepFool(Attack):
@@ -32,11 +33,11 @@ class DeepFool(Attack):
             input_signature=[tf.TensorSpec([], tf.int32), x, self._vector(tf.int32), self._vector(tf.bool), x, x],
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+    def __call__(self, images, labels, indices=None, update=ignore):
         inside, x, r = np.ones(len(images), bool), images, np.zeros_like(images)
         for first in range(0, self.steps, PIECE):
             inside, x, r = self._run(min(PIECE, self.steps - first), images, labels, inside, x, r)
-            tick(min(first + PIECE, self.steps) / self.steps)
+            update(min(first + PIECE, self.steps) / self.steps)
             if not inside.numpy().any():
                 break
         return x.numpy()

@@ -7,9 +7,10 @@ import tensorflow as tf
 
 from attacks.base import Attack, Logits, is_adversarial, per_image
 from attacks.measurement import padded
-from device import compiled
+from support.device import compiled
+from support.screen import ignore
 
-PIECE = 250  # iterations in one call of the graph, at most: between two, the attack can be stopped
+PIECE = 250  # iterations per call of the graph, at most: between two calls, the attack can be stopped
 # {rule: (into how many windows the iterations are cut, which part of the loss has to be left after one)}
 STALLED = {"image": (20, 0.996), "batch": (10, 0.9999), "none": (1, np.inf)}
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
@@ -60,7 +61,7 @@ class CarliniWagnerL2(Attack):
             ],
         )
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+    def __call__(self, images, labels, indices=None, update=ignore):
         n, shape = len(images), images.shape
         windows, _ = STALLED[self.abort_early]
         window = math.ceil(self.iterations / windows)
@@ -86,7 +87,7 @@ class CarliniWagnerL2(Attack):
                 losses.append(mean_loss.astype(np.float64) * piece)
                 t[a] += piece
                 todo -= piece
-                tick(float((searched + t / self.iterations).sum()) / (n * self.binary_search_steps))
+                update(float((searched + t / self.iterations).sum()) / (n * self.binary_search_steps))
             done = self._stalled(sum(losses), loss.astype(np.float64), last_loss, a)
             done = a[done | (t[a] >= self.iterations)]
             # Bisection, or ten times as much as long as nothing was found (section VI.A).

@@ -6,9 +6,10 @@ from cleverhans.tf2.utils import clip_eta, optimize_linear
 
 from attacks.base import Attack, Logits, gap, is_adversarial, per_image
 from attacks.measurement import padded
-from device import compiled
+from support.device import compiled
+from support.screen import ignore
 
-PIECE = 25  # steps in one call of the graph; between two, images that are done leave the batch
+PIECE = 25  # steps per call of the graph; between two calls, finished images leave the batch
 
 
 def cw_loss(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -41,7 +42,7 @@ class EpsGrid(Attack):
         self.eps_list, self.restarts, self.steps = sorted(eps_list), restarts, steps
         self.seed, self.random_start = seed, random_start
 
-    def __call__(self, images, labels, indices=None, tick=lambda fraction: None):
+    def __call__(self, images, labels, indices=None, update=ignore):
         indices = np.arange(len(images)) if indices is None else indices
         best = images.copy()
         robust = np.arange(len(images))
@@ -52,7 +53,7 @@ class EpsGrid(Attack):
             x, found = self._attempt(images[robust], labels[robust], x, eps)
             best[robust[found]] = x[found]
             robust = robust[~found]
-            tick((k + 1) / rounds)
+            update((k + 1) / rounds)
             if not len(robust):
                 break
         return best

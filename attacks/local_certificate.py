@@ -24,7 +24,7 @@ from scipy import sparse
 from scipy.linalg import cholesky
 from scipy.sparse.linalg import eigsh
 
-from attacks.certificate import FLOAT32, conv_norm, fc_norm
+from attacks.operator_norms import FLOAT32, conv_as_matrix, conv_norm, fc_norm
 
 # A sum of n products has an error below n * 1.2e-16 times the sum of their magnitudes, and n is below 1e5 here. Norms
 # by eigenvalues have relative errors of this order, too.
@@ -90,19 +90,6 @@ def why_not(model: Any) -> str | None:
     if numbers > MOST_NUMBERS:
         return f"its layers have {numbers:.2g} numbers as matrices, and {MOST_NUMBERS:.1g} are the most"
     return None
-
-
-def conv_as_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> Any:
-    """A SAME convolution of inputs of this size as a sparse matrix, [h w cin, h w cout]."""
-    (h, w, _), (kh, kw, _, _) = in_shape, kernel.shape
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            offsets = (kh - 1) // 2 - i, (kw - 1) // 2 - j
-            if abs(offsets[0]) < h and abs(offsets[1]) < w:  # else the tap reads zeros only
-                down, right = (sparse.eye(n, k=k) for n, k in zip((h, w), offsets, strict=True))
-                taps.append(sparse.kron(sparse.kron(down, right), kernel[i, j]))
-    return sparse.csr_matrix(sum(taps))
 
 
 def average_as_matrix(in_shape: tuple[int, ...]) -> Any:
@@ -180,32 +167,26 @@ class LocalCertificate:
         self.q = {1: np.inf, 2: 2, np.inf: 1}[p]
         self.layers: list[Layer] = []
         self.longest = math.sqrt(math.prod(model.specs[0].in_shape)) if p == np.inf else 1.0  # L2 of a radius of 1
-        before, k = None, 0  # average pools since the last layer with weights
-        specs = model.specs
-        weights = model.effective_weights()
-        for n, spec in enumerate(specs):
+        before: Any = None  # average pools since the last layer with weights
+        weights = iter(model.effective_weights())
+        for n, (spec, layer, _) in enumerate(model.stages()):
             if spec.kind == "A":
                 pool = average_as_matrix(spec.in_shape)
                 before = pool if before is None else before @ pool
-            elif spec.weight_shape is not None:
-                self._append(model, k, weights[k], spec, before, specs[n + 1 : n + 2])
-                before, k = None, k + 1
+            elif layer is not None:
+                self._append(model, layer, next(weights), spec, before, model.specs[n + 1 : n + 2])
+                before = None
         first = self.layers[0].matrix
         self.first_rows = np.linalg.norm(first.toarray() if sparse.issparse(first) else first, self.q, axis=0)
 
-    def _append(self, model: Any, k: int, weight: np.ndarray, spec: Any, before: Any, after: list[Any]) -> None:
-        layer = model.layers[k]
-        bias = np.zeros(spec.out_shape[-1]) if layer.bias is None else layer.bias.numpy().astype(np.float64)
-        if layer.bn is not None:
-            bn = layer.bn
-            factor = bn.scale.numpy() / np.sqrt(bn.variance.numpy().astype(np.float64) + bn.EPS)
-            bias = (bias - bn.mean.numpy()) * factor + bn.shift.numpy()
+    def _append(self, model: Any, own: Any, weight: np.ndarray, spec: Any, before: Any, after: list[Any]) -> None:
+        _, bias = own.folded()
         matrix: Any = conv_as_matrix(weight, spec.in_shape) if spec.kind == "C" else weight
         norm = conv_norm(weight, spec.in_shape) if spec.kind == "C" else fc_norm(weight)
         bias = np.broadcast_to(bias, spec.out_shape).ravel().copy()
         if before is not None:
             matrix, norm = before @ matrix, norm / 2
-        if k == 0 and model.input_normalization is not None:
+        if own is model.layers[0] and model.input_normalization is not None:
             factor, shift = (np.asarray(part, np.float64) for part in model.input_normalization)
             # The factor is in the weight already: (x + shift / factor) (factor W).
             bias = bias + np.broadcast_to(shift / factor, model.specs[0].in_shape).ravel() @ matrix

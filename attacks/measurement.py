@@ -1,31 +1,35 @@
-"""Attack images block by block, and sum up what came out.
+"""Attack images block by block, and summarize the results.
 
-While an attack runs, an epoch's results stand in `eid-<epoch>.npy`, a memory-mapped structured array with one
-record an image and its CRC-32; a block's records are written once, their `done` last. At the end all epochs are
-gathered into `res`, and the arrays go.
+While an attack runs, an epoch's results are in `eid-<epoch>.npy`, a memory-mapped structured array of one record per
+image with its CRC-32; a block's records are written once, their `done` last. At the end all epochs are gathered into
+`res`, and the arrays are removed.
 """
 
 import math
 import os
 import zlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from attacks import certificate, registry
-from errors import UserError
+from attacks.base import Attack
+from attacks.certificate import Certifier
+from catalogue.attacks import L1, L2, LINF, Method
+from storage import migrate
+from support.errors import UserError
+from support.screen import Update, ignore, within
 
 
 def padded_size(n: int) -> int:
-    """The next of 1, 2, 4, 8, 16, 24, 32, 48, 64, ...: the pool's gradient is compiled anew for each size of a
-    batch, so batches have few sizes."""
+    """Return the next of 1, 2, 4, 8, 16, 24, 32, 48, 64, ...: the pool's gradient is compiled for each batch size, so
+    few sizes are used."""
     size = 1 << max(n - 1, 0).bit_length()
     return size * 3 // 4 if size >= 32 and n <= size * 3 // 4 else size
 
 
 def padded(rows: np.ndarray) -> np.ndarray:
-    """Row numbers int [n], n >= 1, filled up to a batch of `padded_size` with the last one."""
+    """Pad row numbers, int [n], n >= 1, to a batch of `padded_size` with the last one."""
     return np.concatenate([rows, np.full(padded_size(len(rows)) - len(rows), rows[-1])])
 
 
@@ -33,7 +37,7 @@ RESULTS = ("image", "error", "success", "clean_correct", "certified")
 
 
 def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
-    """The records of n images: those of a run that was interrupted, or new ones with nothing done.
+    """Open the records of n images: those of an interrupted attack, or new ones with nothing done.
 
     Raises: UserError when the file is damaged or another run's.
     """
@@ -46,12 +50,12 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         ("crc", np.uint32),  # of the numbers above
         ("done", bool),
     ]
-    otherwise = "delete it, and this epoch is attacked anew"
+    otherwise = "delete it, and this epoch is attacked again"
     if not path.exists():
-        new = path.with_name(f".{path.name}.tmp")  # so that a kill leaves no half-made file
+        new = path.with_name(f".{path.name}.tmp")  # a kill must not leave an incomplete file
         try:
             np.lib.format.open_memmap(new, "w+", np.dtype(fields), (n,)).flush()
-            if hasattr(os, "posix_fallocate"):  # else a disk that fills up later kills the process by a signal
+            if hasattr(os, "posix_fallocate"):  # otherwise a disk that fills up later kills the process by a signal
                 with open(new, "r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, new.stat().st_size)
         except OSError:
@@ -59,23 +63,22 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
             raise
         new.replace(path)
     try:
+        migrate.records(path, np.dtype(fields), crc_of)
         records = np.lib.format.open_memmap(path, "r+")
     except OSError as error:
         raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
     except Exception as error:  # a damaged header can raise nearly anything
         raise UserError(f"{path}: damaged ({type(error).__name__}); {otherwise}") from None
-    older = [field for field in fields if field[0] != "crc"]
-    if records.dtype not in (np.dtype(fields), np.dtype(older)) or records.shape != (n,):
+    if records.dtype != np.dtype(fields) or records.shape != (n,):
         raise UserError(f"{path}: holds other results; {otherwise}")
-    if "crc" in (records.dtype.names or ()):
-        for k in np.flatnonzero(records["done"]):
-            if records["crc"][k] != crc_of(records[k]):
-                raise UserError(f"{path}: damaged: the record of image {k} has another CRC; {otherwise}")
+    for k in np.flatnonzero(records["done"]):
+        if records["crc"][k] != crc_of(records[k]):
+            raise UserError(f"{path}: damaged: the record of image {k} has another CRC; {otherwise}")
     return records
 
 
 def crc_of(record: np.void) -> int:
-    """The CRC-32 of a record's numbers."""
+    """Return the CRC-32 of a record's numbers."""
     crc = 0
     for name in RESULTS:
         crc = zlib.crc32(np.ascontiguousarray(record[name]).tobytes(), crc)
@@ -87,42 +90,41 @@ def store(records: np.memmap, first: int, found: dict[str, np.ndarray]) -> None:
     block = records[first : first + len(found["image"])]
     for name, values in found.items():
         block[name] = values
-    if "crc" in (records.dtype.names or ()):
-        block["crc"] = [crc_of(record) for record in block]
+    block["crc"] = [crc_of(record) for record in block]
     records.flush()
     block["done"] = True
     records.flush()
 
 
 def attack_block(
-    attack: Callable,
-    model,
+    attack: Attack,
+    model: Any,
     images: np.ndarray,
     labels: np.ndarray,
     indices: np.ndarray,
     target: str | int | None = None,
-    norm: str = registry.L2,
+    norm: str = L2,
     eps_list: tuple[float, ...] | None = None,
-    certifier: certificate.Certifier | None = None,
-    tick: Callable[[float], None] = lambda fraction: None,
+    certifier: Certifier | None = None,
+    update: Update = ignore,
 ) -> dict[str, np.ndarray]:
     """Attack some images together.
 
-    An example counts as a success only if the network, evaluated afresh, misclassifies it (or with a
-    target: puts it into the target class). Images for which that holds already are not attacked.
+    An example is a success only if the network, evaluated again, misclassifies it (with a target: classifies it as
+    the target). Images for which that already holds are not attacked.
 
     Args:
       images: integer pixels [B, h, w, c]; labels: int32 [B]; indices: their numbers in the set.
-      target: 'next' (the class after the label) or a class; None to leave the label's.
+      target: 'next' (the class after the label) or a class; None: any class but the label.
       norm: of the distances.
-      eps_list: of an attack on a grid of eps; its error is the smallest of these that holds the example.
+      eps_list: of an attack on a grid of eps; its error is the smallest of these that contains the example.
       certifier: of this norm, to compute certified bounds; None: they are 0.
-      tick: called with the fraction that is done; may raise, which ends the attack.
+      update: called with the completed fraction; may raise to end the attack.
 
     Returns: image float32 [B, h, w, c], error float64 [B], success, clean_correct bool [B], certified float64 [B].
     """
     x, y = model.pixels(images).numpy(), labels
-    share = 0.5 if certifier and certifier.local else 1.0  # of the attack in the work, about
+    share = 0.5 if certifier and certifier.local else 1.0  # of the attack in the work, approximately
     clean = model.logits(x).numpy()
     goal = y
     if target is not None:
@@ -135,12 +137,12 @@ def attack_block(
     todo = np.flatnonzero(~wanted(clean))
     if len(todo):
         rows = padded(todo)
-        found[todo] = attack(x[rows], goal[rows], indices[rows], lambda part: tick(share * part))[: len(todo)]
+        found[todo] = attack(x[rows], goal[rows], indices[rows], within(update, 0, share))[: len(todo)]
     success = wanted(model.logits(found).numpy())
     found[~success] = x[~success]
     certified = np.zeros(len(x))
     if certifier:
-        certified = certifier(x, clean, y, lambda part: tick(share + (1 - share) * part))
+        certified = certifier(x, clean, y, within(update, share, 1))
     return {
         "image": found,
         "success": success,
@@ -151,26 +153,26 @@ def attack_block(
 
 
 def errors(
-    adversarial: np.ndarray, images: np.ndarray, norm: str = registry.L2, eps_list: tuple[float, ...] | None = None
+    adversarial: np.ndarray, images: np.ndarray, norm: str = L2, eps_list: tuple[float, ...] | None = None
 ) -> np.ndarray:
-    """Distances in L1 or L-infinity, squared ones in L2, float64 [B]; with eps_list the smallest of it that holds the
-    example, or 1."""
+    """Return distances in L1 or L-infinity, squared ones in L2, float64 [B]; with eps_list, its smallest radius that
+    contains the example, or 1."""
     difference = np.abs(adversarial.astype(np.float64) - images)
-    if eps_list is None and norm == registry.LINF:
+    if eps_list is None and norm == LINF:
         return difference.max(axis=(1, 2, 3))
     if eps_list is None:
-        return (difference if norm == registry.L1 else difference**2).sum(axis=(1, 2, 3))
+        return (difference if norm == L1 else difference**2).sum(axis=(1, 2, 3))
     eps = np.sort(np.append(np.asarray(eps_list, np.float64), 1.0))
-    # Rounded to float32, a pixel may lie outside by half a unit in its last place.
+    # Rounded to float32, a pixel may be outside by half a unit in the last place.
     return eps[np.searchsorted(eps + 1e-6, difference.max(axis=(1, 2, 3)))]
 
 
-def summary(records: np.ndarray, eps_list: tuple[float, ...], method: registry.Method) -> dict:
-    """The results of a set in a few numbers.
+def summary(records: np.ndarray, eps_list: tuple[float, ...], method: Method) -> dict:
+    """Summarize the results of a set.
 
-    `robust_acc` {eps: part of all images that are classified right and have no example within eps}.
-    The median is over all images; one without an example is at infinite distance (on a grid of eps: at 1).
-    The mean is over those with an example. A misclassified image is at distance 0.
+    `robust_acc` is {eps: fraction of all images that are classified correctly and have no example within eps}. The
+    median is over all images; one without an example is at infinite distance (on a grid of eps: at 1). The mean is
+    over those with an example. A misclassified image is at distance 0.
     """
     distance = np.where(records["clean_correct"], method.distances(records["error"]), 0.0)
     finite = distance[records["success"]]
@@ -189,8 +191,8 @@ def summary(records: np.ndarray, eps_list: tuple[float, ...], method: registry.M
     }
 
 
-def summary_line(found: dict, method: registry.Method) -> str:
-    """One attacked epoch on one line."""
+def summary_line(found: dict, method: Method) -> str:
+    """Return the summary of an epoch on one line."""
     robust = " ".join(f"{eps}:{part:.2%}" for eps, part in found["robust_acc"].items())
     distance = method.distance
     return (
@@ -201,7 +203,7 @@ def summary_line(found: dict, method: registry.Method) -> str:
 
 
 def summary_table(summaries: dict[int, dict]) -> list[str]:
-    """A line an epoch: its normalized margin beside the medians of certified bound and distance."""
+    """Return one line per epoch: its normalized margin next to the medians of certified bound and distance."""
     lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
     for eid, s in summaries.items():
         log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"

@@ -1,50 +1,81 @@
-"""An attack on the stored epochs of a run, with its traces on the disk."""
+"""An attack on the stored epochs of a run, and its files."""
 
+import importlib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-import results
-from attacks import certificate, local_certificate, measurement, registry
-from context import Context
-from errors import Stopped, UserError
-from execution import Tick, Unit, executor, weights_of
-from screen import Ticker, log, shown_path
+from attacks import local_certificate, measurement
+from attacks.base import Attack, Logits, normalized
+from attacks.certificate import Certifier
+from catalogue.attacks import METHODS
+from engine.cluster import executor
+from engine.context import Context, first_files, resumed, writing
+from engine.units import Executor, Unit, Worker
+from storage import migrate, read, workdir
+from support.errors import UserError
+from support.screen import Bar, Update, log, shown_path
 
-AT_ONCE = 2  # blocks attacked at once on a CPU: one fills the core that a one-threaded op of the other leaves idle
+AT_ONCE = (
+    2  # blocks attacked concurrently on a CPU: each uses the core that single-threaded ops of the other leave idle
+)
 
 
 def attack(context: Context) -> Path:
     """Find adversarial examples at each stored epoch `eid` of load_dir. Returns the attack's directory.
 
-    Leaves, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32
-    [N, h, w, c] (the image itself where none was found), 'errors': squared L2 distances, distances in L1 or
-    L-infinity, or of an attack on a grid of eps the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where
-    none was found), 'labels', 'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of
-    the distances in the attack's norm, float64 [N]}}, and the summaries in summary.json.
+    Writes, in <load_dir>/<attack>/<time>, `res` = {eid: {'images': adversarial examples, float32 [N, h, w, c] (the
+    image itself where none was found), 'errors': squared L2 distances, distances in L1 or L-infinity, or of an attack
+    on a grid of eps the smallest eps that succeeded, float64 [N] (infinite, or 1.0, where none was found), 'labels',
+    'indices': int [N], 'success', 'clean_correct': bool [N], 'certified': lower bounds of the distances in the
+    attack's norm, float64 [N]}}, and the summaries in summary.json.
 
-    Raises: UserError for epochs, images or data that are not there, and damaged checkpoints, at once; Stopped.
+    Raises: UserError for missing epochs, images or data, and damaged checkpoints, before it begins; Stopped.
     """
     run = AttackRun(context)
-    at_once = AT_ONCE if context.device.startswith("CPU") else 1
-    with context.writing(run.work_dir.path), executor(run.context, at_once) as workers:
+    path = run.work_dir.path
+    at_once = AT_ONCE if context.compute.device.startswith("CPU") else 1
+    with (
+        writing(context, path),
+        workdir.resumable(f"./eval.sh {context.name}", path, lambda: run.progress),
+        executor(run.context, at_once) as workers,
+    ):
         log.info("attacking: %s", shown_path(run.source))
-        try:
-            run.attack_all(workers)
-        except Stopped:
-            log.info("stopped; go on with:")
-            log.info("  ./eval.sh %s --resume %s", context.name, shown_path(run.work_dir.path))
-            raise
-        log.info("done: results in %s", shown_path(run.work_dir.path))
-    return run.work_dir.path
+        run.attack_all(workers)
+        log.info("done: results in %s", shown_path(path))
+    return path
+
+
+def build(f: SimpleNamespace, logits: Logits, shape: tuple[int, int, int]) -> Attack:
+    """Return the attack that the flags name.
+
+    Args:
+      f: the flags; where a setting's flag is None, the default of the attack's class applies.
+      logits: the network. shape: (h, w, c) of an image.
+    """
+    method = METHODS[f.attack_method]
+    module, name = method.path.split(":")
+    options = {option: getattr(f, flag) for option, flag in method.options.items()}
+    options = {option: value for option, value in options.items() if value is not None}
+    if f.attack_target is not None:
+        options["targeted"] = True
+    attack_class = getattr(importlib.import_module(module), name)
+    return attack_class(normalized(logits, f.attack_normalize_output), shape, **options)
+
+
+def attacked_set(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and labels that the flag attack_set selects."""
+    train, test = context.dataset
+    return train if context.f.attack_set == "train" else test
 
 
 def choose_images(context: Context) -> np.ndarray:
-    """The indices of the images to attack, int [N], ascending. Raises: UserError for what is not there."""
+    """Return the indices of the images to attack, int [N], ascending. Raises: UserError for missing ones."""
     f = context.f
-    images, labels = context.dataset[("train", "test").index(f.attack_set)]
+    images, labels = attacked_set(context)
     limit = len(images) if f.attack_N == "all" else f.attack_N
     chosen = np.arange(len(images)) if f.attack_indices is None else np.array(f.attack_indices)
     beyond = chosen[chosen >= len(images)]
@@ -63,76 +94,79 @@ def choose_images(context: Context) -> np.ndarray:
     return chosen[:limit]
 
 
-def block(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, np.ndarray]:
-    """A unit of work: attack the images with the numbers `indices` at a `network` (`execution.weights_of`)."""
-    f, model, method = context.f, context.model, registry.METHODS[context.f.attack_method]
-    images, labels = context.dataset[("train", "test").index(f.attack_set)]
-    attack = context.kept("attack", None, lambda: registry.build(f, model.logits, images.shape[1:]))
+def block(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, np.ndarray]:
+    """A unit of work: attack the images with the numbers `indices` at a `network` (`Worker.weights`)."""
+    context = worker.context
+    f, model, method = context.f, context.model, METHODS[context.f.attack_method]
+    images, labels = attacked_set(context)
+    attack = context.kept("attack", None, lambda: build(f, model.logits, images.shape[1:]))
 
-    def load() -> certificate.Certifier | None:
-        model.set_weights(weights_of(context, args["network"]))
+    def load() -> Certifier | None:
+        model.set_weights(worker.weights(args["network"]))
         if f.attack_certificate == "none":
             return None
-        return certificate.Certifier(model, method.norm, local=f.attack_certificate == "local")
+        return Certifier(model, method.norm, local=f.attack_certificate == "local")
 
     certifier = context.kept("attacked", args["network"], load)
     where = args["indices"]
     eps_list = f.attack_eps_list if method.eps_grid else None
     block = images[where], labels[where], where
-    return measurement.attack_block(attack, model, *block, f.attack_target, method.norm, eps_list, certifier, tick)
+    return measurement.attack_block(attack, model, *block, f.attack_target, method.norm, eps_list, certifier, update)
 
 
 class AttackRun:
     """One attack on the stored epochs of one run.
 
     Args:
-      context: its flags say which; the directory is made here, or is the one to resume.
+      context: its flags define the attack; the directory is created here, or is the one to resume.
 
     Raises: as `attack`.
     """
 
     def __init__(self, context: Context):
         f = context.f
-        # The flag of a resumed attack may name `latest`, or a path as seen from another folder.
-        self.source = Path(f.resume).resolve().parent.parent if f.resume else results.check_run(f.load_dir)
+        self.source = read.check_run(f.load_dir)
         context.check_data(self.source)
-        self.eids = results.choose_eids(self.source, f.eid)
-        self.context = context.changed(eid=self.eids)  # resumed, it keeps to these, whatever the run has by then
+        self.eids = read.choose_eids(self.source, f.eid)
+        self.context = context.changed(eid=self.eids)  # a resumed attack keeps to these, even if there are more
         for eid in self.eids:
             self.last_weights = context.stored_weights(self.source, eid)
-        self.method = registry.METHODS[f.attack_method]
+        self.method = METHODS[f.attack_method]
         if f.attack_certificate == "local" and (reason := local_certificate.why_not(context.model)):
-            raise UserError(f"--attack_certificate local: there is none of this network: {reason}; use norms")
+            raise UserError(f"--attack_certificate local: not available for this network: {reason}; use norms")
         self.indices = choose_images(context)
-        self.images, self.labels = (
-            array[self.indices] for array in context.dataset[("train", "test").index(f.attack_set)]
-        )
+        self.images, self.labels = (array[self.indices] for array in attacked_set(context))
+        self.progress = "no images"  # what is done, in words
         if f.resume is not None:
-            path = context.check_resumed("./eval.sh")
-            if registry.proved_in_l2(results.read_flags(path), self.method):
-                raise UserError(f"--resume {path}: of an older version, whose proved bounds are in L2; attack anew")
+            path = resumed(context, "./eval.sh")
+            if migrate.certified_in_l2(read.read_json(path / "flags.json")):
+                raise UserError(
+                    f"--resume {path}: of an earlier version, whose certified bounds are in L2; attack again"
+                )
         else:
-            path = results.create(self.source, context.name, self.context.first_files())
-        self.work_dir = results.WorkDir(path)
+            path = workdir.create(self.source, context.name, first_files(self.context))
+        self.work_dir = workdir.WorkDir(path)
 
     def _records_path(self, eid: int) -> Path:
         return self.work_dir.path / f"eid-{eid:06d}.npy"
 
-    def attack_all(self, workers: Any) -> None:
-        """Attack every image at every epoch that is not done, then write `res` and the summary."""
+    def _records(self, eid: int) -> np.memmap:
+        return measurement.open_records(self._records_path(eid), len(self.images), self.images.shape[1:])
+
+    def attack_all(self, workers: Executor) -> None:
+        """Attack the remaining images of every epoch, then write `res` and the summary."""
         if (self.work_dir.path / "res").exists():
             log.info("nothing to do: all epochs are attacked already")
             return
-        # The last epoch may not be in the archive, and will be gone if the run is still going on.
+        # The last epoch may be in the checkpoint only, which a run that is still running replaces.
         workers.publish("last", self.last_weights)
-        raw, summaries = results.read_journal(self.source), {}
-        n = len(self.images)
-        with Ticker(len(self.eids) * n, "image", self.context.stop_if_asked) as ticker:
-            for eid in self.eids:
-                records = measurement.open_records(self._records_path(eid), n, self.images.shape[1:])
-                ticker.found(int(records["done"].sum()))
-                workers.run(self.blocks(eid, records["done"]), partial(self._store, records), ticker)
-                eps_list = self.context.f.attack_eps_list
+        raw, summaries = read.read_journal(self.source), {}
+        n, eps_list = len(self.images), self.context.f.attack_eps_list
+        opened = [self._records(eid) for eid in self.eids]
+        found = sum(int(records["done"].sum()) for records in opened)
+        with Bar(len(self.eids) * n, "image", self.context.update, found) as bar:
+            for eid, records in zip(self.eids, opened, strict=True):
+                workers.run(self.blocks(eid, records["done"]), partial(self._store, records, bar), bar)
                 summaries[eid] = measurement.summary(records, eps_list, self.method)
                 stats = raw.get(eid, {}).get("stats") or {}
                 summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
@@ -142,7 +176,7 @@ class AttackRun:
         self._gather(summaries)
 
     def blocks(self, eid: int, done: np.ndarray) -> list[Unit]:
-        """The blocks of images that are not done at an epoch. Two epochs are never attacked at once."""
+        """Return the unfinished blocks of images of an epoch. Two epochs are never attacked concurrently."""
         network = "last" if eid == self.eids[-1] else (str(self.source), eid)
         size = self.context.f.attack_B
         return [
@@ -156,15 +190,16 @@ class AttackRun:
             if not done[first : first + size].all()
         ]
 
-    def _store(self, records: np.memmap, unit: Unit, found: dict[str, np.ndarray]) -> None:
+    def _store(self, records: np.memmap, bar: Bar, unit: Unit, found: dict[str, np.ndarray]) -> None:
         _, first = unit.key
         measurement.store(records, first, found)
+        self.progress = f"{bar.done:.0f} of {bar.total:.0f} images"
 
     def _gather(self, summaries: dict[int, dict]) -> None:
-        """Write `res` and the summary; the epochs' own arrays, now in `res`, go."""
+        """Write `res` and the summary; remove the epochs' own arrays, which `res` now contains."""
         res = {}
         for eid in self.eids:
-            records = measurement.open_records(self._records_path(eid), len(self.images), self.images.shape[1:])
+            records = self._records(eid)
             res[eid] = {
                 "images": np.array(records["image"]),
                 "errors": np.array(records["error"]),

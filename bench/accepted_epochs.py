@@ -25,9 +25,9 @@ import numpy as np
 BEGAN = time.perf_counter()
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import datasets
 import results
 from core import Core
+from data import loading
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -101,7 +101,7 @@ def main() -> None:
             (rng.integers(0, 256, (size, *shape), np.uint8), rng.integers(0, 10, size).astype(np.int32))
             for size in (n, 10000)
         ]
-        datasets.load = lambda *_: datasets.Dataset(*parts, flags["dataset"], 1 / 255)
+        loading.load = lambda *_: loading.Dataset(*parts, flags["dataset"], 1 / 255)
     logging.getLogger("margin").setLevel(logging.WARNING)
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as logs:

@@ -20,14 +20,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import datasets
 import flags
 import results
-from context import Context, build_network
-from device import import_tensorflow, set_up_device
-from errors import UserError
-from execution import Serial, Unit
-from screen import Ticker
+from data import loading
+from engine.context import Context, build_network
+from engine.serial import Serial
+from engine.units import Unit
+from support.device import import_tensorflow, set_up_device
+from support.errors import UserError
+from support.screen import Ticker
 
 tf = import_tensorflow()
 
@@ -123,7 +124,7 @@ def main():
     set_up_device(-1)
     try:
         stored = flags.complete(results.read_flags(options.run))
-        dataset = datasets.load(stored["dataset"], options.data_dir or stored["data_dir"])
+        dataset = loading.load(stored["dataset"], options.data_dir or stored["data_dir"])
         model = build_network(stored["model"], dataset, 0)
         model.set_weights([array for _, array in results.load_weights(options.run)])
     except UserError as error:

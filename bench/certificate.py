@@ -13,14 +13,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from attacks import certificate
-from context import Context
-from flags.table import stored
+from attacks import certificate, operator_norms
+from engine.context import Context
+from storage.run_flags import stored
 
 
 def product(model) -> tuple[float, np.ndarray]:
     """The constants of `certificate.lipschitz` without pairs."""
-    norms = {"C": certificate.conv_norm, "F": lambda weight, shape: certificate.fc_norm(weight)}
+    norms = {"C": operator_norms.conv_norm, "F": lambda weight, shape: operator_norms.fc_norm(weight)}
     weighted = [spec for spec in model.specs if spec.weight_shape is not None]
     *below, last = zip(weighted, model.effective_weights(), strict=True)
     bound = np.prod([norms[spec.kind](weight, spec.in_shape) for spec, weight in below])

@@ -37,7 +37,7 @@ from attacks import measurement
 from attacks.ddn import DDN
 from attacks.l2_attack import CarliniWagnerL2
 from core import Core
-from device import set_up_device
+from support.device import set_up_device
 
 QUICK = "exper-quick-digits-cnn-loss-based-lr"
 STEPS = {  # experiment: batches of an epoch that is timed

@@ -32,16 +32,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from context import build_network
-from datasets import Dataset
-from device import import_tensorflow
+from data.loading import Dataset
+from engine.context import build_network
+from support.device import import_tensorflow
 
 tf = import_tensorflow()
 
 from tensorflow.python.framework import kernels, op_def_registry
 
-from attacks import registry
-from flatness.curvature import Hessian
+from attacks import run
+from catalogue import attacks
+from flatness.hessian import Hessian
 from flatness.span import Examples, FastSpan, PlainSpan
 from models.architectures import ARCHITECTURES
 from models.network import EVAL_BATCH, on_device
@@ -245,9 +246,9 @@ def functions(name: str, xla: bool, attacks: bool = True, spans: bool = True) ->
         if not augmented or shape[-1] == 3:
             found[what] = traced_turn(model, shape, n, batch, augmented), batch
     found["evaluation"] = traced_evaluation(model, shape, n), EVAL_BATCH
-    for method in registry.METHODS if attacks else ():
+    for method in attacks.METHODS if attacks else ():
         flags = SimpleNamespace(**_attack_flags(method))
-        attack = registry.build(flags, model.logits, shape)
+        attack = run.build(flags, model.logits, shape)
         for value in vars(attack).values():
             if hasattr(value, "get_concrete_function") and value.input_signature is not None:
                 found[f"attack {method}"] = value.get_concrete_function(), ATTACKED
@@ -284,7 +285,7 @@ def compiled_turn(model: Any, shape: tuple[int, ...], batch: int, n_batches: int
 
 
 def _attack_flags(method: str) -> dict[str, Any]:
-    flags = dict.fromkeys(registry.METHODS[method].options.values())
+    flags = dict.fromkeys(attacks.METHODS[method].options.values())
     return flags | {"attack_method": method, "attack_target": None, "attack_normalize_output": "none", "seed": 0} | {
         "attack_eps_list": (0.1,), "attack_confidence": 0.0, "attack_abort": "image"}  # fmt: skip
 

@@ -102,15 +102,15 @@ def table(run: Path) -> None:
 
 def cost() -> None:
     """Each measure's time over that of one forward pass, in turn, best of three, on the digits' CNN."""
-    from context import Context
-    from flatness import curvature, plane, radius, sharpness
+    from engine.context import Context
+    from flatness import hessian, plane, radius, sharpness
     from flatness.span import FastSpan, PlainSpan, examples_of
 
     context = Context({"dataset": "digits", "model": {"description": "CNN"}, "task": "measure_curvature"})
     examples, model = examples_of(context), context.model
     weights = [w for _, w in model.get_weights()]
-    loss, hessian = curvature.LogLoss(examples), curvature.Hessian(examples)
-    gauss_newton = curvature.Hessian(examples, gauss_newton=True)
+    loss, hessian = hessian.LogLoss(examples), hessian.Hessian(examples)
+    gauss_newton = hessian.Hessian(examples, gauss_newton=True)
     v = np.random.default_rng(0).standard_normal(hessian.shape[0])
     rngs = [np.random.default_rng(k) for k in range(2)]
     basis = [weights, *(plane.filter_normalized(rng, model.names, weights) for rng in rngs)]

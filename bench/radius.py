@@ -22,16 +22,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from device import import_tensorflow
+from support.device import import_tensorflow
 
 import_tensorflow()  # before anything else does, without its start-up messages
 
 import results
-from context import Context
 from core import Core
+from engine.context import Context
 from flatness import interpolation, radius
-from flatness.networks import networks as networks_of
 from flatness.span import Examples, PlainSpan
+from storage.run_flags import networks as networks_of
 from train_mnist import flags as TRAIN
 
 THRESHOLD, MAX_STEPS = 0.05, 1000

@@ -22,18 +22,20 @@ from typing import Any
 
 import numpy as np
 
+from storage.run_flags import of_command_line
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cluster
-import flags as flag_table
 import results
 from attacks.run import AttackRun
-from context import Context
 from core import Core
-from device import cores, import_tensorflow
-from execution import Serial, Unit
-from screen import Uncounted
-from training.run import Progress
+from engine import cluster
+from engine.context import Context
+from engine.serial import Serial
+from engine.units import Unit
+from support.device import cores, import_tensorflow
+from support.screen import Uncounted
+from training.run import Training
 
 DIGITS = {
     "dataset": "digits", "model": {"description": "CNN", "init": {"weight": "he_normal"}}, "gpu": -1,
@@ -47,7 +49,7 @@ NOTHING = Uncounted(lambda: None)
 
 def attempts(executor: Any, context: Context, epochs: int) -> float:
     """Seconds that epochs take, from the third on."""
-    progress = Progress(context, executor)
+    progress = Training(context, executor)
     for _ in range(2):
         progress.epoch()
     began = time.perf_counter()
@@ -79,7 +81,7 @@ def measured(workers: int, rounds: int, small: bool) -> tuple[dict[str, dict[str
         }
         contexts = {}
         for task, asked in looking.items():
-            flags = flag_table.command_line([str(run), "--gpu", "-1"], {"task": task} | asked)
+            flags = of_command_line([str(run), "--gpu", "-1"], {"task": task} | asked)
             for threads in (1, cores()):
                 contexts[task, threads] = Core(flags | {"threads": threads}, "scale").context
         for threads in (1, cores()):
@@ -113,7 +115,7 @@ def units_of(task: str, context: Context, executor: Any) -> list[Unit]:
         run = AttackRun(context)
         executor.publish("last", run.last_weights)
         return run.blocks(run.eids[-1], np.zeros(len(run.images), bool))
-    from flatness.networks import checked_networks
+    from engine.measurement import checked_networks
     from flatness.run import directions
 
     return directions(context, checked_networks(context))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import results
 from core import Core
 from models import margins
-from screen import log
+from support.screen import log
 from training import measures
 from training import run as training_run
 
@@ -71,7 +71,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
         for name in ("theory", "sharpness"):
             times = []
             for _ in range(ROUNDS + 1):  # the first one traces, and starts cold
-                epoch = measures.Epoch(
+                epoch = measures.Evaluation(
                     context, infos[-1]["log_frame"], info=infos[-1], infos=infos, kept=kept,
                     stored=lambda: (before, context.stored_weights(path, before)),
                 )  # fmt: skip

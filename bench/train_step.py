@@ -24,11 +24,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import flags as flag_table
-from context import build_network
-from datasets import Dataset
-from device import choose_parts, cores, import_tensorflow, set_threads, set_up_device
+from data.loading import Dataset
+from engine.compute import choose_parts
+from engine.context import build_network
 from models.architectures import LayerSpec
-from results import ROOT
+from support.device import cores, import_tensorflow, set_threads, set_up_device
+from support.files import ROOT
 
 tf = import_tensorflow()
 

@@ -10,9 +10,9 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
+from catalogue.measures import INFO, key_table
 from flags.table import ALIASES, FREE_ON_RESUME, SECTIONS
 from flags.values import shown
-from training.measures import INFO, key_table
 
 BEGIN, END = "<!-- begin: python docs/generate.py -->\n", "<!-- end -->\n"
 

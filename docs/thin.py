@@ -16,8 +16,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import results
+from catalogue.tasks import TRAINING
 from flags import complete, flatten
-from flags.table import OF_THE_RUN, TASKS_OF, TRAINING
+from flags.table import DATA, TASKS_OF
 from flags.values import shown
 
 EPOCHS = 250
@@ -41,7 +42,7 @@ def main(directory: Path, place: Path) -> None:
     now = flatten(complete(flags))
     training = flags["task"] in TRAINING
     mine = [name for name in now if flags["task"] in TASKS_OF[name] and name != "figures"]
-    given = [name for name in mine if training or name.split(".")[0] not in OF_THE_RUN]
+    given = [name for name in mine if training or name.split(".")[0] not in {*DATA, "model", "B", "drop_last"}]
     changed = {name: now[name] for name in given if now[name] != script[name]}
     words = [f"--{name} {shown(tuple(v) if isinstance(v, list) else v)}" for name, v in changed.items()]
     about["command"] = " ".join([f"{about['experiment']}.py", *([] if training else ["<run>"]), *words])

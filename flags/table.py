@@ -1,30 +1,23 @@
-"""The table of all flags: name, default, kind of value, meaning. No TensorFlow here.
+"""The table of all flags: name, default, kind of value, meaning.
 
-A script's dict, a run's flags.json and the command line all go through `complete`. So each flag is checked in
-one place and has one form.
+A script's dict, a run's flags.json and the command line all go through `complete`: each flag is checked in one place
+and has one form.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import results
-from attacks.registry import ABORT_RULES, METHODS
-from errors import UserError, nearest
+from catalogue.attacks import ABORT_RULES, METHODS
+from catalogue.measures import ON_REQUEST
+from catalogue.tasks import MEASUREMENTS, TASKS, TRAINING
 from flags import values
-from flags.values import boolean, boolean_or_auto, choice, number, optional, several, text, whole
+from flags.values import boolean, boolean_or_auto, choice, number, optional, path, several, text, whole
 from models import lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
-from training.measures import ON_REQUEST
-
-TRAINING = ("train", "train_seeds", "train_peek", "sweep")
-MEASUREMENTS = (
-    *("make_points", "make_surface", "measure_radius", "measure_curvature", "measure_sharpness", "measure_epochs"),
-)
-TASKS = (*TRAINING, "attack", "make_random_labels", *MEASUREMENTS)
+from support.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -39,41 +32,42 @@ class Flag:
 
 @dataclass(frozen=True)
 class Section:
-    """Flags that belong together. tasks: those that read them."""
+    """Flags that belong together. tasks: those that read them. public: whether they can be typed."""
 
     title: str
     tasks: tuple[str, ...]
     flags: tuple[Flag, ...]
+    public: bool = True
 
 
 NAMES = ", ".join(INITIALIZERS)
 
 # fmt: off
 SECTIONS = (
-    Section("Every task", TASKS, (
+    Section("Every task", tuple(TASKS), (
         Flag("task", "train", choice(*TASKS), "what to do"),
-        Flag("seed", 0, whole(0), "of everything random"),
+        Flag("seed", 0, whole(0), "random seed"),
         Flag("gpu", 0, whole(-1), "the GPU's id; -1, or no GPU present: the CPU"),
         Flag("threads", "auto", whole(1, "auto", most=4096),
-             "threads to compute with; auto: one a core, or those that a resumed run began with"),
+             "threads to compute with; auto: one per core, or those that a resumed run began with"),
         Flag("cluster", None, optional(values.cluster),
-             "share the work among workers: so many of this machine, tcp://host:port, or a scheduler file"),
+             "distribute the work: a number of workers of this machine, tcp://host:port, or a scheduler file"),
         Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
         Flag("deterministic", False, boolean, "let TensorFlow use deterministic kernels only (slower on a GPU)"),
-        Flag("logs_dir", None, optional(text), "where working directories go; default: logs beside the program"),
-        Flag("figures", True, boolean, "draw a run's figures into its directory when it is done"),
-        Flag("resume", None, optional(text), "a working directory of this experiment to go on with"),
+        Flag("logs_dir", None, optional(path), "where working directories go; default: logs beside the program"),
+        Flag("figures", True, boolean, "draw the figures of a finished run into its directory"),
+        Flag("resume", None, optional(path), "a working directory of this experiment to resume"),
     )),
-    Section("Data", TASKS, (
-        Flag("dataset", None, optional(text),
+    Section("Data", tuple(TASKS), (
+        Flag("dataset", None, optional(path),
              "digits, separable, mnist, fashion_mnist, cifar10, cifar100, or the path of an .npz"),
-        Flag("data_dir", None, optional(text), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
+        Flag("data_dir", None, optional(path), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
         Flag("classes", None, optional(values.classes),
-             "use only these classes, numbered anew from 0: 3,5; none: all"),
-        Flag("train_N", "all", whole(1, "all"), "use only the first so many training examples"),
-        Flag("subset_seed", None, optional(whole(0)), "with train_N: use so many random ones, not the first"),
-        Flag("test_N", "all", whole(1, "all"), "use only the first so many test examples"),
-        Flag("random_labels", None, optional(text),
+             "use only these classes, renumbered from 0: 3,5; none: all"),
+        Flag("train_N", "all", whole(1, "all"), "use only the first n training examples"),
+        Flag("subset_seed", None, optional(whole(0)), "with train_N: draw them at random with this seed"),
+        Flag("test_N", "all", whole(1, "all"), "use only the first n test examples"),
+        Flag("random_labels", None, optional(path),
              "learn the labels of this file (make_random_labels); default: random_labels/<dataset>.npz"),
     )),
     Section("Network", TRAINING, (
@@ -95,12 +89,12 @@ SECTIONS = (
         Flag("E", 10000, whole(1), "epochs to accept"),
         Flag("B", 100, whole(1), "batch size"),
         Flag("parts", "auto", whole(1, "auto"),
-             "slices of a batch computed at the same time; auto: one a core for a small network on a CPU"),
+             "slices of a batch computed concurrently; auto: one per core for a small network on a CPU"),
         Flag("xla", "auto", boolean_or_auto,
              "compile a turn of an epoch into one program with XLA; auto: on a GPU, or as a resumed run began"),
         Flag("speculate", False, boolean,
-             "with a cluster: make the next attempts at an epoch at the same time, in case the first is rejected"),
-        Flag("drop_last", True, boolean, "leave out an epoch's last batch where it is smaller than B"),
+             "with a cluster: compute the next attempts concurrently, in case the first is rejected"),
+        Flag("drop_last", True, boolean, "drop an epoch's last batch when it is smaller than B"),
         Flag("augment", "none", choice("none", "crop-flip"), "random changes of training images: none, crop-flip"),
         Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
         Flag("train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME"),
@@ -111,37 +105,37 @@ SECTIONS = (
         Flag("loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"),
         Flag("log_frame0", math.log(math.log(10)), number(-1e6, most=700), "natural log of the first epoch's frame"),
         Flag("archive", "idle", values.archive,
-             "epochs kept for good: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base"),
+             "epochs to archive: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base"),
         Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
-        Flag("stats_every", 1, whole(1), "evaluate every n-th epoch and the last only; others have the batches' "
+        Flag("stats_every", 1, whole(1), "evaluate only every n-th epoch and the last; others record the batches' "
              "mean loss (constant lr only)"),
         Flag("measure_every", 10, whole(1, "archived"),
-             "at every n-th epoch and the last, or archived: at each epoch that is kept for good"),
+             "at every n-th epoch and the last, or archived: at each archived epoch"),
         Flag("early_reject", True, boolean, "reject an attempt once its partial loss proves it (same decisions)"),
         Flag("checkpoint_every", 20.0, number(0), "seconds between checkpoints, at most"),
         Flag("tensorboard", False, boolean,
-             "write the run, while it goes on, for TensorBoard (an optional package)"),
+             "log the run for TensorBoard (an optional package)"),
     )),
     Section("More to record of an epoch", (*TRAINING, "measure_epochs"), (
         Flag("measure", None, optional(several(choice(*ON_REQUEST))),
-             "these, along a run or of stored epochs: " + ", ".join(ON_REQUEST)),
+             "record these, along a run or of stored epochs: " + ", ".join(ON_REQUEST)),
         Flag("kkt_constraints", 50, whole(1, most=10_000),
-             "theory: how many of the smallest gaps may support kkt_certificate"),
+             "theory: number of smallest gaps that kkt_certificate may use"),
     )),
     Section("Several networks", ("train_seeds",), (
         Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),
     )),
-    Section("A sweep", ("sweep",), (
-        Flag("axes", None, optional(several(text)), "what changes from run to run: seed=0:3 (sweep.py --grid)"),
-    )),
-    Section("Looking at a run", ("train_peek", "attack", *MEASUREMENTS), (
-        Flag("load_dir", None, optional(text), "the working directory that is looked at"),
-        Flag("eid", [10000], values.epochs, "the epochs to look at: last, all, n or n,n,n"),
+    Section("Of sweep.py --grid", ("sweep",), (
+        Flag("axes", None, optional(several(text)), "what changes from run to run: seed=0:3"),
+    ), public=False),
+    Section("Inspecting a run", ("train_peek", "attack", *MEASUREMENTS), (
+        Flag("load_dir", None, optional(path), "the working directory to inspect"),
+        Flag("eid", [10000], values.epochs, "the epochs to inspect: last, all, n or n,n,n"),
     )),
     Section("Attacks (none: the value of the attack's paper)", ("attack",), (
         Flag("attack_method", "cw", choice(*METHODS), "the attack: " + ", ".join(METHODS)),
         Flag("attack_set", "train", choice("train", "test"), "which images are attacked"),
-        Flag("attack_N", "all", whole(1, "all"), "only the first so many of them"),
+        Flag("attack_N", "all", whole(1, "all"), "only the first n of them"),
         Flag("attack_indices", None, optional(values.indices), "only these images, by index"),
         Flag("attack_B", 128, whole(1), "images attacked together"),
         Flag("attack_K", None, optional(whole(1)), "iterations: of one search step, of one restart, or in all"),
@@ -160,45 +154,42 @@ SECTIONS = (
         Flag("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii,
              "pgd, apgd: the radii tried; other attacks: radii of the summary's robust accuracies"),
         Flag("attack_certificate", "norms", values.certificate,
-             "lower bounds of the distances, proved: by norms of layers, local (near an image, slow), none"),
+             "certified lower bounds of the distances: by norms of layers, local (near an image, slow), none"),
     )),
-    Section("Which run is measured, where no directory is given", MEASUREMENTS, (
-        Flag("measured_experiment", None, optional(text), "measure the latest run of this experiment"),
+    Section("Which run to measure when no directory is given", MEASUREMENTS, (
+        Flag("measured_experiment", None, optional(path), "measure the latest run of this experiment"),
         Flag("on_random_labels", False, boolean, "measure its run with random labels"),
     )),
     Section("Losses along rays and in planes", ("measure_radius", "make_points", "make_surface"), (
         Flag("method", "fast", choice("fast", "plain"),
-             "fast: with the short cuts of flatness/span.py; plain: by definition"),
+             "fast: with the shortcuts of flatness/span.py; plain: by definition"),
     )),
     Section("Flatness radius", ("measure_radius",), (
         Flag("params", "all", choice("all", "trainable", "top"), "which tensors are perturbed"),
-        Flag("directions", 20, whole(1, most=10**6), "how many random directions a network"),
+        Flag("directions", 20, whole(1, most=10**6), "random directions per network"),
         Flag("radius_step", 1.0, number(0), "the length of a step"),
         Flag("threshold", 0.05, number(0), "the change of the loss that ends a walk"),
-        Flag("max_steps", 100_000, whole(1), "a walk longer than this is an error"),
         Flag("normalize", "none", choice("none", "layer"), "layer: directions in proportion to the layers' norms"),
     )),
     Section("Loss surfaces", ("make_points", "make_surface"), (
-        Flag("grid", 50, whole(2, most=1000), "how many points a side"),
+        Flag("grid", 50, whole(2, most=1000), "points per side"),
     )),
     Section("Loss surface of one run", ("make_surface",), (
         Flag("plane", "random", choice("random", "pca"),
              "through the network: random, of filters' norms; pca, of the path of training"),
-        Flag("extent", 1.0, number(0), "random: the surface reaches so far to each side, in the filters' norms"),
+        Flag("extent", 1.0, number(0), "random: half the side of the surface, in the filters' norms"),
     )),
     Section("Sharpness", ("measure_sharpness",), (
         Flag("rho", (0.01, 0.02, 0.05, 0.1, 0.2), values.radii, "sizes of perturbations, relative to the weights"),
         Flag("adaptive", ("norm", "layer"), values.different(choice("norm", "layer", "element")),
              "relative to: the norm of all weights, each layer's own (ASAM), each weight's own size"),
-        Flag("ascent_steps", 30, whole(1, most=10**6), "steps of the search for the worst perturbation"),
-        Flag("sharpness_probes", 20, whole(2, most=10**6), "random perturbations for the average"),
     )),
     Section("Curvature", ("measure_curvature",), (
-        Flag("eigenvalues", 5, whole(1, most=1000), "how many of the Hessian's largest eigenvalues"),
+        Flag("eigenvalues", 5, whole(1, most=1000), "number of largest eigenvalues of the Hessian"),
         Flag("probes", 20, whole(2, most=10**6), "random vectors for the trace"),
         Flag("density", False, boolean, "also the density of the spectrum, by stochastic Lanczos quadrature"),
         Flag("density_probes", 10, whole(2, most=10**6), "density: random vectors"),
-        Flag("density_steps", 80, whole(2, most=10**4), "density: Lanczos steps a vector"),
+        Flag("density_steps", 80, whole(2, most=10**4), "density: Lanczos steps per vector"),
         Flag("layer", None, optional(values.layers), "density: also of the block of these layers: all, or 0,2"),
     )),
 )
@@ -207,9 +198,10 @@ SECTIONS = (
 FLAGS = [flag for section in SECTIONS for flag in section.flags]
 BY_NAME = {flag.name: flag for flag in FLAGS}
 TASKS_OF = {flag.name: section.tasks for section in SECTIONS for flag in section.flags}
+PATHS = tuple(flag.name for flag in FLAGS if getattr(flag.check, "kind", None) is path)  # a word is taken as it is
 DEFAULTS = {flag.name: flag.default for flag in FLAGS}
 
-# Names of the published codes, and of earlier versions of this program. They go on working.
+# Names of the published codes, and of earlier versions of this program. They still work.
 ALIASES = {
     "attack": "attack_indices",
     "random": "on_random_labels",
@@ -217,27 +209,18 @@ ALIASES = {
     "step": "radius_step",
 }
 
-# What a resumed run may change: how and how long it runs, but not what it computes.
+# What may change when a run is resumed: how and how long it runs, but not what it computes.
 FREE_ON_RESUME = (
     *("E", "data_dir", "gpu", "threads", "xla", "cluster", "speculate", "checkpoint_every", "logs_dir", "figures"),
     *("tensorboard", "resume"),
 )
 
-# What an attack has from its own script and command line. All else comes from the run that is attacked.
-OF_AN_ATTACK = (
-    *("task", "eid", "load_dir", "resume", "data_dir", "seed", "gpu", "threads", "cluster", "tf32", "deterministic"),
-    *("figures", "tensorboard"),
-    *(flag.name for section in SECTIONS if section.tasks == ("attack",) for flag in section.flags),
+# The flags that decide data, network and training: what may be taken over from another run (`storage.run_flags`).
+DATA = ("dataset", "data_dir", "classes", "train_N", "subset_seed", "test_N", "random_labels")
+NETWORK, TRAINING_FLAGS = (
+    tuple(flag.name for section in SECTIONS if section.title == title for flag in section.flags)
+    for title in ("Network", "Training")
 )
-
-# Which data
-DATA = ("dataset", "classes", "train_N", "subset_seed", "test_N", "random_labels")
-
-# What a peek has from the run that it looks at.
-OF_THE_PEEKED_RUN = (*DATA, "model")
-
-# What a flatness measurement has from the run that is measured.
-OF_THE_RUN = (*DATA, "model", "B", "drop_last")
 
 
 def flatten(flags: dict, prefix: str = "") -> dict:
@@ -311,22 +294,3 @@ def _check_together(flat: dict) -> None:
     if target is not None and not METHODS[method].targeted:
         can = ", ".join(name for name, row in METHODS.items() if row.targeted)
         raise UserError(f"--attack_target {target}: {method} cannot be aimed at a class; {can} can")
-
-
-def stored(directory: Path | str) -> dict:
-    """The flags of a working directory, complete. Raises: UserError where they are missing or damaged."""
-    flags = results.read_flags(directory)
-    try:
-        return complete(flags)
-    except UserError as error:
-        raise UserError(f"{Path(directory) / 'flags.json'}: {error}") from None
-
-
-def of_trained(directory: Path | str) -> dict:
-    """The same of a training run. Raises: UserError for a directory of another kind, too."""
-    flags = stored(directory)
-    if flags["task"] not in ("train", "train_seeds"):
-        raise UserError(
-            f"{directory}: left by the task {flags['task']}, without networks; give a training run's directory"
-        )
-    return flags

@@ -7,10 +7,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from attacks.registry import CERTIFICATES, NORMALIZATIONS
-from errors import nearest
+from catalogue.attacks import CERTIFICATES, NORMALIZATIONS
 from models import archivers, lr_scheduler
 from models.architectures import ARCHITECTURES, parse
+from support.errors import nearest
 
 
 class Bad(ValueError):
@@ -144,9 +144,19 @@ def text(value):
     return value
 
 
+def path(value):
+    """A path, or a name: `flags.command_line` takes the word as it is."""
+    return text(value)
+
+
 def optional(kind: Callable) -> Callable:
     """None, or a value of a kind."""
-    return lambda value: None if value is None else kind(value)
+
+    def check(value):
+        return None if value is None else kind(value)
+
+    check.kind = kind  # type: ignore[attr-defined]
+    return check
 
 
 def several(kind: Callable) -> Callable:
@@ -222,8 +232,7 @@ def normalization(value):
     return choice(*NORMALIZATIONS)({True: "sum", False: "none"}[value] if isinstance(value, bool) else value)
 
 
-def certificate(value):
-    return choice(*CERTIFICATES)({True: "norms", False: "none"}[value] if isinstance(value, bool) else value)
+certificate = choice(*CERTIFICATES)
 
 
 def _tuples(value):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from context import Context
-from execution import Tick
+from engine.units import Worker
 from flatness.span import Examples, FastSpan, PlainSpan, Tensors, examples_of
+from support.screen import Update
 
 LOW, HIGH = -0.4, 1.3
 
@@ -42,11 +42,12 @@ class Plane:
         return self._span.losses(np.stack([X, Y, 1 - X - Y], axis=1))
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: row `row` of the surface through the three `networks`, each (path, epoch).
 
     Returns: {'losses': float list [grid]}.
     """
+    context = worker.context
     f = context.f
 
     def plane() -> Plane:

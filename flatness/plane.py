@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from context import Context
-from execution import Tick
+from engine.context import Context
+from engine.units import Worker
 from flatness.span import FastSpan, PlainSpan, Tensors, examples_of
+from support.screen import Update
 
 MARGIN = 0.2  # of the path's extent, left around it
 PATH_BYTES = 2**30  # of the epochs of a path, in memory together; of more, some are left out
@@ -112,11 +113,12 @@ def directions_of(context: Context, network: tuple[str, int], eids: list[int]) -
     return path.directions, path
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: row `row` of the surface, the log losses at `points` [grid, 2].
 
     Args in `args`: network, (path, epoch); eids: of the path. Returns: {'log_losses': float list [grid]}.
     """
+    context = worker.context
     f = context.f
 
     def span() -> Any:

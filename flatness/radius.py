@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from context import Context
-from errors import UserError
-from execution import Tick, weights_of
+from engine.units import Worker
 from flatness.span import Examples, FastSpan, PlainSpan, Tensors, examples_of
+from support.errors import UserError
+from support.screen import Update, ignore
 
-POINTS = 24  # steps of a walk that are taken at once, at most
+POINTS = 24  # steps of a walk that are evaluated together, at most
+MAX_STEPS = 100_000  # a longer walk is an error
 
 
 class EndlessWalk(Exception):
@@ -87,13 +88,11 @@ class PlainWalks:
     def __init__(self, examples: Examples, weights: Tensors):
         self.examples, self.weights = examples, weights
 
-    def walk(
-        self, delta: Tensors, step: float, threshold: float, max_steps: int, tick: Tick = lambda fraction: None
-    ) -> dict:
+    def walk(self, delta: Tensors, step: float, threshold: float, max_steps: int, update: Update = ignore) -> dict:
         """Walk from the network along delta.
 
         Args:
-          tick: called after some steps with the part of the threshold that the loss has moved by so far.
+          update: called after some steps with the change of the loss so far, as a fraction of the threshold.
 
         Returns: radius; profile, the losses at 0, s, 2s, ... up to the radius; end, the loss one step on.
         Raises: EndlessWalk.
@@ -105,7 +104,7 @@ class PlainWalks:
             if reached(loss, profile[0], threshold):
                 return {"radius": (k - 1) * step, "profile": profile, "end": loss}
             profile.append(loss)
-            tick(abs(loss - profile[0]) / threshold)
+            update(abs(loss - profile[0]) / threshold)
         raise EndlessWalk
 
 
@@ -126,7 +125,7 @@ class FastWalks(PlainWalks):
         self._kept: dict = {}
         self._origin: Any = None  # sums of the losses at w, block by block
 
-    def walk(self, delta, step, threshold, max_steps, tick=lambda fraction: None):
+    def walk(self, delta, step, threshold, max_steps, update=ignore):
         """As `PlainWalks.walk`; `end` may be a lower bound of that loss, beyond the threshold."""
         span = FastSpan(self.examples, [self.weights, delta], kept=self._kept)
         if self._origin is None:
@@ -139,7 +138,7 @@ class FastWalks(PlainWalks):
                 if reached(loss, profile[0], threshold):
                     return {"radius": (len(profile) - 1) * step, "profile": profile, "end": float(loss)}
                 profile.append(float(loss))
-            tick(abs(profile[-1] - profile[0]) / threshold)
+            update(abs(profile[-1] - profile[0]) / threshold)
             if bound is not None:
                 return {"radius": (len(profile) - 1) * step, "profile": profile, "end": bound}
         raise EndlessWalk
@@ -194,22 +193,22 @@ def summary(walks: list[dict], length: float) -> dict:
     }
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: the walk along direction `direction` of network number `number`, `network`.
 
     Returns: as `PlainWalks.walk`.
     Raises: UserError when the walk does not end.
     """
-    f, number, k = context.f, args["number"], args["direction"]
-    weights = weights_of(context, args["network"])
+    context, number, k = worker.context, args["number"], args["direction"]
+    f, weights = context.f, worker.weights(args["network"])
     # The products of one network at a time are kept.
     walker = context.kept("walker", number, lambda: WALKS[f.method](examples_of(context), weights))
     rng = np.random.default_rng([f.seed, number, k])
     delta = direction(rng, context.model.names, weights, f.params, f.normalize)
     try:
-        return walker.walk(delta, f.radius_step, f.threshold, f.max_steps, tick)
+        return walker.walk(delta, f.radius_step, f.threshold, MAX_STEPS, update)
     except EndlessWalk:
         raise UserError(
-            f"{args['label']}, direction {k}: {f.max_steps} steps of {f.radius_step:g} changed the "
+            f"{args['label']}, direction {k}: {MAX_STEPS} steps of {f.radius_step:g} changed the "
             f"loss by less than {f.threshold:g}; give a larger --radius_step"
         ) from None

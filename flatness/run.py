@@ -1,30 +1,25 @@
-"""The tasks of the flatness experiments (arXiv 1801.02254, section IV).
-
-A measurement's working directory lies in the one of the run that it measures. Each unit of it (a direction, a row, a
-network) is in the journal as soon as it is done.
-"""
+"""The tasks of the flatness experiments (arXiv 1801.02254, section IV), and further measures of stored networks."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-import datasets
-import forms
-import results
-from context import Context
-from errors import Stopped, UserError
-from execution import Unit, executor
-from files import replace_atomically
-from flags.table import stored
+from data.labels import draw_random_labels, save_random_labels
+from engine.context import Context
+from engine.measurement import checked_networks, measure
+from engine.units import Unit
 from flatness import curvature, interpolation, plane, radius, sharpness
-from flatness.networks import Place, checked_networks
 from flatness.published import published_radius, table_row
-from models.losses import log_mean_exp
-from screen import Ticker, log, shown_path
+from models.margins import log_mean_exp
+from storage import read
+from storage.run_flags import Place, stored
+from support import forms
+from support.errors import UserError
+from support.files import replace_atomically
+from support.screen import log, shown_path
 
 # The forms of what a measurement's journal has of a unit
 WALK = {"network": forms.text, "radius": forms.number, "profile": forms.numbers, "end": forms.number}
@@ -34,14 +29,14 @@ CURVATURE = {"network": forms.text, "parameters": forms.number}
 
 
 def make_random_labels(context: Context) -> Path:
-    """Store random labels for the data set, once. Returns the file's path."""
+    """Store random labels for the dataset, once. Returns the path of the file."""
     path = context.random_labels_path
     if path.exists():
-        log.info("%s is there already and stays; delete it to draw anew", shown_path(path))
+        log.info("%s exists already and is kept; delete it to draw again", shown_path(path))
         return path
     (_, labels), _ = context.natural_dataset
-    drawn = datasets.draw_random_labels(labels, context.natural_dataset.n_classes, context.f.seed)
-    datasets.save_random_labels(path, drawn, context.f.seed, labels)
+    drawn = draw_random_labels(labels, context.natural_dataset.n_classes, context.f.seed)
+    save_random_labels(path, drawn, context.f.seed, labels)
     changed = 100 * (drawn != labels).mean()
     log.info("%d labels, %.2f%% of them changed, in %s", len(drawn), changed, shown_path(path))
     return path
@@ -50,7 +45,7 @@ def make_random_labels(context: Context) -> Path:
 def measure_radius(context: Context) -> Path:
     """The flatness radius of each network of load_dir (arXiv 1801.02254, table 1). Returns the directory.
 
-    Leaves `res`['raw'] = {'networks': {name: {...}}, 'row': {...}}. A network has I (its loss),
+    Writes `res`['raw'] = {'networks': {name: {...}}, 'row': {...}}. A network has I (its loss),
     radii, profiles (for each direction the losses at 0, s, 2s, ... up to the radius), ends (the loss
     one step on, or a lower bound of it that is beyond the threshold), mean, norm (of the perturbed
     tensors), mean_by_norm. The row: `flatness.published.table_row`.
@@ -58,7 +53,7 @@ def measure_radius(context: Context) -> Path:
     f = context.f
     networks = checked_networks(context)
 
-    def say(unit: Unit, walk: dict) -> dict:
+    def entry(unit: Unit, walk: dict) -> dict:
         named = {"network": unit.args["label"], "direction": unit.args["direction"]}
         log.info(
             "%s, direction %d: I = %.4g, radius %.4g, loss there %.4g",
@@ -83,7 +78,7 @@ def measure_radius(context: Context) -> Path:
         log.info("%s", row["text"])
         return {"networks": found, "row": row}
 
-    return measure(context, networks, directions(context, networks), say, WALK, finish)
+    return measure(context, networks, directions(context, networks), entry, WALK, finish)
 
 
 def directions(context: Context, networks: dict[str, Place]) -> list[Unit]:
@@ -98,7 +93,7 @@ def directions(context: Context, networks: dict[str, Place]) -> list[Unit]:
 def make_points(context: Context) -> Path:
     """The loss in the plane of the three networks of load_dir (section IV). Returns the directory.
 
-    Leaves X.npy, Y.npy, Z.npy (the losses), float64 [grid, grid], and the same in `res`['raw'].
+    Writes X.npy, Y.npy, Z.npy (the losses), float64 [grid, grid], and the same in `res`['raw'].
     """
     networks = checked_networks(context)
     if len(networks) != 3:
@@ -110,7 +105,7 @@ def make_points(context: Context) -> Path:
     places = list(networks.values())
     units = [Unit(interpolation.work, (row,), {"row": row, "networks": places}) for row in range(len(X))]
 
-    def say(unit: Unit, found: dict) -> dict:
+    def entry(unit: Unit, found: dict) -> dict:
         losses = np.array(found["losses"])
         row = unit.args["row"] + 1
         log.info("row %d of %d: losses from %.4g to %.4g", row, len(X), losses.min(), losses.max())
@@ -119,8 +114,8 @@ def make_points(context: Context) -> Path:
     def finish(rows: list[dict]) -> dict:
         return {"X": X, "Y": Y, "Z": np.array([row["losses"] for row in rows]), "networks": list(networks)}
 
-    path = measure(context, networks, units, say, {"losses": forms.numbers}, finish)
-    raw = results.load(path)["raw"]
+    path = measure(context, networks, units, entry, {"losses": forms.numbers}, finish)
+    raw = read.load(path)["raw"]
     for name in "XYZ":
         replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
     return path
@@ -133,7 +128,7 @@ def _save(array: np.ndarray, file: BinaryIO) -> None:
 def make_surface(context: Context) -> Path:
     """The log of the loss in a plane through a stored network. Returns the directory.
 
-    Leaves `res`['raw'] = {'x', 'y': the grid's values along the two directions, float64 [grid]; 'log_loss': float64
+    Writes `res`['raw'] = {'x', 'y': the grid's values along the two directions, float64 [grid]; 'log_loss': float64
     [grid, grid], a row a y; 'plane', 'network'; of the path of training (plane pca) 'path_eids', 'path': float64
     [epochs, 2], 'explained': float64 [2]}.
     """
@@ -148,7 +143,7 @@ def make_surface(context: Context) -> Path:
     eids, path = [], None
     if f.plane == "pca":
         size = sum(array.nbytes for array in context.stored_weights(run, eid))
-        eids = plane.thinned([other for other in results.stored_eids(Path(run)) if other < eid], size)
+        eids = plane.thinned([other for other in read.stored_eids(Path(run)) if other < eid], size)
         if len(eids) < 2:
             raise UserError(
                 f"--plane pca: the path of training needs two stored epochs before {eid}; {run} has {len(eids)} "
@@ -163,7 +158,7 @@ def make_surface(context: Context) -> Path:
         for row, b in enumerate(y)
     ]
 
-    def say(unit: Unit, found: dict) -> dict:
+    def entry(unit: Unit, found: dict) -> dict:
         low, high = (v / math.log(10) for v in (min(found["log_losses"]), max(found["log_losses"])))
         log.info("row %d of %d: log10 losses from %.4g to %.4g", unit.args["row"] + 1, len(y), low, high)
         return found
@@ -176,13 +171,13 @@ def make_surface(context: Context) -> Path:
             raw |= {"path_eids": eids, "path": path.coordinates, "explained": path.explained}
         return raw
 
-    return measure(context, networks, units, say, {"log_losses": forms.numbers}, finish)
+    return measure(context, networks, units, entry, {"log_losses": forms.numbers}, finish)
 
 
 def measure_sharpness(context: Context) -> Path:
     """Worst-case and average sharpness of each network of load_dir. Returns the directory.
 
-    Leaves `res`['raw'] = {name: {'log_loss': its natural log, 'sharpness': {adaptive:
+    Writes `res`['raw'] = {name: {'log_loss': its natural log, 'sharpness': {adaptive:
     `flatness.sharpness.summary`}}}.
     """
     f = context.f
@@ -194,7 +189,7 @@ def measure_sharpness(context: Context) -> Path:
         for r, rho in enumerate(f.rho)
     ]
 
-    def say(unit: Unit, found: dict) -> dict:
+    def entry(unit: Unit, found: dict) -> dict:
         named = {"network": unit.args["label"], "adaptive": unit.args["adaptive"]}
         average = log_mean_exp(np.array(found["losses"]))
         log.info(
@@ -213,13 +208,13 @@ def measure_sharpness(context: Context) -> Path:
             raw[label]["sharpness"] = {kind: sharpness.summary(part) for kind, part in parts.items()}
         return raw
 
-    return measure(context, networks, units, say, SHARPNESS, finish)
+    return measure(context, networks, units, entry, SHARPNESS, finish)
 
 
 def measure_curvature(context: Context) -> Path:
     """The Hessian's largest eigenvalues and its trace at each network of load_dir. Returns the directory.
 
-    Leaves `res`['raw'] = {name: `flatness.curvature.measure`}; with the flag `density` also 'density', {operator:
+    Writes `res`['raw'] = {name: `flatness.curvature.measure`}; with the flag `density` also 'density', {operator:
     `flatness.curvature.spectrum`}.
     """
     networks = checked_networks(context)
@@ -233,7 +228,7 @@ def measure_curvature(context: Context) -> Path:
             for probe in range(context.f.density_probes)
         ]
 
-    def say(unit: Unit, found: dict) -> dict:
+    def entry(unit: Unit, found: dict) -> dict:
         args = unit.args
         if "operator" not in args:
             log.info("%s: %s", args["label"], curvature.line(found))
@@ -252,66 +247,4 @@ def measure_curvature(context: Context) -> Path:
             raw[name]["density"] = {operator: curvature.spectrum(probes) for operator, probes in of.items()}
         return raw
 
-    return measure(context, networks, units, say, CURVATURE, finish)
-
-
-def measure(
-    context: Context,
-    networks: dict[str, Place],
-    units: list[Unit],
-    say: Callable[[Unit, Any], dict],
-    form: forms.Form,
-    finish: Callable[[list[dict]], dict],
-) -> Path:
-    """Work on the units that are not in the journal yet, then write `res`. Returns the directory.
-
-    Args:
-      networks: what is measured.
-      say: logs a unit's result, and returns what of it goes into the journal.
-      form: of such an entry.
-      finish: all journal entries, in the order of the units -> `raw` of `res`; also logs.
-    """
-    measured = {name: eid for name, (_, eid) in networks.items()}
-    if context.f.resume:
-        path = context.check_resumed()
-        before = results.read_about(path).get("measured", measured)
-        if before != measured:
-            raise UserError(
-                f"--resume {path}: {context.f.load_dir} was trained on since this was begun: then "
-                f"{_listed(before)}, now {_listed(measured)}; measure it anew"
-            )
-    else:
-        path = results.create(Path(context.f.load_dir), context.name, context.first_files(measured=measured))
-    work_dir = results.WorkDir(path)
-    number = {unit.key: k for k, unit in enumerate(units)}
-    done: dict[int, dict] = {}
-
-    def store(unit: Unit, result: Any) -> None:
-        k = number[unit.key]
-        done[k] = {"part": k} | say(unit, result)
-        work_dir.append(done[k])
-
-    with context.writing(path):
-        done |= work_dir.rewind(key="part")
-        for k, entry in done.items():
-            if k not in range(len(units)) or forms.wrong(entry, form):
-                journal = path / "journal.jsonl"
-                raise UserError(f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure anew")
-        log.info("measures: %s", shown_path(Path(context.f.load_dir)))
-        try:
-            with executor(context) as workers, Ticker(len(units), "unit", context.stop_if_asked) as ticker:
-                ticker.found(len(done))
-                workers.run([u for u in units if number[u.key] not in done], store, ticker)
-        except Stopped:
-            log.info("stopped after %d of %d units; go on with:", len(done), len(units))
-            log.info("  ./run.sh %s --resume %s", context.name, shown_path(path))
-            raise
-        work_dir.write_res({"flags": context.flags, "raw": finish([done[k] for k in sorted(done)])})
-        log.info("results in %s", shown_path(path))
-    return path
-
-
-def _listed(measured: dict[str, int]) -> str:
-    """Networks with their epochs; a network that is named after its epoch, once."""
-    said = {name: f"epoch {eid}" for name, eid in measured.items()}
-    return ", ".join(epoch if name.endswith(epoch) else f"{name} {epoch}" for name, epoch in said.items())
+    return measure(context, networks, units, entry, CURVATURE, finish)

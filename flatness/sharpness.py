@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from attacks.apgd import MOMENTUM, StepSize, periods
-from context import Context
-from execution import Tick, weights_of
-from flatness.curvature import LogLoss
+from engine.units import Worker
+from flatness.hessian import LogLoss
 from flatness.span import Examples, examples_of
-from models.losses import log_mean_exp
+from models.margins import log_mean_exp
+from models.step_size import MOMENTUM, StepSize, periods
+from support.screen import Update, ignore, within
+
+ASCENT_STEPS = 30  # of the search for the worst perturbation
+PROBES = 20  # random perturbations of the average
 
 
 def scales(model: Any, adaptive: str) -> np.ndarray:
@@ -78,10 +81,10 @@ class Ball:
         value, gradient = self.loss.value_and_gradient()
         return value, self.T * gradient
 
-    def worst(self, rho: float, steps: int, tick: Tick = lambda fraction: None) -> float:
+    def worst(self, rho: float, steps: int, update: Update = ignore) -> float:
         """The largest log I that projected gradient ascent finds in ||u|| <= rho, from u = 0.
 
-        Ascent on log I, by unit gradients, with momentum and the step size of APGD (`attacks.apgd.StepSize`; Croce
+        Ascent on log I, by unit gradients, with momentum and the step size of APGD (`models.step_size`; Croce
         and Hein 2020, algorithm 1).
         """
 
@@ -104,18 +107,18 @@ class Ball:
                 if value > best[0]:
                     best = value, gradient, u
                 done += 1
-                tick(done / steps)
+                update(done / steps)
             if step.halve(length, np.array([climbed]), np.array([best[0] > best_before]))[0]:
                 (value, gradient, u), before = best, best[2]
         return best[0]
 
-    def average(self, rho: float, probes: int, seed: list[int], tick: Tick = lambda fraction: None) -> np.ndarray:
-        """log I at so many u ~ N(0, rho^2 / n), float64 [probes]; the same directions for every rho."""
+    def average(self, rho: float, seed: list[int], probes: int, update: Update = ignore) -> np.ndarray:
+        """Return log I at random u ~ N(0, rho^2 / n), float64 [probes]; the same directions for every rho."""
         found = []
         for k in range(probes):
             u = np.random.default_rng([*seed, k]).standard_normal(len(self.w))
             found.append(self.value(u * (rho / math.sqrt(len(u)))))
-            tick((k + 1) / probes)
+            update((k + 1) / probes)
         return np.array(found)
 
 
@@ -143,20 +146,21 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: the worst and the average log loss in the ball `rho`, `adaptive` of network number `number`.
 
     Returns: log_loss, of the network itself; rho; worst; losses, at the random perturbations.
     """
-    f, network = context.f, args["network"]
+    context, network = worker.context, args["network"]
+    f = context.f
 
     def ball() -> Ball:
-        context.model.set_weights(weights_of(context, network))
+        context.model.set_weights(worker.weights(network))
         return Ball(examples_of(context), args["adaptive"])
 
     found = context.kept("ball", (network, args["adaptive"]), ball)
-    share = 3 * f.ascent_steps / (3 * f.ascent_steps + f.sharpness_probes)  # a gradient is as much as three losses
-    worst = found.worst(args["rho"], f.ascent_steps, lambda part: tick(share * part))
+    share = 3 * ASCENT_STEPS / (3 * ASCENT_STEPS + PROBES)  # a gradient costs as much as three losses
+    worst = found.worst(args["rho"], ASCENT_STEPS, within(update, 0, share))
     seed = [f.seed, args["number"]]
-    losses = found.average(args["rho"], f.sharpness_probes, seed, lambda part: tick(share + (1 - share) * part))
+    losses = found.average(args["rho"], seed, PROBES, within(update, share, 1))
     return {"log_loss": found.log_loss, "rho": args["rho"], "worst": worst, "losses": losses.tolist()}

@@ -1,20 +1,22 @@
-"""Mean losses of the networks that are linear combinations of a few given ones.
+"""Mean losses of linear combinations of a few networks.
 
 A ray w + t*delta and the plane of three networks are both of this kind: the tensors at a point are
-sum_j c_j * basis_j. `PlainSpan` evaluates each point afresh; `FastSpan` gives the same losses with
-short cuts. Both give the logs of these losses, too, where the losses leave float64's range.
+sum_j c_j * basis_j. `PlainSpan` evaluates each point separately; `FastSpan` gives the same losses with shortcuts.
+Both can return the logs of these losses, where the losses leave float64's range.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from context import Context
-from device import compiled
+from engine.context import Context
 from models.losses import cross_entropy, log_cross_entropy
+from models.sequential import Place
+from support.device import compiled
+from support.screen import Update, ignore
 
 PLAIN_FLOATS = 2**22  # activations of a layer in a block of the plain evaluation: larger blocks are no faster
 CACHED_FLOATS = 2**21  # the same of a block that goes through several points: it stays in the processor's cache
@@ -28,16 +30,16 @@ Tensors = list  # of arrays, in the order of model.places(); in a basis None sta
 
 
 @contextmanager
-def using(places: list[tuple[tf.Module, str]], tensors: Tensors):
-    """While this lasts, the attributes that are `places` hold these tensors, not their variables."""
-    variables = [getattr(*place) for place in places]
+def using(places: list[Place], tensors: Tensors) -> Iterator[None]:
+    """Context manager: these places hold tensors instead of their variables."""
+    variables = [place.variable for place in places]
     try:
         for place, tensor in zip(places, tensors, strict=True):
-            setattr(*place, tensor)
+            setattr(place.owner, place.kind, tensor)
         yield
     finally:
         for place, variable in zip(places, variables, strict=True):
-            setattr(*place, variable)
+            setattr(place.owner, place.kind, variable)
 
 
 @compiled(jit_compile=True)  # one pass for a dozen small ops
@@ -85,11 +87,11 @@ class Examples:
     Args:
       model: maps images to logits.
       images: integer pixels [N, h, w, c]; labels: int32 [N].
-      stop_if_asked: called between blocks; raises Stopped to end.
+      update: called between blocks with the completed fraction of a pass; may raise.
     """
 
-    def __init__(self, model, images, labels, stop_if_asked: Callable[[], None] = lambda: None):
-        self.model, self.stop_if_asked = model, stop_if_asked
+    def __init__(self, model: Any, images: np.ndarray, labels: np.ndarray, update: Update = ignore):
+        self.model, self.update = model, update
         self.pixels, self.labels = tf.constant(images), tf.constant(labels)
         self.functions: dict = {}  # graphs that serve every span
         self.normalized = None
@@ -103,6 +105,10 @@ class Examples:
         """Consecutive blocks of a size; the first one perhaps of another."""
         starts = [0, *range(first or size, len(self), size)]
         return [slice(*ends) for ends in zip(starts, [*starts[1:], len(self)], strict=True)]
+
+    def passing(self, block: slice) -> None:
+        """Report that a pass has reached this block. Raises: what `update` raises."""
+        self.update(block.start / len(self))
 
     def graph(self, key, function: Callable) -> Callable:
         """The graph of a function. It is traced once for each key, for all callers."""
@@ -118,7 +124,7 @@ class Examples:
 def examples_of(context: Context) -> Examples:
     """The training set of a Context, made once."""
     (x, y), _ = context.dataset
-    return context.kept("examples", None, lambda: Examples(context.model, x, y, context.stop_if_asked))
+    return context.kept("examples", None, lambda: Examples(context.model, x, y, context.update))
 
 
 class PlainSpan:
@@ -157,7 +163,7 @@ class PlainSpan:
         self.model.set_weights(self.at(coefficients))
         sums = []
         for block in self.examples.blocks(self.block_size):
-            self.examples.stop_if_asked()
+            self.examples.passing(block)
             sums.append(float(self._sum(self.examples.inputs(block), self.examples.labels[block])))
         return float(mean_of(np.array(sums), len(self.examples), self.log))
 
@@ -195,7 +201,7 @@ class FastSpan:
         self.examples, self.model, self.log = examples, examples.model, log
         self.kept = {} if kept is None else kept
         places = self.model.places()
-        layer_of = [int(name.split("/")[0].removeprefix("layer")) for name, _, _ in places]
+        layer_of = [place.layer for place in places]
         self.first = min(
             k for k, *parts in zip(layer_of, *basis[1:], strict=True) if any(p is not None for p in parts)
         )
@@ -207,8 +213,8 @@ class FastSpan:
         self.blocks = examples.blocks(size, min(size, FIRST_BLOCK))
         own = [i for i, k in enumerate(layer_of) if k >= self.first]
         below = [i for i, k in enumerate(layer_of) if k < self.first]
-        self._places = [places[i][1:] for i in own]
-        self._below_places = [places[i][1:] for i in below]
+        self._places = [places[i] for i in own]
+        self._below_places = [places[i] for i in below]
         self._below = [tf.constant(basis[0][i], tf.float32) for i in below]
         self._basis = [
             [tf.constant(np.zeros_like(basis[0][i]) if b[i] is None else b[i], tf.float32) for i in own]
@@ -248,7 +254,7 @@ class FastSpan:
 
     def _input(self, block: slice) -> tf.Tensor:
         """The input of layer `first`."""
-        self.examples.stop_if_asked()
+        self.examples.passing(block)
         if self.first == 0:
             return self.examples.inputs(block)
         if self._features is not None:
@@ -290,7 +296,7 @@ class FastSpan:
         stacks = [tf.tensordot(c, tf.stack(parts), 1) for parts in varying]
         wanted = len(coefficients)
         for block in self.blocks:
-            self.examples.stop_if_asked()
+            self.examples.passing(block)
             products = [kept[block] for kept in self._products]
             x = None
             if len(products) < len(self._basis):

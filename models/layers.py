@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from device import compiled
+from support.device import compiled
 
 Gradient = Callable[..., Any]
 
@@ -80,6 +80,21 @@ class Weighted(tf.Module):
         self.weight = tf.Variable(weight, name="weight")
         self.bias = None if bias is None else tf.Variable(bias, name="bias")
         self.bn = BatchNorm(weight.shape[-1]) if bn else None
+
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (factor, shift), float64 [cout]: the layer, evaluated, is x * weight * factor + shift.
+
+        They contain the bias and the batch norm with its running statistics.
+        """
+        channels = self.weight.shape[-1]
+        bias = np.zeros(channels) if self.bias is None else self.bias.numpy().astype(np.float64)
+        if self.bn is None:
+            return np.ones(channels), bias
+        scale, shift, mean, variance = (
+            v.numpy().astype(np.float64) for v in (self.bn.scale, self.bn.shift, self.bn.mean, self.bn.variance)
+        )
+        factor = scale / np.sqrt(variance + self.bn.EPS)
+        return factor, (bias - mean) * factor + shift
 
     def _linear(self, x: tf.Tensor) -> tf.Tensor:
         raise NotImplementedError

@@ -5,7 +5,7 @@ the cross-entropy is softplus(s). The true training loss falls below 1e-800, so 
 `loss` in the code is the true loss times exp(-log_frame), with log_frame near the log of the current true loss. A
 frame learning rate is the true one times exp(log_frame), and the step they make together is the true one.
 
-TensorFlow's formulas are for what is differentiated, NumPy's for what is recorded of a whole data set.
+These are TensorFlow's formulas, for what is differentiated; `models.margins` has NumPy's, for what is recorded.
 """
 
 from typing import Any
@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from device import compiled
+from models.margins import CUTOFF
+from support.device import compiled
 
-# Below exp(CUTOFF), softplus(s) and exp(s) are the same float64, and log(softplus(s)) is s.
-CUTOFF = -37.0
-
-
-# TensorFlow: the training loss, with a gradient of its own
+# The training loss, with a custom gradient
 
 
 def hp_sparse_softmax_cross_entropy_with_logits_v1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -86,7 +83,7 @@ def _loss_and_gradient(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tenso
     return value, gradient
 
 
-# TensorFlow: plain ops, differentiable any number of times
+# Plain ops, differentiable any number of times
 
 
 def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -123,36 +120,3 @@ def cross_entropy_in_frame(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.T
     small = tf.exp(tf.minimum(s, CUTOFF) - log_frame)
     large = tf.nn.softplus(tf.maximum(s, CUTOFF)) * tf.exp(-log_frame)
     return tf.where(s < CUTOFF, small, large)
-
-
-# NumPy: what is recorded
-
-
-def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i.
-
-    Args:
-      logits: float32 [N, C]. labels: integers [N].
-    """
-    z = logits.astype(np.float64)
-    rows = np.arange(len(z))
-    d = z - z[rows, labels][:, None]
-    d[rows, labels] = -np.inf
-    return d
-
-
-def log_odds_of_gaps(d: np.ndarray) -> np.ndarray:
-    """s_i = logsumexp_j d_ij, float64 [N], from `gaps`, [N, C]."""
-    top = d.max(axis=1)
-    return top + np.log(np.exp(d - top[:, None]).sum(axis=1))
-
-
-def log_losses(s: np.ndarray) -> np.ndarray:
-    """Natural log of each example's true cross-entropy softplus(s), float64 [N]; finite for any finite s."""
-    return np.where(s < CUTOFF, s, np.log(np.logaddexp(0, np.maximum(s, CUTOFF))))
-
-
-def log_mean_exp(values: np.ndarray) -> float:
-    """log(mean(exp(values))), computed inside float64's range."""
-    top = values.max()
-    return float(top + np.log(np.exp(values - top).mean()))

@@ -15,7 +15,7 @@ resumed run goes on with the same decisions.
 import math
 from typing import Any
 
-from errors import TrainingDiverged
+from support.errors import TrainingDiverged
 
 USE_FRAME, NORMAL = "USE_FRAME", "NORMAL"
 LOG_FRAME0 = math.log(math.log(10))  # log of the loss of a uniform guess among ten classes
@@ -273,3 +273,12 @@ def build(
     if args and args[0] <= 0:
         raise ValueError(f"a learning rate must be positive, not {args[0]!r}")
     return (ConstLR if name is None else SCHEDULERS[name])(*args, **frame)
+
+
+def steps_of(n: int, B: int, drop_last: bool) -> int:
+    """Return the number of gradient steps per epoch.
+
+    Args:
+      n: training examples. B: batch size. drop_last: whether a smaller last batch is dropped.
+    """
+    return n // B if drop_last else math.ceil(n / B)

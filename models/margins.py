@@ -1,4 +1,4 @@
-"""Margins and norms of a whole data set, in float64 NumPy (arXiv 1906.05890, section 2). No TensorFlow here.
+"""Losses, margins and norms of a whole dataset, in float64 NumPy (arXiv 1906.05890, section 2). No TensorFlow here.
 
 Inputs are what the device computed: float32 logits and float32 weights. tests/margins_test.py has an independent
 brute-force version of every formula.
@@ -9,10 +9,48 @@ import math
 import numpy as np
 
 CHUNK = 2**15  # numbers: their float64 copies stay in the processor's cache
+# Below exp(CUTOFF), softplus(s) and exp(s) are the same float64, and log(softplus(s)) is s.
+CUTOFF = -37.0
+
+
+# Losses
+
+
+def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i.
+
+    Args:
+      logits: float32 [N, C]. labels: integers [N].
+    """
+    z = logits.astype(np.float64)
+    rows = np.arange(len(z))
+    d = z - z[rows, labels][:, None]
+    d[rows, labels] = -np.inf
+    return d
+
+
+def log_odds_of_gaps(d: np.ndarray) -> np.ndarray:
+    """s_i = logsumexp_j d_ij, float64 [N], from `gaps`, [N, C]."""
+    top = d.max(axis=1)
+    return top + np.log(np.exp(d - top[:, None]).sum(axis=1))
+
+
+def log_losses(s: np.ndarray) -> np.ndarray:
+    """Natural log of each example's true cross-entropy softplus(s), float64 [N]; finite for any finite s."""
+    return np.where(s < CUTOFF, s, np.log(np.logaddexp(0, np.maximum(s, CUTOFF))))
+
+
+def log_mean_exp(values: np.ndarray) -> float:
+    """log(mean(exp(values))), computed inside float64's range."""
+    top = values.max()
+    return float(top + np.log(np.exp(values - top).mean()))
+
+
+# Margins and norms
 
 
 def margins(d: np.ndarray) -> np.ndarray:
-    """q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`models.losses.gaps`)."""
+    """q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`gaps`)."""
     q: np.ndarray = -d.max(axis=1)
     return q
 

@@ -1,1 +1,1 @@
-"""Figures, reports and the live view of what is on the disk. No TensorFlow here: a notebook loads it in a second."""
+"""Figures and reports of stored results. No TensorFlow, so that a notebook loads it in a second."""

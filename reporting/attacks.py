@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import forms
-import results
-from attacks.registry import Method, proved_in_l2
-from errors import UserError
+from catalogue.attacks import Method
 from reporting import style
 from reporting.runs import Run, title
 from reporting.tables import Entry, Table, number, percent
+from storage import read
+from support import forms
+from support.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,15 +78,15 @@ def linf_grid(runs: list[Run]) -> "Figure":
 
 
 SUMMARY = {  # what `attacks.run` writes of an epoch
-    **dict.fromkeys(("n", "clean_acc", "success", "median", "mean", "certified_median"), forms.number),
-    **dict.fromkeys(("log_loss", "q_bar_min"), forms.number_or_none),
+    **dict.fromkeys(("n", "clean_acc", "success", "median", "mean"), forms.number),
+    **dict.fromkeys(("certified_median", "log_loss", "q_bar_min"), forms.number_or_none),
     "robust_acc": forms.each(forms.number, forms.number_text),
 }
 
 
 def _summary(run: Run) -> dict[str, dict]:
     """summary.json: {epoch, as text: its numbers}. Raises: UserError when something in it is missing or wrong."""
-    found = results.read_summary(run.path)
+    found = read.read_summary(run.path)
     for eid, numbers in found.items():
         bad = forms.wrong(numbers, SUMMARY) if forms.whole_text(eid) else [""]
         if bad:
@@ -95,11 +95,6 @@ def _summary(run: Run) -> dict[str, dict]:
                 "it is damaged or of another program: attack the run again"
             )
     return found
-
-
-def _unknown(run: Run) -> set[str]:
-    """What a directory does not have in its attack's norm."""
-    return {"certified_median"} if proved_in_l2(run.flags, run.method) else set()
 
 
 def table(entries: list[Entry]) -> list[Table]:
@@ -119,7 +114,7 @@ def table(entries: list[Entry]) -> list[Table]:
             number(found["q_bar_min"]),
             percent(found["clean_acc"]),
             percent(found["success"]),
-            *(number(None if key in _unknown(entry.run) else found[key], ".4f") for key in shown),
+            *(number(found[key], ".4f") for key in shown),
             *(percent(found["robust_acc"].get(e)) for e in eps),
         ]
         for entry, eid, found in lines

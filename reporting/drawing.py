@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from errors import UserError
-from files import replace_atomically
 from reporting import paper, style
 from reporting.kinds import KINDS, read
 from reporting.runs import Run, groups, label
+from support.errors import UserError
+from support.files import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

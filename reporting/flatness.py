@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatness.published import are_epochs_of_one_run
 from reporting import style
 from reporting.runs import Run, say, styles, title
 from reporting.tables import Entry, Table, number, plus_minus, power
+from storage.read import are_epochs_of_one_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

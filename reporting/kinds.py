@@ -1,18 +1,19 @@
-"""The kinds of working directories that can be shown: one registry for figures, report and launch."""
+"""The kinds of working directories that can be displayed: one registry for figures, report and launch."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import forms
-import results
-from errors import UserError
-from flags.table import DEFAULTS, flatten, renamed
-from forms import each, matrix, number, number_or_none, numbers, pair_or_none, several, text
+from catalogue.tasks import SEVERAL
+from flags.table import DEFAULTS, flatten
 from reporting import attacks, flatness, landscape, training
 from reporting.runs import Run
 from reporting.tables import Entry, Table
+from storage.read import check_run, load, read_about, read_flags
+from support import forms
+from support.errors import UserError
+from support.forms import each, matrix, number, number_or_none, numbers, pair_or_none, several, text
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,19 @@ KINDS = {
         landscape.sharpness_table,
     ),
 }
-SEVERAL = {"train_seeds": "seed-*", "sweep": "*=*"}  # tasks whose directories hold those of trainings
 TASKS_WITH_FIGURES = {*SEVERAL, *(kind.task for kind in KINDS.values())}
 
 
 def read(directories: Iterable[Path | str]) -> list[Run]:
-    """The runs in working directories, each once. A run of several seeds counts as a run for each seed.
+    """Return the runs in working directories, each once. A run of several seeds counts as one run per seed.
 
-    Raises: UserError when one is no run, damaged, of a kind without figures, or has no results yet.
+    Raises: UserError when one is not a run, is damaged, is of a kind without figures, or has no results yet.
     """
     runs = {}
-    for path in dict.fromkeys(results.check_run(d).resolve() for d in directories):
+    for path in dict.fromkeys(check_run(d).resolve() for d in directories):
         task = _flags(path)["task"]
         if task not in TASKS_WITH_FIGURES:
-            raise UserError(f"{path}: a {task}; of that there are no figures")
+            raise UserError(f"{path}: there are no figures for the task {task}")
         own = [path]
         if task in SEVERAL:
             own = [p.resolve() for p in sorted(path.glob(SEVERAL[task])) if (p / "flags.json").is_file()]
@@ -159,18 +159,18 @@ def read(directories: Iterable[Path | str]) -> list[Run]:
 
 
 def _flags(path: Path) -> dict:
-    """A run's flags, flat, under their present names; a flag that the run did not know yet has its default."""
-    return DEFAULTS | renamed(flatten(results.read_flags(path)))
+    """A run's flags, flat, under their present names; a flag that is newer than the run has its default."""
+    return DEFAULTS | flatten(read_flags(path))
 
 
 def _run(path: Path) -> Run:
     """A working directory's run. Its raw is {} when there are no results yet. Raises: UserError when damaged."""
-    about = results.read_about(path) if (path / "about.json").exists() else {}
+    about = read_about(path) if (path / "about.json").exists() else {}
     run = Run(path, _flags(path), {}, about)
     task = run.flags["task"]
     if task != "train" and not (path / "res").exists():
         return run
-    res = results.load(path)
+    res = load(path)
     raw: Any = res if task == "attack" else res.get("raw") if isinstance(res, dict) else None
     kind = KINDS[run.kind]
     parts = list(kind.parts(raw)) if isinstance(raw, dict) else [None]

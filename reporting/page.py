@@ -13,15 +13,15 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
-import results
-from errors import UserError
-from files import replace_atomically
 from flags.table import DEFAULTS
 from reporting import style
 from reporting.drawing import drawn
 from reporting.kinds import KINDS, read
 from reporting.runs import plain
 from reporting.tables import Code, Entry, Number, Soft, Table
+from storage.read import read_about
+from support.errors import UserError
+from support.files import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +63,7 @@ def page(directories: Iterable[Path | str]) -> str:
     paths = list(dict.fromkeys(str(Path(d).resolve()) for d in directories))
     entries = [Entry(n, run) for n, run in enumerate(read(paths), 1)]
     for entry in entries:
-        results.read_about(entry.run.path)  # without it the report could not say what ran
+        read_about(entry.run.path)  # without it the report could not say what ran
     sections = []
     for kind in tqdm(list(KINDS), desc="report", leave=False, disable=None):
         own = [entry for entry in entries if entry.run.kind == kind]

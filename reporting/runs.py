@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from attacks import registry
-from flags.table import FLAGS, TASKS_OF, TRAINING
+from catalogue.attacks import METHODS, Method
+from catalogue.tasks import TRAINING
+from flags.table import FLAGS, TASKS_OF
 from models.architectures import ARCHITECTURES
 from reporting import style
 
@@ -42,9 +43,9 @@ class Run:
         return self.flags["task"]
 
     @property
-    def method(self) -> registry.Method:
+    def method(self) -> Method:
         """Of an attack."""
-        return registry.METHODS[self.flags["attack_method"]]
+        return METHODS[self.flags["attack_method"]]
 
     @property
     def meant(self) -> dict:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from catalogue.measures import ASKED_FOR, PANELS, cadence, describe
+from models.lr_scheduler import steps_of
 from reporting import style
 from reporting.runs import NOT_SAID, Run, columns, groups, styles, title
 from reporting.tables import Code, Entry, Soft, Table, number, percent
-from training.measures import ASKED_FOR, PANELS, cadence, describe
-from training.theory import steps_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

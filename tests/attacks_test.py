@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import soak, trained_on_digits
 
 from attacks import certificate
-from attacks.apgd import AutoPGD, StepSize, dlr, periods
+from attacks.apgd import AutoPGD, dlr
 from attacks.base import normalized
 from attacks.bim import BasicIterativeMethod
 from attacks.ddn import DDN
@@ -17,7 +17,8 @@ from attacks.deepfool import DeepFool
 from attacks.fmn import FMN, FMNL1, FMNLinf
 from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent, cw_loss
-from models import losses, margins
+from models import margins
+from models.step_size import StepSize, periods
 
 N = 24
 SHAPE = (8, 8, 1)
@@ -255,7 +256,7 @@ def weights_times(trained):
 
 def factor_for_gaps(model, x, y, gap):
     """The power of two times which the weights make every gap at least so large, in a homogeneous network."""
-    margin = margins.margins(losses.gaps(model.logits(x).numpy(), y)).min()
+    margin = margins.margins(margins.gaps(model.logits(x).numpy(), y)).min()
     return 2.0 ** np.ceil(np.log2(gap / margin) / len(model.layers))
 
 
@@ -267,8 +268,8 @@ def test_a_loss_of_1e_minus_800_and_halved_weights_change_no_distance(trained, w
     distance = l2(attack(x, y), x)
     assert np.median(distance) > 0.05
     weights_times(factor)
-    gaps = losses.gaps(model.logits(x).numpy(), y)
-    assert losses.log_mean_exp(losses.log_losses(losses.log_odds_of_gaps(gaps))) < -799 * np.log(10)
+    gaps = margins.gaps(model.logits(x).numpy(), y)
+    assert margins.log_mean_exp(margins.log_losses(margins.log_odds_of_gaps(gaps))) < -799 * np.log(10)
     assert np.abs(model.logits(x).numpy()).max() > 1e4
     np.testing.assert_allclose(l2(attack(x, y), x), distance, rtol=1e-4)
     weights_times(factor / 2)

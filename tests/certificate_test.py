@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import results
-from attacks import base, certificate, local_certificate
+from attacks import base, certificate, local_certificate, operator_norms
 from attacks.apgd import AutoPGD
 from attacks.bim import BasicIterativeMethod
 from attacks.certificate import Certifier
@@ -23,10 +23,10 @@ from attacks.l2_attack import CarliniWagnerL2
 from attacks.linf_attack import ProjectedGradientDescent
 from attacks.local_certificate import LocalCertificate
 from core import Core
-from errors import UserError
-from flags.table import of_trained
 from models.architectures import CNN, VGG16, parse
 from models.network import Network
+from storage.run_flags import of_trained
+from support.errors import UserError
 
 SHAPE = (8, 8, 1)
 SMALL = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
@@ -71,20 +71,20 @@ SIZES = [((8, 8, 3), (3, 3)), ((7, 5, 2), (5, 3)), ((2, 2, 4), (3, 3)), ((5, 4, 
 def test_a_small_convolutions_norm_is_exact_and_that_by_fft_above_it(size, kernel):
     weight = np.random.default_rng(0).standard_normal((*kernel, size[2], 6)).astype(np.float32)
     exact = dense_norm(weight, size)
-    assert certificate.conv_norm(weight, size) == pytest.approx(exact, rel=1e-5)
-    assert exact * (1 - 1e-6) <= certificate.fft_norm(weight, size) <= 1.6 * exact
+    assert operator_norms.conv_norm(weight, size) == pytest.approx(exact, rel=1e-5)
+    assert exact * (1 - 1e-6) <= operator_norms.fft_norm(weight, size) <= 1.6 * exact
 
 
 def test_the_fft_bound_nears_the_norm_as_the_input_grows():
     weight = np.random.default_rng(0).standard_normal((3, 3, 1, 4)).astype(np.float32)
-    excess = [certificate.fft_norm(weight, (n, n, 1)) / dense_norm(weight, (n, n, 1)) - 1 for n in (4, 8, 28)]
+    excess = [operator_norms.fft_norm(weight, (n, n, 1)) / dense_norm(weight, (n, n, 1)) - 1 for n in (4, 8, 28)]
     assert 0 <= excess[2] < excess[1] < excess[0] and excess[2] < 0.02
 
 
 def test_a_matrix_norm_is_its_largest_singular_value():
     for shape in ((7, 3), (3, 7)):
         weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        assert certificate.fc_norm(weight) == pytest.approx(np.linalg.norm(weight.astype(np.float64), 2))
+        assert operator_norms.fc_norm(weight) == pytest.approx(np.linalg.norm(weight.astype(np.float64), 2))
 
 
 def test_gaps_of_random_images_never_grow_faster_than_the_lipschitz_constant(trained):

@@ -14,15 +14,16 @@ from commands_test import ENV, QUICK, SMALL, assert_one_line
 from conftest import ROOT, TINY, soak
 from core_test import assert_same_weights, without_times
 
-import cluster
 import flags as flag_table
 import results
 from bench import scale
 from core import Core
-from errors import Stopped, UserError
-from execution import Unit
+from engine import cluster
+from engine.units import Unit
 from reporting import page
-from screen import Uncounted
+from storage.run_flags import of_command_line
+from support.errors import Stopped, UserError
+from support.screen import Uncounted
 from training import sweep
 
 pytest.importorskip("distributed")
@@ -45,7 +46,7 @@ def alone(flags, name):
 
 def looking(run, flags):
     """The flags of a task that looks at a run."""
-    return flag_table.command_line([str(run), "--gpu", "-1", "--threads", "1"], {"figures": False} | flags)
+    return of_command_line([str(run), "--gpu", "-1", "--threads", "1"], {"figures": False} | flags)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from core_test import assert_same_weights, without_times
 import flags
 import results
 from core import Core
-from errors import UserError
+from storage.run_flags import of_command_line
+from support.errors import UserError
 
 QUICK = "exper-quick-digits-cnn-loss-based-lr"
 SCRIPT = importlib.import_module(QUICK).flags
@@ -117,7 +118,7 @@ def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroke
     done = command("run.sh", "exper-quick-digits-cnn-const-lr-1", "--resume", str(path))
     assert_one_line(done, 2, QUICK, "not of exper-quick-digits-cnn-const-lr-1")
     with pytest.raises(UserError, match=r"--B 60: .*has 50"):
-        flags.command_line(["--resume", str(path), "--B", "60"], SCRIPT)
+        of_command_line(["--resume", str(path), "--B", "60"], SCRIPT)
     assert before == {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
 
 
@@ -214,5 +215,5 @@ def test_a_failed_read_is_not_called_a_failed_write(tmp_path, unbroken):
     (own / "checkpoint.npz").unlink()
     (own / "checkpoint.npz").mkdir()
     with pytest.raises(UserError, match=rf"^{own / 'checkpoint.npz'}: cannot be read: Is a directory") as said:
-        Core(flags.command_line(["--resume", str(own)], SCRIPT), QUICK).run()
+        Core(of_command_line(["--resume", str(own)], SCRIPT), QUICK).run()
     assert "write" not in str(said.value) and "damaged" not in str(said.value)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from device import cores, import_tensorflow, set_threads
-from results import ROOT
+from support.device import cores, import_tensorflow, set_threads
+from support.files import ROOT
 
 __all__ = ["ROOT", "TINY", "soak", "trained_on_digits"]
 import_tensorflow()  # once, before any test module: without its start-up chatter
@@ -18,8 +18,8 @@ TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
 
 def trained_on_digits(description, train_N):
     """(network, images float32 in [0, 1], labels) after 15 epochs of so many digits."""
-    from context import Context
-    from training.run import Progress
+    from engine.context import Context
+    from training.run import Training
 
     script = {
         "dataset": "digits",
@@ -30,7 +30,7 @@ def trained_on_digits(description, train_N):
         "model": {"description": description, "init": {"weight": "he_normal"}},
     }
     context = Context(script)
-    progress = Progress(context)
+    progress = Training(context)
     for _ in range(15):
         progress.epoch()
     (x, y), _ = context.dataset

@@ -6,9 +6,9 @@ import threading
 import pytest
 
 import results
-from context import Context
 from core import Core
-from errors import UserError
+from engine.context import Context
+from support.errors import UserError
 
 
 def test_flags_are_read_only(tiny_flags):

@@ -14,14 +14,15 @@ import recompute
 from conftest import ROOT, TINY, soak
 
 import results
-from context import Context
 from core import Core
-from device import choose_parts, cores
-from errors import Stopped, TrainingDiverged, UserError
-from models import losses, lr_scheduler, margins, network
+from engine.compute import choose_parts
+from engine.context import Context
+from models import lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
+from support.device import cores
+from support.errors import Stopped, TrainingDiverged, UserError
 from training import attempt as attempts
-from training.run import Progress
+from training.run import Training
 
 TIMES = ("time", "train_time", "eval_time")
 
@@ -172,7 +173,7 @@ def test_a_loss_below_what_float64_holds_still_falls(tiny_flags):
         v.assign(v * 100.0)
     start = attempts.stats(core.context, 0.0)
     assert start["log_loss"] < -400 * math.log(10) and start["loss"] == 0.0
-    progress = Progress(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-6)))
+    progress = Training(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-6)))
     progress.weights = model.snapshot()
     for _ in range(3):
         info = progress.epoch()
@@ -337,7 +338,7 @@ def test_peeking_restores_each_epoch_and_trains_on_at_fixed_lr_and_frame(tiny_fl
         batches = attempts.permutation(context, eid, 1).reshape(6, 50)
         context.model.train_epoch(*context.train_set, batches, 0.02, -1.5, 600.0)
     logits = context.model.evaluate(*context.train_set)[2]
-    q = margins.margins(losses.gaps(logits, context.dataset[0][1]))
+    q = margins.margins(margins.gaps(logits, context.dataset[0][1]))
     np.testing.assert_array_equal(q, peeked[2]["epochs"][-1]["q"])
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from results_test import Malicious
 
-import datasets
-from datasets import CIFAR_FOLDER, IDX_FILES
-from errors import UserError
+from data import loading
+from data.formats import CIFAR_FOLDER, IDX_FILES
+from support.errors import UserError
 
 RNG = np.random.default_rng(0)
 X = {
@@ -29,10 +29,10 @@ def nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.chdir(tmp_path)
 
-    def offline(name):
+    def offline(name, source):
         raise OSError("the network is unreachable")
 
-    monkeypatch.setattr(datasets, "_download", offline)
+    monkeypatch.setattr(loading, "_download", offline)
 
 
 def idx(array):
@@ -59,7 +59,7 @@ def assert_is_x_and_y(dataset):
 def test_digits_are_the_recipes():
     from sklearn.datasets import load_digits
 
-    dataset = datasets.load("digits")
+    dataset = loading.load("digits")
     (x_train, y_train), (x_test, y_test) = dataset
     bunch, order = load_digits(), np.random.RandomState(0).permutation(1797)
     assert x_train.shape == (1500, 8, 8, 1) and x_test.shape == (297, 8, 8, 1)
@@ -82,7 +82,7 @@ def test_digits_are_the_recipes():
 )
 def test_idx_files_are_found_in_every_layout(tmp_path, name, folder, compress):
     write_idx(tmp_path / "here" / folder, compress)
-    assert_is_x_and_y(datasets.load(name, tmp_path / "here"))
+    assert_is_x_and_y(loading.load(name, tmp_path / "here"))
 
 
 @pytest.mark.parametrize("place", ["data_dir", "DATA_DIR", "data", "keras"])
@@ -91,14 +91,14 @@ def test_every_place_is_looked_into(tmp_path, monkeypatch, place):
     write_idx(root / "mnist")
     if place == "DATA_DIR":
         monkeypatch.setenv("DATA_DIR", str(root))
-    assert_is_x_and_y(datasets.load("mnist", root if place == "data_dir" else None))
+    assert_is_x_and_y(loading.load("mnist", root if place == "data_dir" else None))
 
 
 def test_an_incomplete_folder_is_passed_over_for_a_complete_one(tmp_path):
     write_idx(tmp_path / "here" / "mnist")
     (tmp_path / "here" / "mnist" / IDX_FILES[1]).unlink()
     write_idx(tmp_path / "here" / "MNIST" / "raw")
-    assert_is_x_and_y(datasets.load("mnist", tmp_path / "here"))
+    assert_is_x_and_y(loading.load("mnist", tmp_path / "here"))
 
 
 def npz(path, **changes):
@@ -109,18 +109,18 @@ def npz(path, **changes):
 
 def test_keras_npz_is_read(tmp_path):
     npz(tmp_path / "mnist.npz")
-    assert_is_x_and_y(datasets.load("mnist", tmp_path))
+    assert_is_x_and_y(loading.load("mnist", tmp_path))
 
 
 def test_any_npz_is_read_by_its_path_with_its_own_levels(tmp_path):
-    assert_is_x_and_y(datasets.load(npz(tmp_path / "mine.npz")))
-    few = datasets.load(
+    assert_is_x_and_y(loading.load(npz(tmp_path / "mine.npz")))
+    few = loading.load(
         npz(tmp_path / "few.npz", x_train=X["train"] // 16, x_test=X["t10k"] // 16, levels=np.array(15))
     )
     assert few.scale == 1 / 15
     colour = np.repeat(X["train"][..., None], 3, axis=-1)
-    assert datasets.load(npz(tmp_path / "c.npz", x_train=colour, x_test=colour[:9]))[0][0].shape == (30, 28, 28, 3)
-    column = datasets.load(npz(tmp_path / "col.npz", y_train=Y["train"][:, None].astype(np.int64)))
+    assert loading.load(npz(tmp_path / "c.npz", x_train=colour, x_test=colour[:9]))[0][0].shape == (30, 28, 28, 3)
+    column = loading.load(npz(tmp_path / "col.npz", y_train=Y["train"][:, None].astype(np.int64)))
     np.testing.assert_array_equal(column[0][1], Y["train"])
 
 
@@ -142,7 +142,7 @@ def test_any_npz_is_read_by_its_path_with_its_own_levels(tmp_path):
 )
 def test_an_npz_that_does_not_fit_is_refused(tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
-        datasets.load(npz(tmp_path / "bad.npz", **changes))
+        loading.load(npz(tmp_path / "bad.npz", **changes))
 
 
 def test_a_truncated_npz_is_refused(tmp_path):
@@ -150,9 +150,9 @@ def test_a_truncated_npz_is_refused(tmp_path):
     npz(path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="damaged"):
-        datasets.load(str(path))
+        loading.load(str(path))
     with pytest.raises(UserError, match="no such file"):
-        datasets.load(str(tmp_path / "none.npz"))
+        loading.load(str(tmp_path / "none.npz"))
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -162,7 +162,7 @@ def test_a_truncated_idx_file_is_refused_by_name(tmp_path, file, compress):
     path = tmp_path / (file + ".gz" if compress else file)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(UserError, match=f"{file}.*truncated"):
-        datasets.load("mnist", tmp_path)
+        loading.load("mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,14 +180,14 @@ def test_idx_images_that_do_not_fit_are_refused(tmp_path, content, says):
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[0]).write_bytes(content)
     with pytest.raises(UserError, match=says):
-        datasets.load("mnist", tmp_path)
+        loading.load("mnist", tmp_path)
 
 
 def test_a_label_of_no_class_is_refused(tmp_path):
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[1]).write_bytes(idx(Y["train"] + np.uint8(5)))
     with pytest.raises(UserError, match="labels from"):
-        datasets.load("mnist", tmp_path)
+        loading.load("mnist", tmp_path)
 
 
 # CIFAR-10
@@ -223,8 +223,8 @@ def assert_is_cifar(dataset):
 
 def test_cifar_batches_of_any_length_are_read(tmp_path):
     write_cifar(tmp_path / CIFAR_FOLDER)
-    assert_is_cifar(datasets.load("cifar10", tmp_path))
-    assert_is_cifar(datasets.load("cifar10", tmp_path / CIFAR_FOLDER))
+    assert_is_cifar(loading.load("cifar10", tmp_path))
+    assert_is_cifar(loading.load("cifar10", tmp_path / CIFAR_FOLDER))
 
 
 def test_cifar_is_read_from_its_archive_without_unpacking(tmp_path):
@@ -232,7 +232,7 @@ def test_cifar_is_read_from_its_archive_without_unpacking(tmp_path):
     (tmp_path / "here").mkdir()
     with tarfile.open(tmp_path / "here" / "cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "made" / CIFAR_FOLDER, CIFAR_FOLDER)
-    assert_is_cifar(datasets.load("cifar10", tmp_path / "here"))
+    assert_is_cifar(loading.load("cifar10", tmp_path / "here"))
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["cifar-10-python.tar.gz"]
 
 
@@ -243,7 +243,7 @@ def test_a_truncated_cifar_archive_is_refused(tmp_path):
         tar.add(tmp_path / "made", CIFAR_FOLDER)
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(buffer.getvalue()[:-4000])
     with pytest.raises(UserError, match="damaged or truncated"):
-        datasets.load("cifar10", tmp_path)
+        loading.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_truncated_cifar_archive_is_refused(tmp_path):
 def test_a_cifar_batch_that_does_not_fit_is_refused(tmp_path, changes, says):
     write_cifar(tmp_path / CIFAR_FOLDER, changes)
     with pytest.raises(UserError, match=says):
-        datasets.load("cifar10", tmp_path)
+        loading.load("cifar10", tmp_path)
 
 
 # Names, places, numbers
@@ -267,7 +267,7 @@ def test_a_cifar_batch_that_does_not_fit_is_refused(tmp_path, changes, says):
 
 def test_nowhere_to_be_had_says_where_it_looked_and_what_to_do(tmp_path):
     with pytest.raises(UserError) as error:
-        datasets.load("mnist", tmp_path)
+        loading.load("mnist", tmp_path)
     for word in (str(tmp_path), "keras", "network is unreachable", "four IDX files", "--data_dir"):
         assert word in str(error.value)
 
@@ -276,72 +276,72 @@ def test_an_unknown_name_and_a_missing_place_are_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, separable, mnist"
     ):
-        datasets.load("nope")
+        loading.load("nope")
     with pytest.raises(UserError, match="no such directory"):
-        datasets.load("mnist", tmp_path / "nowhere")
+        loading.load("mnist", tmp_path / "nowhere")
 
 
 def test_train_N_takes_the_first_and_no_more_than_there_are():
-    whole, part = datasets.load("digits"), datasets.load("digits", train_N=100)
+    whole, part = loading.load("digits"), loading.load("digits", train_N=100)
     np.testing.assert_array_equal(part[0][0], whole[0][0][:100])
     np.testing.assert_array_equal(part[1][0], whole[1][0])
     assert part.scale == whole.scale
     with pytest.raises(UserError, match="1500 training examples"):
-        datasets.load("digits", train_N=1501)
+        loading.load("digits", train_N=1501)
 
 
 def test_the_real_mnist_is_complete(real_data):
-    (x_train, y_train), (x_test, y_test) = datasets.load("mnist", real_data)
+    (x_train, y_train), (x_test, y_test) = loading.load("mnist", real_data)
     assert x_train.shape == (60000, 28, 28, 1) and x_test.shape == (10000, 28, 28, 1)
     assert np.bincount(y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert len(y_test) == 10000
 
 
 def test_the_real_cifar_part_is_read(real_data):
-    (x_train, y_train), (x_test, _) = datasets.load("cifar10", real_data)
+    (x_train, y_train), (x_test, _) = loading.load("cifar10", real_data)
     assert x_train.shape[1:] == x_test.shape[1:] == (32, 32, 3) and set(y_train) == set(range(10))
 
 
 def test_classes_are_numbered_in_the_given_order_in_both_sets():
-    (whole_x, whole_y), (_, whole_test) = datasets.load("digits")
-    (x, y), (_, test) = datasets.load("digits", classes=(5, 3))
+    (whole_x, whole_y), (_, whole_test) = loading.load("digits")
+    (x, y), (_, test) = loading.load("digits", classes=(5, 3))
     np.testing.assert_array_equal(x, whole_x[(whole_y == 5) | (whole_y == 3)])
     np.testing.assert_array_equal(y, [0 if k == 5 else 1 for k in whole_y if k in (5, 3)])
     assert len(test) == ((whole_test == 5) | (whole_test == 3)).sum()
 
 
 def test_a_random_subset_holds_the_smaller_one_of_its_seed():
-    (x, y), _ = datasets.load("digits", train_N=50, subset_seed=1)
-    (smaller, _), _ = datasets.load("digits", train_N=20, subset_seed=1)
-    (other, _), _ = datasets.load("digits", train_N=50, subset_seed=2)
+    (x, y), _ = loading.load("digits", train_N=50, subset_seed=1)
+    (smaller, _), _ = loading.load("digits", train_N=20, subset_seed=1)
+    (other, _), _ = loading.load("digits", train_N=50, subset_seed=2)
     np.testing.assert_array_equal(x[:20], smaller)
     assert not np.array_equal(x, other)
-    (whole, labels), _ = datasets.load("digits")
+    (whole, labels), _ = loading.load("digits")
     where = [int(np.flatnonzero((whole == image).all(axis=(1, 2, 3)))[0]) for image in x]
     np.testing.assert_array_equal(y, labels[where])
 
 
 def test_test_N_takes_the_first_test_images():
-    whole, part = datasets.load("digits"), datasets.load("digits", test_N=7)
+    whole, part = loading.load("digits"), loading.load("digits", test_N=7)
     np.testing.assert_array_equal(part[1][0], whole[1][0][:7])
     assert len(part[0][0]) == 1500
 
 
 def test_a_class_that_is_not_there_is_refused():
     with pytest.raises(UserError, match=r"--classes 11: digits has no such class in both sets \(0 to 9\)"):
-        datasets.load("digits", classes=(1, 11))
+        loading.load("digits", classes=(1, 11))
     with pytest.raises(UserError, match="test_N is 298, but digits has 297 test examples"):
-        datasets.load("digits", test_N=298)
+        loading.load("digits", test_N=298)
 
 
 def test_the_separable_sets_largest_margin_is_the_one_that_is_promised():
     from sklearn.svm import SVC
 
-    (x, y), test = datasets.load("separable")
+    (x, y), test = loading.load("separable")
     signed = np.where(y == 0, 1, -1)[:, None] * x.reshape(len(x), -1) / 255
     both = np.concatenate([signed, -signed])  # symmetric: the best plane goes through 0
     svm = SVC(kernel="linear", C=1e6, tol=1e-10).fit(both, np.repeat([1, -1], len(x)))
-    assert 1 / np.linalg.norm(svm.coef_) == pytest.approx(8 * datasets.SEPARABLE_CONTRAST / 255, rel=1e-5)
+    assert 1 / np.linalg.norm(svm.coef_) == pytest.approx(8 * loading.SEPARABLE_CONTRAST / 255, rel=1e-5)
     assert (
         np.where(test[1] == 0, 1, -1) * ((test[0][:, :, :4] * 1.0).sum((1, 2, 3)) - test[0][:, :, 4:].sum((1, 2, 3)))
         > 0
@@ -360,19 +360,19 @@ def test_cifar100_has_its_fine_labels_from_the_folder_and_the_archive(tmp_path):
     with tarfile.open(tmp_path / "archive" / "cifar-100-python.tar.gz", "w:gz") as tar:
         tar.add(folder, "cifar-100-python")
     for place in ("folder", "archive"):
-        (x, y), (x_test, y_test) = datasets.load("cifar100", tmp_path / place)
+        (x, y), (x_test, y_test) = loading.load("cifar100", tmp_path / place)
         assert y.tolist() == fine[:30] and y_test.tolist() == fine[30:]
         np.testing.assert_array_equal(x[0, 3, 5], pixels[0].reshape(3, 32, 32)[:, 3, 5])
         assert x.shape == (30, 32, 32, 3) and len(x_test) == 10
     with pytest.raises(UserError, match=r"put the folder cifar-100-python or its tar\.gz into one of these"):
-        datasets.load("cifar100", tmp_path)
+        loading.load("cifar100", tmp_path)
 
 
 def test_a_file_of_medmnist_is_read_as_it_is(tmp_path):
     labels = np.arange(30, dtype=np.uint8)[:, None] % 5
     arrays = {"train_images": X["train"], "train_labels": labels, "val_images": X["t10k"], "val_labels": labels[:9]}
     np.savez(tmp_path / "pathmnist.npz", **arrays, test_images=X["t10k"], test_labels=labels[:9])
-    (x, y), (x_test, _) = datasets.load(str(tmp_path / "pathmnist.npz"))
+    (x, y), (x_test, _) = loading.load(str(tmp_path / "pathmnist.npz"))
     np.testing.assert_array_equal(x, X["train"][..., None])
     np.testing.assert_array_equal(y, labels[:, 0])
     assert len(x_test) == 9

@@ -13,16 +13,18 @@ import tensorflow as tf
 from conftest import ROOT, soak
 from nbclient import NotebookClient
 
-import datasets
 import figures
 import flags
 import results
-from attacks import registry
-from context import Context
+from catalogue import attacks
+from catalogue import measures as catalogue
 from core import Core
+from data import formats, loading
 from docs import generate, thin
-from errors import UserError
+from engine.context import Context
 from models import lr_scheduler
+from storage.run_flags import of_command_line
+from support.errors import UserError
 from training import measures
 
 
@@ -42,22 +44,22 @@ def test_the_experiment_is_a_script_whose_flags_are_taken():
 
 
 def test_the_data_set_is_found_in_its_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
-    exec(example("kmnist"), dict(vars(datasets)))
+    monkeypatch.setattr(loading, "SOURCES", dict(loading.SOURCES))
+    exec(example("kmnist"), dict(vars(loading)))
     rng = np.random.default_rng(0)
     (tmp_path / "kmnist").mkdir()
-    for file, n in zip(datasets.IDX_FILES, (30, 30, 10, 10), strict=True):
+    for file, n in zip(formats.IDX_FILES, (30, 30, 10, 10), strict=True):
         shape, top = ((n, 28, 28), 256) if "images" in file else ((n,), 10)
         content = struct.pack(f">{1 + len(shape)}I", 0x800 + len(shape), *shape)
         content += rng.integers(top, size=shape, dtype=np.uint8).tobytes()
         (tmp_path / "kmnist" / f"{file}.gz").write_bytes(gzip.compress(content))
-    (x, y), (x_test, _) = datasets.load("kmnist", tmp_path)
+    (x, y), (x_test, _) = loading.load("kmnist", tmp_path)
     assert x.shape == (30, 28, 28, 1) and y.shape == (30,) and len(x_test) == 10
     (tmp_path / "empty").mkdir()
     monkeypatch.delenv("DATA_DIR", raising=False)
-    monkeypatch.setattr(datasets, "_download", lambda name: getattr(tf.keras.datasets, name))
+    monkeypatch.setattr(loading, "_download", lambda name, source: getattr(tf.keras.datasets, name))
     with pytest.raises(UserError, match=r"kmnist: not found in .* put its files into"):
-        datasets.load("kmnist", tmp_path / "empty")
+        loading.load("kmnist", tmp_path / "empty")
 
 
 def test_the_scheduler_halves_after_a_worse_attempt_and_is_taken_by_the_flag(monkeypatch):
@@ -93,21 +95,20 @@ def test_the_attack_goes_so_far_along_the_gaps_gradient():
 
 
 def test_the_attacks_row_builds_it(monkeypatch):
-    monkeypatch.setattr(registry, "METHODS", dict(registry.METHODS))
-    exec(example('METHODS["gradient"]'), dict(vars(registry)))
-    row = registry.METHODS["gradient"]
+    monkeypatch.setattr(attacks, "METHODS", dict(attacks.METHODS))
+    exec(example('METHODS["gradient"]'), dict(vars(attacks)))
+    row = attacks.METHODS["gradient"]
     assert (row.norm, row.targeted, row.distance) == ("L2", True, "L2")
-    assert registry.refuses("gradient", "attack_K") and not registry.refuses("gradient", "attack_init_eps")
+    assert attacks.refuses("gradient", "attack_K") and not attacks.refuses("gradient", "attack_init_eps")
 
 
 def test_the_measure_is_recorded_and_described(tiny_flags, monkeypatch):
-    monkeypatch.setattr(measures, "MEASURES", dict(measures.MEASURES))
-    space = vars(measures) | {"MEASURES": measures.MEASURES}
-    exec(example("mean_margin"), space)
-    context = Context(tiny_flags)
-    epoch = measures.Epoch(context, 0.0)
-    assert measures.record(epoch, ["mean_margin"]) == {"q_mean": float(epoch.q.mean())}
-    assert measures.describe("q_mean") == ("mean of the margins q_i", "logit")
+    monkeypatch.setattr(catalogue, "MEASURES", dict(catalogue.MEASURES))
+    monkeypatch.setattr(measures, "FUNCTIONS", dict(measures.FUNCTIONS))
+    exec(example("mean_margin"), vars(catalogue) | vars(measures))
+    now = measures.Evaluation(Context(tiny_flags), 0.0)
+    assert measures.record(now, names=["mean_margin"]) == {"q_mean": float(now.q.mean())}
+    assert catalogue.describe("q_mean") == ("mean of the margins q_i", "logit")
 
 
 def test_generated_tables_are_those_of_the_program():
@@ -161,7 +162,7 @@ def test_the_records_in_docs_are_small_and_name_no_machine():
 def test_a_thinned_attack_draws_what_the_whole_one_draws(tiny_flags, tmp_path):
     run = Core(tiny_flags | {"E": 1}, "exper-quick-digits-cnn-loss-based-lr").run()
     asked = importlib.import_module("eval-final-mnist-l2-ddn").flags | {"attack_N": 30, "attack_K": 10, "eid": [1]}
-    whole = Core(flags.command_line([str(run), "--gpu", "-1"], asked), "eval-final-mnist-l2-ddn").run()
+    whole = Core(of_command_line([str(run), "--gpu", "-1"], asked), "eval-final-mnist-l2-ddn").run()
     thin.main(whole, tmp_path / "small")
     assert "images" not in results.load(tmp_path / "small")[1]
     drawn, again = (figures.build([path])["attack_l2"].axes for path in (whole, tmp_path / "small"))

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, TINY, soak
 
-import datasets
 import flags
 import launch
 import results
 from attacks import certificate, measurement
 from attacks import run as attack_run
-from context import build_network
 from core import Core
-from errors import Stopped, UserError
-from screen import log
+from data import loading
+from engine.context import build_network
+from storage.run_flags import of_command_line
+from support.errors import Stopped, UserError
+from support.screen import log
 
 DDN = {"task": "attack", "attack_method": "ddn", "attack_K": 30}
 N = 40
@@ -88,7 +89,7 @@ def own(run, tmp_path):
 def prepare(directory, *words, name="eval-tiny", **script):
     words = ["--gpu", "-1", "--eid", "last", "--attack_N", str(N), *words]
     script = DDN | {"attack_B": 16} | script
-    return Core(flags.command_line([str(directory), *words], script), name)
+    return Core(of_command_line([str(directory), *words], script), name)
 
 
 def attack(directory, *words, **script):
@@ -99,7 +100,7 @@ def attack(directory, *words, **script):
 
 def network(run, eid):
     stored = flags.complete(results.read_flags(run))
-    dataset = datasets.load("digits", None, 300)
+    dataset = loading.load("digits", None, 300)
     model = build_network(stored["model"], dataset, 0)
     model.set_weights([array for _, array in results.load_weights(run, eid)])
     return model, dataset
@@ -198,7 +199,7 @@ def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monk
     assert done.any()
     calls.clear()
     monkeypatch.setattr(certificate, "certified", lambda *args: (calls.append(1), before(*args))[1])
-    Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    Core(of_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
     assert len(calls) < 6  # what was done was not done again
     resumed = results.load(path)
     for eid in (3, 8):
@@ -241,7 +242,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
     assert "10 classes" in refused(own, "--attack_target", "10")
     with pytest.raises(UserError, match="which run"):
-        flags.command_line([], DDN)
+        of_command_line([], DDN)
     assert not (own / "eval-tiny").exists()  # and nothing was left behind
 
 
@@ -323,7 +324,7 @@ def test_a_resumed_attack_keeps_to_its_run_and_epochs(own, monkeypatch):
     stored = json.loads((path / "flags.json").read_text())
     assert stored["eid"] == [8]
     (path / "flags.json").write_text(json.dumps(stored | {"load_dir": "/nowhere"}))
-    Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+    Core(of_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
     np.testing.assert_array_equal(results.load(path)[8]["images"], attack(own)[0][8]["images"])
 
 
@@ -353,7 +354,7 @@ def test_every_attack_works_on_every_kind_of_network(coloured, method):
     res, _ = attack(coloured, *words, attack_method=method, attack_K=None)
     (found,) = res.values()
     stored = flags.complete(results.read_flags(coloured))
-    dataset = datasets.load(stored["dataset"])
+    dataset = loading.load(stored["dataset"])
     model = build_network(stored["model"], dataset, 0)
     model.set_weights([array for _, array in results.load_weights(coloured)])
     (x, y), _ = dataset
@@ -372,7 +373,7 @@ def test_every_attack_works_on_every_kind_of_network(coloured, method):
 
 def test_an_example_that_is_not_misclassified_is_not_stored(run):
     res, _ = attack(run, attack_method="deepfool", attack_K=1)
-    images = datasets.load("digits", None, 300)[0][0][:N].astype(np.float32) / 16
+    images = loading.load("digits", None, 300)[0][0][:N].astype(np.float32) / 16
     missed = ~res[8]["success"]
     assert missed.any() and np.isinf(res[8]["errors"][missed]).all()
     np.testing.assert_array_equal(res[8]["images"][missed], images[missed])
@@ -397,11 +398,11 @@ def test_settings_of_another_method_are_refused(run):
 def test_resume_wants_the_same_attack_and_undamaged_records(own):
     _, path = attack(own)
     with pytest.raises(UserError, match="eval-tiny"):
-        Core(flags.command_line(["--resume", str(path)], DDN), "eval-other").run()
+        Core(of_command_line(["--resume", str(path)], DDN), "eval-other").run()
     (path / "res").unlink()
     (path / "eid-000008.npy").write_bytes(b"\x93NUMPY\x01\x00")
     with pytest.raises(UserError, match="damaged"):
-        Core(flags.command_line(["--resume", str(path)], DDN), "eval-tiny").run()
+        Core(of_command_line(["--resume", str(path)], DDN), "eval-tiny").run()
 
 
 def test_every_eval_script_is_a_whole_set_of_flags(run):
@@ -411,6 +412,6 @@ def test_every_eval_script_is_a_whole_set_of_flags(run):
     assert len(scripts) == 16
     for script in scripts:
         chosen = runpy.run_path(str(script))["flags"]
-        full = flags.command_line([str(run)], chosen)
+        full = of_command_line([str(run)], chosen)
         assert full["task"] == "attack" and full["dataset"] == "digits" and full["eid"] == [10000]
         assert full["attack_set"] == ("test" if "-test-" in script.stem else "train")

@@ -1,4 +1,4 @@
-"""Units of work: plain data, taken lazily, stored in order, stopped between two of them."""
+"""Units of work: plain data, consumed lazily, stored in order, stopped between two of them."""
 
 import contextlib
 import pickle
@@ -7,16 +7,17 @@ import time
 
 import pytest
 
-from context import Context
-from errors import Stopped
-from execution import Serial, Unit, weights_of
-from screen import Ticker
+from engine.context import Context
+from engine.serial import Serial
+from engine.units import Unit, Worker
+from support.errors import Stopped
+from support.screen import Bar, Progress, ignore
 
 
-def work(context, args, tick):
-    """Takes longer the smaller its number is: at once, later units end first."""
+def work(worker, args, update):
+    """Takes longer the smaller its number is: when several run concurrently, later units end first."""
     time.sleep(0.01 * (5 - args["k"] % 5))
-    tick(0.5)
+    update(0.5)
     if args["k"] == args.get("fails"):
         raise ValueError("a bug")
     return args["k"] ** 2
@@ -28,16 +29,16 @@ def units(n, taken, **args):
         yield Unit(work, (k,), {"k": k} | args, size=2.0)
 
 
-def run(at_once, n=10, stop=lambda: None, done=None, **args):
-    """(what `done` was told, how many units were taken, the ticker)."""
-    told, taken = [], []
-    with Ticker(2.0 * n, "unit", stop) as ticker, contextlib.suppress(Stopped):
+def run(at_once, n=10, update=ignore, done=None, **args):
+    """(arguments of the calls of `done`, how many units were consumed, the bar)."""
+    stored, taken = [], []
+    with Bar(2.0 * n, "unit", update) as bar, contextlib.suppress(Stopped):
         Serial(Context({}), at_once).run(
             units(n, taken, **args),
-            lambda unit, result: told.append((unit.key, result)) or (done and done(unit)),
-            ticker,
+            lambda unit, result: stored.append((unit.key, result)) or (done and done(unit)),
+            bar,
         )
-    return told, len(taken), ticker
+    return stored, len(taken), bar
 
 
 def test_a_unit_can_be_pickled():
@@ -46,21 +47,35 @@ def test_a_unit_can_be_pickled():
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_results_come_in_the_order_of_the_units_and_progress_is_whole(at_once):
-    told, taken, ticker = run(at_once)
-    assert told == [((k,), k**2) for k in range(10)] and taken == 10
-    assert ticker.done == pytest.approx(20)
+def test_results_come_in_the_order_of_the_units_and_progress_is_complete(at_once):
+    stored, taken, bar = run(at_once)
+    assert stored == [((k,), k**2) for k in range(10)] and taken == 10
+    assert bar.done == pytest.approx(20)
+
+
+def test_update_gets_rising_fractions_of_the_whole():
+    fractions = []
+    run(1, update=fractions.append)
+    assert fractions == sorted(fractions) and fractions[0] == pytest.approx(0.05) and fractions[-1] == 1.0
+
+
+def test_without_a_total_update_gets_the_fraction_of_the_part():
+    fractions = []
+    part = Progress(fractions.append).part()
+    for fraction in (0.25, 0.5):
+        part(fraction)
+    assert fractions == [0.25, 0.5]
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_units_are_taken_lazily_and_the_rest_is_left_when_done_says_so(at_once):
-    told, taken, _ = run(at_once, n=100, done=lambda unit: unit.key == (4,))
-    assert [key for key, _ in told] == [(k,) for k in range(5)]
+def test_units_are_consumed_lazily_and_skipped_when_done_returns_true(at_once):
+    stored, taken, _ = run(at_once, n=100, done=lambda unit: unit.key == (4,))
+    assert [key for key, _ in stored] == [(k,) for k in range(5)]
     assert taken <= 5 + 2 * at_once
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_what_fails_in_a_unit_comes_out_and_no_thread_stays(at_once):
+def test_an_error_in_a_unit_propagates_and_no_thread_remains(at_once):
     before = threading.active_count()
     with pytest.raises(ValueError, match="a bug"):
         run(at_once, fails=3)
@@ -68,19 +83,20 @@ def test_what_fails_in_a_unit_comes_out_and_no_thread_stays(at_once):
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_a_stop_ends_the_work_and_what_is_done_is_stored(at_once):
-    ticks = []
+def test_a_stop_ends_the_work_and_finished_units_are_stored(at_once):
+    calls = []
 
-    def stop():
-        ticks.append(1)
-        if len(ticks) > 8:
+    def update(fraction):
+        calls.append(1)
+        if len(calls) > 8:
             raise Stopped(2)
 
-    told, _, _ = run(at_once, n=50, stop=stop)
-    assert told == [((k,), k**2) for k in range(len(told))] and 0 < len(told) < 10
+    stored, _, _ = run(at_once, n=50, update=update)
+    assert stored == [((k,), k**2) for k in range(len(stored))] and 0 < len(stored) < 10
 
 
-def test_weights_are_found_by_the_name_they_were_published_under():
-    context = Context({})
-    Serial(context).publish("last", [1, 2])
-    assert weights_of(context, "last") == [1, 2]
+def test_published_weights_are_found_by_their_name():
+    serial = Serial(Context({}))
+    serial.publish("last", [1, 2])
+    assert serial.worker.weights("last") == [1, 2]
+    assert Worker(serial.worker.context, {"other": 3}).weights("other") == 3

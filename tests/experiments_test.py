@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, soak
 
-import flags
 import results
 from core import Core
+from storage.run_flags import of_command_line
 
 PARAMETERS = {"exper-quick-separable-linear": 128, "exper-quick-digits": 291648}
 
@@ -17,7 +17,7 @@ def one_epoch(name, tmp_path, *words):
     """The working directory of a script's first epoch."""
     script = runpy.run_path(str(ROOT / f"{name}.py"))
     words = [*words, "--E", "1", "--gpu", "-1", "--logs_dir", str(tmp_path / "logs")]
-    path = Core(flags.command_line(words, script["flags"]), name).run()
+    path = Core(of_command_line(words, script["flags"]), name).run()
     raw = results.load(path)["raw"]
     assert list(raw) == [1] and np.isfinite(raw[1]["stats"]["q_bar_min"])
     return path

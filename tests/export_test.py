@@ -15,11 +15,11 @@ from onnx.reference import ReferenceEvaluator
 
 import export
 import results
-from context import Context
 from core import Core
-from errors import UserError
-from flags.table import of_trained
+from engine.context import Context
 from models.architectures import VGG16_BN
+from storage.run_flags import of_trained
+from support.errors import UserError
 
 SMALL_VGG_BN = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16_BN]
 RELU2 = [["C", 4, [2, 3]], ["P"], ["C", 3, [3, 2]], ["A"], ["F", 10, {"act": False}]]

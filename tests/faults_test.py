@@ -18,20 +18,19 @@ from commands_test import ENV, QUICK, SCRIPT, SMALL, command
 from conftest import ROOT, soak
 from results_test import READERS
 
-import checksums
-import datasets
-import device
 import figures
 import flags as flag_table
 import launch
 import results
-import safe_pickle
 from attacks import measurement
-from context import Context
 from core import Core
-from errors import UserError
+from data import labels, loading
+from engine.context import Context
+from storage.run_flags import of_command_line
+from support import checksums, device, safe_pickle
+from support.errors import UserError
 from training import attempt as attempts
-from training.run import Progress
+from training.run import Training
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
     before = (own / "journal.jsonl").read_bytes()
     said = rf"^{own}: is being written by process {os.getpid()} on .*wait for its end"
     with results.locked(own), pytest.raises(UserError, match=said):
-        Core(flag_table.command_line(["--resume", str(own), "--E", "9"], SCRIPT), QUICK).run()
+        Core(of_command_line(["--resume", str(own), "--E", "9"], SCRIPT), QUICK).run()
     assert (own / "journal.jsonl").read_bytes() == before
 
 
@@ -172,7 +171,7 @@ def test_labels_do_not_wrap(tmp_path, label):
     y = np.concatenate([y[:19].astype(bad.dtype), bad])
     np.savez(tmp_path / "bad.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(UserError, match=r"bad\.npz: y_train has labels from .* expected 0 to 65535"):
-        datasets.load(str(tmp_path / "bad.npz"))
+        loading.load(str(tmp_path / "bad.npz"))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_a_header_of_a_terabyte_is_a_damaged_file_and_takes_no_memory(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("x_train.npy", header.getvalue() + b"0" * 24)
     with pytest.raises(UserError, match=r"x\.npz: not an \.npz of plain arrays: damaged or truncated .*bytes"):
-        datasets.load(str(tmp_path / "x.npz"))
+        loading.load(str(tmp_path / "x.npz"))
 
 
 # The command line
@@ -281,16 +280,16 @@ def test_a_mistyped_command_line_is_one_line(words, says, tmp_path, monkeypatch,
     ],
 )
 def test_none_and_negative_numbers_can_be_given(words, name, value):
-    assert flag_table.flatten(flag_table.command_line(words, {"dataset": "digits"}))[name] == value
+    assert flag_table.flatten(of_command_line(words, {"dataset": "digits"}))[name] == value
 
 
 @pytest.mark.parametrize("flag", ["attack_abort", "attack_normalize_output"])
 def test_an_attack_can_be_given_none(own, flag):
     words = [str(own), f"--{flag}", "none"]
-    got = flag_table.command_line(words, {"task": "attack", "attack_method": "cw"})
+    got = of_command_line(words, {"task": "attack", "attack_method": "cw"})
     assert got[flag] == "none"
     words = [str(own), "--normalize", "none"]
-    assert flag_table.command_line(words, {"task": "measure_radius"})["normalize"] == "none"
+    assert of_command_line(words, {"task": "measure_radius"})["normalize"] == "none"
 
 
 # Peeking
@@ -305,7 +304,7 @@ def test_peeking_takes_network_and_data_from_the_run(own):
             Core(peek | wrong)
     with pytest.raises(UserError, match="--train_N 500: the run"):
         words = ["--task", "train_peek", "--load_dir", str(own), "--train_N", "500", "--lr", "0.1"]
-        flag_table.command_line(words, {"dataset": "digits"})
+        of_command_line(words, {"dataset": "digits"})
 
 
 # Files that are none
@@ -328,18 +327,18 @@ def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
 
 
 def read_labels(path):
-    return datasets.with_labels_of(datasets.load("digits", train_N=40), path)
+    return labels.with_labels_of(loading.load("digits", train_N=40), path)
 
 
 OTHERS = {
     "archive/eid-000003.npz": lambda path: results.load_weights(path.parent.parent, 3),
     "summary.json": lambda path: results.read_summary(path.parent),
     "eid-000003.npy": lambda path: measurement.open_records(path, 6, (4, 4, 1)),
-    "data.npz": lambda path: datasets.load(str(path)),
+    "data.npz": lambda path: loading.load(str(path)),
     "labels.npz": read_labels,
-    "cifar-10-python.tar.gz": lambda path: datasets.load("cifar10", data_dir=str(path.parent)),
-    "train-images-idx3-ubyte": lambda path: datasets.load("mnist", data_dir=str(path.parent)),
-    "data_batch_1": lambda path: datasets.load("cifar10", data_dir=str(path.parent)),
+    "cifar-10-python.tar.gz": lambda path: loading.load("cifar10", data_dir=str(path.parent)),
+    "train-images-idx3-ubyte": lambda path: loading.load("mnist", data_dir=str(path.parent)),
+    "data_batch_1": lambda path: loading.load("cifar10", data_dir=str(path.parent)),
 }
 
 
@@ -452,7 +451,7 @@ def test_training_goes_on_at_a_true_loss_of_1e_minus_5000(tiny_flags):
     model.weights[-1].assign(model.weights[-1] * (5000 * np.log(10) / q_min + 10))
     start = attempts.stats(core.context, 0.0)
     assert start["log_loss"] < -5000 * np.log(10)
-    progress = Progress(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-9)))
+    progress = Training(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-9)))
     progress.weights = model.snapshot()
     infos = [progress.epoch() for _ in range(3)]
     assert all(np.isfinite(list(info["stats"].values())).all() for info in infos)
@@ -473,5 +472,5 @@ def test_what_is_no_number_ends_the_attempt_and_never_comes_into_the_record(tiny
         return result
 
     monkeypatch.setattr(context.model, "train_epoch", spoiling)
-    info = Progress(context).epoch()
+    info = Training(context).epoch()
     assert info["stats"]["attempts"] == 2 and np.isfinite(info["stats"]["loss"])

@@ -17,13 +17,13 @@ import figures
 import flags
 import launch
 import results
-from attacks.registry import METHODS
 from bench import figures as bench
 from bench.figures import made_up
+from catalogue.attacks import METHODS
 from core import Core
-from errors import UserError
 from reporting import attacks, drawing, flatness, kinds, paper, runs, style, training
 from reporting.landscape import smoothed
+from support.errors import UserError
 
 
 @pytest.fixture(scope="module")

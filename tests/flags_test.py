@@ -8,14 +8,15 @@ import pytest
 from conftest import ROOT
 
 import flags
-from errors import UserError
 from models.architectures import CNN, VGG16
+from storage.run_flags import of_command_line
+from support.errors import UserError
 
 SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
 
 
 def parse(*words):
-    return flags.command_line(list(words), SCRIPT)
+    return of_command_line(list(words), SCRIPT)
 
 
 def test_what_is_not_given_has_its_default():
@@ -170,7 +171,7 @@ def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
 
 def test_older_names_of_flags_go_on_working_everywhere():
     words = ["--load_dir", "x", "--random", "--step", "0.2", "--source", "train_cifar"]
-    got = flags.command_line(words, {"task": "measure_radius"})
+    got = of_command_line(words, {"task": "measure_radius"})
     assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (True, 0.2, "train_cifar")
     assert flags.complete({"attack": [3, 1]})["attack_indices"] == (1, 3)
     with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):

@@ -14,8 +14,8 @@ import flags as flag_table
 import launch
 import results
 from core import Core
-from errors import Stopped, UserError
 from flatness import published, radius
+from support.errors import Stopped, UserError
 
 LAST = ["F", 10, {"act": False}]
 SMALL_VGG = [["C", 8, [3, 3], {"bn": True}], ["P"], ["C", 8, [3, 3], {"bn": True}], *([["P"]] * 4), LAST]

@@ -11,17 +11,19 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-import datasets
-from errors import UserError
+from data import labels as random_labels
+from data import loading
 from flatness import curvature, interpolation, radius, span
+from flatness.hessian import Hessian
 from flatness.published import table_row
 from flatness.span import Examples, FastSpan, PlainSpan
-from models import losses
+from models import losses, margins
 from models.architectures import VGG16, VGG16_BN
 from models.augmentation import crop_and_flip
 from models.layers import BatchNorm
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
 from models.network import Network
+from support.errors import UserError
 
 TORCH = {"weight": "torch_default", "bias": "torch_default"}
 LAST = ["F", 10, {"act": False}]
@@ -40,7 +42,7 @@ NETWORKS = {
 
 
 def digits(n=500):
-    dataset = datasets.load("digits", train_N=n)
+    dataset = loading.load("digits", train_N=n)
     return dataset[0]
 
 
@@ -161,41 +163,41 @@ def test_crops_and_flips_are_windows_of_the_padded_image_and_repeat_with_the_see
 
 
 def test_input_statistics_are_the_published_ones_or_make_the_training_pixels_standard():
-    (x, _), _ = dataset = datasets.load("digits")
-    (mean,), (std,) = datasets.input_statistics(dataset)
+    (x, _), _ = dataset = loading.load("digits")
+    (mean,), (std,) = random_labels.input_statistics(dataset)
     seen = (x / 16.0 - mean) / std
     assert abs(seen.mean()) < 1e-9 and abs(seen.std() - 1) < 1e-9
     colours = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
     labels = np.arange(40, dtype=np.int32) % 10
-    cifar = datasets.Dataset((colours, labels), (colours, labels), "cifar10", 1 / 255)
-    assert datasets.input_statistics(cifar)[0] == (0.4914, 0.4822, 0.4465)
-    other = datasets.Dataset((colours, labels), (colours, labels), "other", 1 / 255)
-    np.testing.assert_allclose(datasets.input_statistics(other)[0], (colours / 255).mean((0, 1, 2)))
+    cifar = loading.Dataset((colours, labels), (colours, labels), "cifar10", 1 / 255)
+    assert random_labels.input_statistics(cifar)[0] == (0.4914, 0.4822, 0.4465)
+    other = loading.Dataset((colours, labels), (colours, labels), "other", 1 / 255)
+    np.testing.assert_allclose(random_labels.input_statistics(other)[0], (colours / 255).mean((0, 1, 2)))
 
 
 def test_random_labels_replace_half_of_the_labels_by_uniform_draws():
     labels = np.repeat(np.arange(10, dtype=np.int32), 6000)
-    drawn = datasets.draw_random_labels(labels)
+    drawn = random_labels.draw_random_labels(labels)
     assert abs((drawn != labels).mean() - 0.45) < 0.01
     wrong = drawn[drawn != labels]
     np.testing.assert_allclose(np.bincount(wrong) / len(wrong), 0.1, atol=0.01)
-    assert (datasets.draw_random_labels(labels) == drawn).all()
-    assert (datasets.draw_random_labels(labels, seed=1) != drawn).any()
+    assert (random_labels.draw_random_labels(labels) == drawn).all()
+    assert (random_labels.draw_random_labels(labels, seed=1) != drawn).any()
 
 
 def test_random_labels_of_another_length_or_no_labels_at_all_are_refused(tmp_path):
-    dataset = datasets.load("digits", train_N=100)
+    dataset = loading.load("digits", train_N=100)
     path = tmp_path / "labels.npz"
     with pytest.raises(UserError, match="make_random_labels"):
-        datasets.with_labels_of(dataset, path)
-    datasets.save_random_labels(path, np.zeros(99, np.int32), 0)
+        random_labels.with_labels_of(dataset, path)
+    random_labels.save_random_labels(path, np.zeros(99, np.int32), 0)
     with pytest.raises(UserError, match=r"labels \[99\].* 100 training"):
-        datasets.with_labels_of(dataset, path)
+        random_labels.with_labels_of(dataset, path)
     path.write_bytes(b"no labels")
     with pytest.raises(UserError, match="no file of labels"):
-        datasets.with_labels_of(dataset, path)
-    datasets.save_random_labels(path, np.arange(100, dtype=np.int32) % 10, 0)
-    (x, y), test = datasets.with_labels_of(dataset, path)
+        random_labels.with_labels_of(dataset, path)
+    random_labels.save_random_labels(path, np.arange(100, dtype=np.int32) % 10, 0)
+    (x, y), test = random_labels.with_labels_of(dataset, path)
     assert (y == np.arange(100) % 10).all() and (x == dataset[0][0]).all() and test is dataset[1]
 
 
@@ -212,9 +214,9 @@ def test_the_plain_losses_are_the_high_precision_cross_entropy():
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     in_frame = losses.cross_entropy_in_frame(tf.constant(labels), tf.constant(logits), -50.0)
     np.testing.assert_allclose(in_frame, expected * np.exp(50.0), rtol=1e-12)
-    s = losses.log_odds_of_gaps(losses.gaps(logits, labels))
+    s = margins.log_odds_of_gaps(margins.gaps(logits, labels))
     np.testing.assert_allclose(s, losses.log_odds(labels, tf.constant(logits)), rtol=1e-12)
-    np.testing.assert_allclose(np.exp(losses.log_losses(s)), expected, rtol=1e-12)
+    np.testing.assert_allclose(np.exp(margins.log_losses(s)), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def small_hessian():
     rng = np.random.default_rng(0)
     model = Network([["F", 5], ["F", 4, {"act": False}]], (2, 2, 1), "ALL", init=TORCH)
     x, y = rng.integers(0, 256, (30, 2, 2, 1)).astype(np.uint8), rng.integers(0, 4, 30).astype(np.int32)
-    hessian = curvature.Hessian(Examples(model, x, y))
+    hessian = Hessian(Examples(model, x, y))
     dense = dense_hessian([w.numpy() for w in model.weights], x.reshape(30, 4) / 255, y)
     return hessian, dense * np.exp(-hessian.log_frame)
 
@@ -475,7 +477,7 @@ def test_a_hessian_far_below_floats_range_is_found_in_its_frame():
     model = Network([["F", 2, {"act": False}]], (1, 1, 1), "NONE")
     model.set_weights([np.array([[-500.0, 500.0]], np.float32)])
     x, y = np.full((3, 1, 1, 1), 255, np.uint8), np.ones(3, np.int32)
-    hessian = curvature.Hessian(Examples(model, x, y))
+    hessian = Hessian(Examples(model, x, y))
     assert hessian.log_frame == pytest.approx(-1000)
     columns = np.stack([hessian.matvec(e) for e in np.eye(2)])
     np.testing.assert_allclose(columns, [[1, -1], [-1, 1]], rtol=1e-5)

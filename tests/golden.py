@@ -17,11 +17,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from context import Context
-from errors import UserError
+from engine.context import Context
 from flags import from_text
+from support.errors import UserError
 from training.attempt import attempt
-from training.run import Progress
+from training.run import Training
 
 MODEL_FLAGS = ("description", "bias_mode", "act_type", "init")
 COMPARED = ("loss", "rho", "q_min")
@@ -50,7 +50,7 @@ def initial(rng: np.random.RandomState, shape: tuple) -> np.ndarray:
 def attempts_of(golden: dict) -> list[dict]:
     """The infos of as many attempts as the file has, from the recipe's weights and permutations."""
     context, infos, stream = golden_context(golden["flags"]), [], np.random.RandomState(0)
-    progress, rng = Progress(context), np.random.RandomState(7)
+    progress, rng = Training(context), np.random.RandomState(7)
     progress.weights = [initial(rng, v.shape) for v in context.model.weights]
 
     def noting(*args, **named):

@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 import launch
 import results
 from core import Core
-from errors import UserError
-from reporting import drawing, live
+from reporting import drawing
+from support.errors import UserError
+from training import live
 from training.run import Run
 
 LN10 = math.log(10)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from errors import TrainingDiverged
 from models import lr_scheduler
 from models.lr_scheduler import NORMAL, AggressiveLR, AggressiveLRv2, AggressiveLRv3, ConstLR, LossBasedLRv1
+from support.errors import TrainingDiverged
 
 LOG10 = math.log(10)
 FAILED = {"eid": 1, "stats": None, "log_frame": 0.0}

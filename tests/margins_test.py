@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from models import losses, margins
+from models import margins
 
 mpmath.mp.dps = 40
 
@@ -28,12 +28,12 @@ def brute_q(logits, labels):
 
 
 def test_margins_are_the_label_minus_the_best_other_logit(case):
-    assert margins.margins(losses.gaps(*case)).tolist() == brute_q(*case)
+    assert margins.margins(margins.gaps(*case)).tolist() == brute_q(*case)
 
 
 def test_log_losses_match_mpmath_at_any_size(case):
     logits, labels = case
-    got = losses.log_losses(losses.log_odds_of_gaps(losses.gaps(logits, labels)))
+    got = margins.log_losses(margins.log_odds_of_gaps(margins.gaps(logits, labels)))
     for value, z, y in zip(got, logits, labels, strict=True):
         s = mpmath.fsum(mpmath.exp(mpmath.mpf(float(v)) - float(z[y])) for j, v in enumerate(z) if j != y)
         assert abs(value - float(mpmath.log(mpmath.log1p(s)))) <= 1e-12 * max(1, abs(value))
@@ -42,7 +42,7 @@ def test_log_losses_match_mpmath_at_any_size(case):
 def test_log_of_the_mean_loss_is_finite_where_the_mean_is_not():
     values = np.array([-7000.0, -7001.0, -9000.0])
     exact = mpmath.log(mpmath.fsum(mpmath.exp(v) for v in values) / 3)
-    assert losses.log_mean_exp(values) == pytest.approx(float(exact), rel=1e-14)
+    assert margins.log_mean_exp(values) == pytest.approx(float(exact), rel=1e-14)
 
 
 def test_support_counts_are_what_counting_gives(case):

@@ -8,6 +8,7 @@ from core_test import assert_same_weights, without_times
 
 import figures
 import results
+from catalogue.measures import INFO, describe
 from core import Core
 from training import measures
 
@@ -34,10 +35,10 @@ def runs(tmp_path_factory):
 def test_every_number_of_an_epoch_is_described(runs):
     info = results.load(runs[1])["raw"][3]
     for key in info["stats"]:
-        meaning, unit = measures.describe(key)
+        meaning, unit = describe(key)
         assert meaning and unit and "{" not in meaning, key
-    assert set(info) <= {*measures.INFO, "stats"}
-    assert measures.describe("nothing") == ("", "")
+    assert set(info) <= {*INFO, "stats"}
+    assert describe("nothing") == ("", "")
 
 
 def test_what_is_asked_for_is_recorded_at_every_nth_epoch_and_the_last_of_a_loss_based_run(runs):
@@ -72,13 +73,13 @@ def test_the_numbers_are_what_brute_force_gives(tiny_flags):
     assert stats["q_50pct"] == pytest.approx((q[149] + q[150]) / 2, rel=1e-4)
     # Along its own direction, the gradient's norm is the loss's slope (central difference, in the frame).
     frame = math.exp(stats["log_loss"] - stats["log_frame"])  # the gradient is in the frame of its loss
-    gradient = [frame * g for g in measures.Epoch(core.context, stats["log_frame"]).gradient]
+    gradient = [frame * g for g in measures.Evaluation(core.context, stats["log_frame"]).gradient]
     norm = stats["gradient_norm"]
     assert norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradient)), rel=1e-12)
     before, losses = model.snapshot(), []
     for h in (-1e-3, 1e-3):
         model.set_weights([w.numpy() + h * g / norm for w, g in zip(before, gradient, strict=True)])
-        losses.append(measures.Epoch(core.context, stats["log_frame"]).loss)
+        losses.append(measures.Evaluation(core.context, stats["log_frame"]).loss)
     assert (losses[1] - losses[0]) / 2e-3 == pytest.approx(norm, rel=1e-2)
 
 

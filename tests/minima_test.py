@@ -9,13 +9,14 @@ from flatness_test import TORCH, arrays, dense_hessian, digits, names, network
 from scipy import integrate
 
 import results
-from context import Context
 from core import Core
-from errors import Stopped, UserError
+from engine.context import Context
 from flatness import curvature, plane, sharpness
+from flatness.hessian import Hessian, LogLoss
 from flatness.span import Examples, FastSpan, PlainSpan
-from models import losses
+from models import margins
 from models.network import Network
+from support.errors import Stopped, UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def columns_of(operator):
 @pytest.mark.parametrize("layer, own", [(0, slice(0, 25)), (1, slice(25, 49))])
 def test_a_layers_block_is_that_of_the_dense_hessian(small, layer, own):
     examples, _, _, dense = small
-    found = columns_of(curvature.Hessian(examples, layer=layer))
+    found = columns_of(Hessian(examples, layer=layer))
     np.testing.assert_allclose(found, dense[own, own], atol=1e-6 * np.abs(dense).max())
 
 
@@ -59,7 +60,7 @@ def test_the_gauss_newton_part_is_jacobian_loss_hessian_jacobian(small):
     z = logits(flat)
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     exact = sum(J[i].T @ (np.diag(p[i]) - np.outer(p[i], p[i])) @ J[i] for i in range(len(x))) / len(x)
-    operator = curvature.Hessian(examples, gauss_newton=True)
+    operator = Hessian(examples, gauss_newton=True)
     exact = exact * np.exp(-operator.log_frame)
     np.testing.assert_allclose(columns_of(operator), exact, atol=1e-5 * np.abs(dense).max())
     assert np.abs(exact - dense).max() > 0.01 * np.abs(dense).max()  # the rest is there
@@ -69,7 +70,7 @@ def test_of_a_linear_network_the_gauss_newton_part_is_the_hessian_also_at_1e_min
     model = Network([["F", 2, {"act": False}]], (1, 1, 1), "NONE")
     model.set_weights([np.array([[-500.0, 500.0]], np.float32)])
     examples = Examples(model, np.full((3, 1, 1, 1), 255, np.uint8), np.ones(3, np.int32))
-    operator = curvature.Hessian(examples, gauss_newton=True)
+    operator = Hessian(examples, gauss_newton=True)
     assert operator.log_frame == pytest.approx(-1000)
     np.testing.assert_allclose(columns_of(operator), [[1, -1], [-1, 1]], rtol=1e-5)
 
@@ -80,7 +81,7 @@ def test_of_a_linear_network_the_gauss_newton_part_is_the_hessian_also_at_1e_min
 def test_with_as_many_steps_as_weights_the_quadrature_has_every_eigenvalue(small):
     examples, _, _, dense = small
     exact, vectors = np.linalg.eigh((dense + dense.T) / 2)
-    values, weights = curvature.quadrature(curvature.Hessian(examples), len(dense), np.random.default_rng(3))
+    values, weights = curvature.quadrature(Hessian(examples), len(dense), np.random.default_rng(3))
     v = np.random.default_rng(3).standard_normal(len(dense))
     parts = (vectors.T @ v / np.linalg.norm(v)) ** 2
     large = np.abs(exact) > 1e-3 * exact.max()
@@ -92,7 +93,7 @@ def test_with_as_many_steps_as_weights_the_quadrature_has_every_eigenvalue(small
 
 def test_a_few_steps_integrate_polynomials_of_the_spectrum_exactly(small):
     examples, _, _, dense = small
-    values, weights = curvature.quadrature(curvature.Hessian(examples), 5, np.random.default_rng(1))
+    values, weights = curvature.quadrature(Hessian(examples), 5, np.random.default_rng(1))
     v = np.random.default_rng(1).standard_normal(len(dense))
     v /= np.linalg.norm(v)
     for degree in range(10):  # up to 2 steps - 1
@@ -102,7 +103,7 @@ def test_a_few_steps_integrate_polynomials_of_the_spectrum_exactly(small):
 
 def test_the_spectrums_trace_agrees_with_the_dense_one_and_with_hutchinsons(small):
     examples, _, _, dense = small
-    hessian = curvature.Hessian(examples)
+    hessian = Hessian(examples)
     probes = []
     for k in range(60):
         values, weights = curvature.quadrature(hessian, 10, np.random.default_rng(k))
@@ -120,8 +121,8 @@ def test_the_spectrums_trace_agrees_with_the_dense_one_and_with_hutchinsons(smal
 def test_log_losses_and_their_gradient_are_float64s_in_blocks_of_any_size(small, monkeypatch):
     examples, x, y, _ = small
     monkeypatch.setattr(curvature, "BLOCK_FLOATS", 1)  # blocks of 32: a whole set; below, of 7
-    found, gradient = curvature.LogLoss(examples).value_and_gradient()
-    loss = curvature.LogLoss(examples)
+    found, gradient = LogLoss(examples).value_and_gradient()
+    loss = LogLoss(examples)
     loss.blocks = examples.blocks(7)
     value, in_blocks = loss.value_and_gradient()
     weights = [w.numpy().astype(np.float64) for w in examples.model.weights]
@@ -153,7 +154,7 @@ def linear(logit, pixels=(255, 128)):
 
 
 def softplus_log(s):
-    return float(losses.log_losses(np.array([s]))[0])
+    return float(margins.log_losses(np.array([s]))[0])
 
 
 @pytest.mark.parametrize("logit", [-3.0, -2000.0])
@@ -197,7 +198,7 @@ def test_a_small_networks_worst_loss_is_that_of_many_random_points_or_larger(sma
     # The best of a second order: along the gradient and the top eigenvector, on the sphere.
     assert found > best and found > ball.log_loss
     ball.go_to(0.0)
-    assert curvature.LogLoss(examples).value() == pytest.approx(ball.log_loss, rel=1e-6)
+    assert LogLoss(examples).value() == pytest.approx(ball.log_loss, rel=1e-6)
 
 
 def test_rescaled_layers_that_leave_the_network_as_it_is_leave_the_adaptive_sharpness():

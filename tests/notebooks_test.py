@@ -10,9 +10,9 @@ import pytest
 from conftest import ROOT, TINY
 from nbclient import NotebookClient
 
-import datasets
-import flags
 from core import Core
+from data import loading
+from storage.run_flags import of_command_line
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OURS = ("LOGS", "RUN", "OTHER", "ATTACK", "POINTS", "RADIUS")
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     run = quick(tmp_path, "exper-quick-digits-cnn-loss-based-lr")
     other = quick(tmp_path, "exper-quick-digits-cnn-const-lr-1")
     words = [str(run), "--eid", "last", "--attack_N", "30", "--attack_K", "20", "--gpu", "-1"]
-    given = flags.command_line(words, importlib.import_module("eval-final-mnist-l2-ddn").flags)
+    given = of_command_line(words, importlib.import_module("eval-final-mnist-l2-ddn").flags)
     return run, other, Core(given, "eval-final-mnist-l2-ddn").run()
 
 
@@ -61,13 +61,13 @@ def test_results_runs_from_top_to_bottom_and_finds_the_latest_runs_by_itself(run
 
 
 def test_an_attack_in_the_largest_pixel_is_told_in_eps_and_images_by_their_levels(tmp_path):
-    (x, y), (x_test, y_test) = datasets.load("digits")
+    (x, y), (x_test, y_test) = loading.load("digits")
     arrays = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test, "levels": 20}
     np.savez(tmp_path / "dark.npz", **arrays)  # its pixels are 16 at most
     run = quick(tmp_path, "exper-quick-digits-cnn-const-lr-1", dataset=str(tmp_path / "dark.npz"))
     words = [str(run), "--eid", "last", "--gpu", "-1", "--attack_N", "30", "--attack_K", "20"]
     words += ["--attack_E", "1", "--attack_eps_list", "0.125,0.25,0.5"]
-    given = flags.command_line(words, importlib.import_module("eval-final-mnist-inf").flags)
+    given = of_command_line(words, importlib.import_module("eval-final-mnist-inf").flags)
     Core(given, "eval-final-mnist-inf").run()
     # A relative path, and an attack that is below the run and not below the logs.
     where = {"PWD": tmp_path, "RUN": run.relative_to(tmp_path), "LOGS": tmp_path / "none", "OTHER": ""}

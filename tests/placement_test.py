@@ -122,10 +122,10 @@ def test_a_reference_trajectory_begins_within_its_tolerance_with_xla(name):
 
 
 def test_auto_compiles_nothing_on_a_cpu_and_a_resumed_run_goes_on_as_it_began(tiny_flags):
-    assert not Core(tiny_flags | {"E": 1}).context.xla
+    assert not Core(tiny_flags | {"E": 1}).context.compute.xla
     path = Core(tiny_flags | {"E": 1, "xla": True}).run()
     assert results.read_about(path)["xla"] is True
-    assert Core(tiny_flags | {"resume": str(path)}).context.xla
+    assert Core(tiny_flags | {"resume": str(path)}).context.compute.xla
 
 
 @soak

@@ -14,9 +14,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import datasets
 import results
-from flags.table import stored
+from data import loading
+from storage.run_flags import stored
 
 mpmath.mp.dps = 50
 
@@ -54,7 +54,7 @@ def logits(description: list, weights: dict[str, np.ndarray], x: np.ndarray) -> 
 def recomputed(directory: str, eid: int) -> dict[str, float]:
     """rho, q_min and log_loss of a stored epoch of a run."""
     flags = stored(directory)
-    (x, y), _ = dataset = datasets.load(
+    (x, y), _ = dataset = loading.load(
         flags["dataset"], flags["data_dir"], None if flags["train_N"] == "all" else flags["train_N"]
     )
     weights = dict(results.load_weights(directory, eid))

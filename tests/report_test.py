@@ -16,9 +16,9 @@ import figures
 import flags as flag_table
 import report
 import results
+from catalogue.measures import PANELS
 from reporting import kinds, page, tables
 from reporting.tables import Entry
-from training.measures import PANELS
 
 LN10 = math.log(10)
 HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""

@@ -7,11 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-import files
 import results
-import safe_pickle
-from errors import UserError
-from results import WorkDir
+from storage.workdir import WorkDir
+from support import files, safe_pickle
+from support.errors import UserError
 
 WEIGHTS = [(f"layer{k}/weight", np.full((2, 3), k, np.float32)) for k in range(12)]
 READERS = {

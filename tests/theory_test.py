@@ -13,16 +13,17 @@ from core_test import without_times
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import datasets
 import figures
 import flags as flag_table
 import results
+from catalogue.measures import ALWAYS
 from core import Core
-from errors import Stopped
+from data import loading
 from flatness import curvature
 from models import losses, margins
 from models.architectures import degrees, parse
-from screen import log
+from support.errors import Stopped
+from support.screen import log
 from training import measures, theory
 
 mpmath.mp.dps = 60
@@ -52,8 +53,8 @@ def test_there_is_none_before_the_summed_loss_is_below_log_2(log_loss):
 def test_it_lies_in_the_sandwich_for_any_gaps(seed, n, n_classes, log10_scale):
     rng = np.random.default_rng(seed)
     s = 10**log10_scale * (1 + rng.random((n, n_classes - 1)))
-    log_l = losses.log_losses(np.logaddexp.reduce(-s, axis=1))
-    log_loss = losses.log_mean_exp(log_l)
+    log_l = margins.log_losses(np.logaddexp.reduce(-s, axis=1))
+    log_loss = margins.log_mean_exp(log_l)
     g, q_min, total = margins.smoothed_margin(log_loss, n), s.min(), n * math.exp(log_loss)
     if not math.isnan(g):
         q_tilde = [margins.smoothed_margin(value, 1) for value in log_l]
@@ -149,7 +150,7 @@ class Exact:
         """(`theory.at_a_point`, s, p, log loss, gradient by layer)."""
         log_loss, gradient = self.log_loss_and_gradient()
         d = self.gaps()
-        log_l = losses.log_losses(losses.log_odds_of_gaps(d))
+        log_l = margins.log_losses(margins.log_odds_of_gaps(d))
         s, p = theory.constraint_weights(d, log_l, log_loss)
         gradients, flat = [], list(gradient)
         for layer in self.layers:
@@ -247,7 +248,7 @@ def test_the_certificate_is_that_of_least_squares_on_the_gradients_themselves(na
 @pytest.mark.parametrize("description", [TINY, MLP, [["C", 3, [2, 3]], ["A"], ["C", 5, [3, 3]], ["F", 10]]])
 def test_the_gram_matrix_of_gap_gradients_is_that_of_each_gradient_by_itself(tiny_flags, description):
     model = Core(tiny_flags | {"model": tiny_flags["model"] | {"description": description}}).context.model
-    (x, y), _ = datasets.load("digits")
+    (x, y), _ = loading.load("digits")
     x, y = x[:9], y[:9]
     others = ((y + 1 + np.arange(9) % 4) % 10).astype(np.int32)
     rows = []
@@ -456,7 +457,7 @@ def test_all_is_finite_at_a_loss_of_1e_minus_3000(fitted):
     factor = (7000 / results.load(path)["raw"][250]["stats"]["q_min"]) ** (1 / 3)
     before = [np.asarray(w) * np.float32(0.9 * factor) for w in context.model.snapshot()]
     context.model.set_weights([w * np.float32(1 / 0.9) for w in before])
-    epoch = measures.Epoch(context, -6000.0)
+    epoch = measures.Evaluation(context, -6000.0)
     log_loss = epoch.log_loss
     assert log_loss < -3000 * math.log(10)
     log_before = losses_of(context, before)
@@ -464,8 +465,8 @@ def test_all_is_finite_at_a_loss_of_1e_minus_3000(fitted):
         {"eid": 1, "lr": 0.1, "log_frame": log_before, "stats": {"rho": theory.norm(before), "log_loss": log_before}}
     ]
     infos.append({"eid": 2, "lr": 0.1, "log_frame": log_loss, "stats": {}})
-    epoch = measures.Epoch(context, log_loss, info=infos[-1], infos=infos, stored=lambda: (1, before))
-    stats = measures.record(epoch, [*measures.ALWAYS, "theory", "sharpness"])
+    now, history = measures.Evaluation(context, log_loss), measures.History(infos[-1], infos, lambda: (1, before))
+    stats = measures.record(now, history, [*ALWAYS, "theory", "sharpness"])
     may_be_nan = {"flow_bound", "flow_ratio"}  # the direction did not move: whether the margin fell is rounding
     assert all(math.isfinite(v) for k, v in stats.items() if k not in may_be_nan), stats
     assert stats["euler_residual"] < 1e-4 and stats["sharpness"] > 0
@@ -474,7 +475,7 @@ def test_all_is_finite_at_a_loss_of_1e_minus_3000(fitted):
 def losses_of(context, weights):
     after = context.model.snapshot()
     context.model.set_weights(weights)
-    found = measures.Epoch(context, 0.0).log_loss
+    found = measures.Evaluation(context, 0.0).log_loss
     context.model.set_weights(after)
     return found
 
@@ -609,9 +610,9 @@ def test_a_good_guess_saves_products_and_a_wrong_one_is_found_out():
 
 
 def test_the_largest_margin_is_the_one_that_the_separable_set_was_made_with():
-    (x, y), _ = datasets.load("separable")
+    (x, y), _ = loading.load("separable")
     x = x.reshape(len(x), -1) / 255
-    expected = math.sqrt(2) * 8 * datasets.SEPARABLE_CONTRAST / 255
+    expected = math.sqrt(2) * 8 * loading.SEPARABLE_CONTRAST / 255
     assert theory.largest_margin(x, y, bias=False) == pytest.approx(expected, rel=1e-5)
     assert theory.largest_margin(x, y, bias=True) >= expected * (1 - 1e-5)
     assert math.isnan(theory.largest_margin(np.concatenate([x, x]), np.concatenate([y, 1 - y]), bias=False))

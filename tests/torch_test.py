@@ -14,10 +14,10 @@ from scipy.linalg import eigh_tridiagonal
 
 from attacks.apgd import AutoPGD
 from attacks.fmn import FMN, FMNL1, FMNLinf
-from context import Context
-from flatness import curvature
+from engine.context import Context
+from flatness import curvature, hessian
 from flatness.span import Examples
-from training.run import Progress
+from training.run import Training
 
 missing = [name for name in ("torch", "hessian_eigenthings", "adv_lib") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
@@ -30,7 +30,7 @@ def found(tmp_path_factory):
     description = [["F", 16], ["F", 10, {"act": False}]]
     script = {"dataset": "digits", "train_N": 300, "B": 50, "gpu": -1, "lr": 0.1}
     context = Context(script | {"model": {"description": description, "bias_mode": "ALL"}})
-    progress = Progress(context)
+    progress = Training(context)
     for _ in range(30):
         progress.epoch()
     (x, y), _ = context.dataset
@@ -50,7 +50,7 @@ def found(tmp_path_factory):
 def test_spectra_are_those_of_hessian_eigenthings(found, name):
     """A product, the largest eigenvalues, and Lanczos' quadrature from the same vector."""
     model, x, y, start, theirs = found
-    ours = curvature.Hessian(Examples(model, x, y), gauss_newton=name == "gauss_newton")
+    ours = hessian.Hessian(Examples(model, x, y), gauss_newton=name == "gauss_newton")
     unit, exact = np.exp(ours.log_frame), theirs[f"{name} product"]
     np.testing.assert_allclose(ours.matvec(start) * unit, exact, atol=2e-5 * np.abs(exact).max())
     largest = np.array(curvature.measure(ours, 3, 2, np.random.default_rng(0))["eigenvalues"]) * unit

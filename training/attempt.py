@@ -1,22 +1,23 @@
 """An attempt at an epoch: gradient steps over one permutation of the training set, then the stats.
 
-It is a function of the weights before, the epoch, the attempt's number, the learning rate and the frame: it depends
-on nothing that happened before. So the same attempt can be made anywhere.
+It is a function of the weights before, the epoch, the attempt's number, the learning rate and the frame, and of
+nothing else. So the same attempt can be made anywhere.
 """
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from context import Context
-from execution import Tick
+from engine.context import Context
+from engine.units import Worker
+from support.screen import Update, ignore, within
 from training import measures
+from training.measures import Evaluation
 
-Say = Callable[[str], None]  # shows how far an attempt is
+TRAINING = 0.75  # of an attempt, approximately: its gradient steps; the rest is evaluation
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Outcome:
 
 
 def permutation(context: Context, eid: int, number: int) -> np.ndarray:
-    """The order of the training set in attempt `number` (1, 2, ...) at epoch `eid`: int [N]."""
+    """Return the order of the training set in attempt `number` (1, 2, ...) at epoch `eid`: int [N]."""
     n = len(context.dataset[0][0])
     return np.random.default_rng([context.f.seed, eid, number]).permutation(n)
 
@@ -57,7 +58,7 @@ def attempt(
     lr: float,
     log_frame: float,
     loss_limit: float = math.inf,
-    say: Say = lambda text: None,
+    update: Update = ignore,
 ) -> Outcome:
     """Train one epoch from `weights`, and evaluate where it ended.
 
@@ -65,13 +66,14 @@ def attempt(
       weights: arrays or tensors in the order of `Network.tensors`.
       eid, number: which epoch, and which attempt at it: they choose the permutation.
       lr: in the frame. log_frame: natural log of the frame.
-      loss_limit: the evaluation stops once the mean training loss, in the frame, is proved to be above it.
+      loss_limit: the evaluation stops once the mean training loss, in the frame, is certain to be above it.
+      update: called about once per second with the completed fraction; may raise to end the attempt.
 
     The attempt fails when a batch loss is above the flag loss_ub, or not finite.
     """
     f, began = context.f, time.perf_counter()
     context.model.set_weights(weights)
-    ok, losses = _gradient_steps(context, eid, number, lr, log_frame, say)
+    ok, losses = _gradient_steps(context, eid, number, lr, log_frame, within(update, 0, TRAINING))
     trained = time.perf_counter()
     info: dict[str, Any] = {
         "eid": eid,
@@ -81,48 +83,41 @@ def attempt(
         "stats": None,
     }
     if ok and (eid % f.stats_every == 0 or eid == f.E):
-        info["stats"] = stats(context, log_frame, loss_limit, say)
+        info["stats"] = stats(context, log_frame, loss_limit, within(update, TRAINING, 1))
     elif ok:
         info["stats"] = {"loss": info["rt_loss"], "log_loss": math.log(info["rt_loss"] or math.nan)}
     if info["stats"] is not None and not _finite(context, info["stats"]):
-        info["stats"] = None  # a failed attempt: what is no number never comes into the record
+        info["stats"] = None  # a failed attempt: non-finite values are never recorded
     if f.include_all_rt_loss_in_res:
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
     return Outcome(info, after, trained - began, time.perf_counter() - trained)
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> Outcome:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> Outcome:
     """A unit of work: an attempt. Arguments as of `attempt`; the weights are those published as `before`."""
-    args = {name: value for name, value in args.items() if name != "then"}
-    return attempt(context, context.published["before"], **args, say=context.say)
+    return attempt(worker.context, worker.published["before"], **args, update=update)
 
 
 def _finite(context: Context, stats: dict[str, Any]) -> bool:
-    """Whether the loss and the norm are numbers, and so all weights are finite."""
+    """Return whether the loss and the norm, and so all weights, are finite."""
     if "rho" in stats:
-        told = [stats[key] for key in ("loss", "log_loss", "rho", "q_min", "q_max")]
+        values = [stats[key] for key in ("loss", "log_loss", "rho", "q_min", "q_max")]
     else:  # an epoch between two evaluations
-        told = [stats["loss"], *(float(np.abs(w.numpy()).max()) for w in context.model.weights)]
-    return all(math.isfinite(value) for value in told)
+        values = [stats["loss"], *(float(np.abs(w.numpy()).max()) for w in context.model.weights)]
+    return all(math.isfinite(value) for value in values)
 
 
 def _gradient_steps(
-    context: Context, eid: int, number: int, lr: float, log_frame: float, say: Say
+    context: Context, eid: int, number: int, lr: float, log_frame: float, update: Update
 ) -> tuple[bool, np.ndarray]:
     """(whether no batch was bad, the losses of the batches done, float64)."""
     f, order, seed = context.f, permutation(context, eid, number), _augment_seed(context, eid, number)
     n_batches, left_over = divmod(len(order), f.B)
     batches = order[: n_batches * f.B].reshape(n_batches, f.B).astype(np.int32)
 
-    def tick(done: int) -> None:
-        context.stop_if_asked()
-        say(f"attempt {number}, of {n_batches} batches {done}")
-
     def train(batches: np.ndarray, seed: np.ndarray | None) -> tuple[bool, np.ndarray]:
-        return context.model.train_epoch(  # type: ignore[no-any-return]
-            *context.train_set, batches, lr, log_frame, f.loss_ub, seed, tick
-        )
+        return context.model.train_epoch(*context.train_set, batches, lr, log_frame, f.loss_ub, seed, update)
 
     ok, losses = train(batches, seed)
     if ok and left_over and not f.drop_last:
@@ -134,19 +129,15 @@ def _gradient_steps(
 
 
 def stats(
-    context: Context, log_frame: float, loss_limit: float = math.inf, say: Say = lambda text: None
+    context: Context, log_frame: float, loss_limit: float = math.inf, update: Update = ignore
 ) -> dict[str, Any] | None:
-    """The stats of the network as it is now; None when its loss is above the limit.
+    """Return the stats of the network as it is now; None when its loss is above the limit.
 
     Args:
       log_frame: natural log of the frame. loss_limit: see `attempt`.
     """
-
-    def tick(done: int) -> None:
-        context.stop_if_asked()
-        say(f"evaluating, {done} examples")
-
-    complete, loss, logits = context.model.evaluate(*context.train_set, log_frame, loss_limit, tick)
+    complete, loss, logits = context.model.evaluate(*context.train_set, log_frame, loss_limit, update)
     if not complete:
         return None
-    return measures.record(measures.Epoch(context, log_frame, (loss, logits), tick), measures.ALWAYS)
+    now = Evaluation(context, log_frame, (loss, logits), update=lambda fraction: update(1.0))
+    return measures.record(now)

@@ -1,25 +1,31 @@
-"""A training run: attempts until the scheduler accepts, and what each accepted epoch leaves on the disk."""
+"""A training run: attempts until the scheduler accepts, and the files that each accepted epoch writes."""
 
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-import flags as flag_table
-import results
-from context import Context
-from errors import Stopped, TrainingDiverged, UserError
-from execution import Serial, Unit, executor
+from catalogue.measures import ALWAYS
+from engine.cluster import executor
+from engine.context import Context, first_files, logs_dir, resumed, writing
+from engine.serial import Serial
+from engine.units import Executor, Unit
 from models import archivers, lr_scheduler, margins
 from models.lr_scheduler import USE_FRAME
-from screen import Uncounted, log, shown_path
+from storage import read, workdir
+from storage.run_flags import stored
+from support.errors import TrainingDiverged, UserError
+from support.screen import Progress, log, shown_path
 from training import attempt, measures
 from training.attempt import Outcome
+from training.live import Live, require_tensorboard
+from training.measures import Evaluation, History
 
 ATTEMPTS_FIRST = 10  # their priority on a cluster: a run waits for each of them
 RES_EVERY = 10.0  # seconds between two writes of `res`, at least
@@ -28,40 +34,38 @@ RES_EVERY = 10.0  # seconds between two writes of `res`, at least
 def train(context: Context) -> Path:
     """Train for E accepted epochs (the experiments of arXiv 1906.05890). Returns the working directory.
 
-    Leaves `res` = {'flags': flags, 'raw': {eid: info}}; see `training.measures` for what info and its stats
-    hold. Losses are in the frame exp(log_frame), except test_loss. Times include rejected attempts.
+    Writes `res` = {'flags': flags, 'raw': {eid: info}}; `catalogue.measures` lists what info and its stats hold.
+    Losses are in the frame exp(log_frame), except test_loss. Times include rejected attempts.
 
     Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
     """
     _check(context)
     if context.f.resume is not None:
-        path = context.check_resumed()
+        path = resumed(context)
     else:
-        path = results.create(context.logs_dir, context.name, context.first_files())
+        path = workdir.create(logs_dir(context), context.name, first_files(context))
     return train_in(context, path, path)
 
 
 def _check(context: Context) -> None:
-    """Raises: UserError for flags, data or a network that do not fit, before anything is made."""
+    """Raises: UserError for flags, data or a network that do not fit, before anything is written."""
     if context.f.tensorboard:
-        from reporting.live import require_tensorboard
-
         require_tensorboard()
     if context.f.speculate and context.f.cluster is None:
-        raise UserError("--speculate: the next attempts need workers; give --cluster, too")
+        raise UserError("--speculate: concurrent attempts need workers; also give --cluster")
     if context.f.cluster is not None and not context.f.speculate:
-        raise UserError("--cluster: one training uses it with --speculate only; give that, too")
+        raise UserError("--cluster: a single training uses it only with --speculate; also give that")
     context.model  # noqa: B018 (made now)
 
 
 def train_in(context: Context, path: Path, whole: Path) -> Path:
-    """As `train`, in a working directory that has its first files, from its last checkpoint on if it has one.
+    """Train as `train`, in a working directory that has its first files, from its last checkpoint if it has one.
 
     Args:
       whole: the directory to resume: path, or the run that it is a part of.
     """
     alone = context if context.f.speculate else context.changed(cluster=None)
-    with context.writing(path), executor(alone, priority=ATTEMPTS_FIRST) as workers:
+    with writing(context, path), executor(alone, priority=ATTEMPTS_FIRST) as workers:
         run = Run(context, path, workers)
         if run.live:
             log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
@@ -69,81 +73,103 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
             log.info("resuming after epoch #%d", run.eid)
         if run.eid >= context.f.E:
             log.info("nothing to do: the run has its %d epochs already", run.eid)
-        for name in (*measures.ALWAYS, *(context.f.measure or ())):
-            if reason := measures.MEASURES[name].lacks(context.model):
-                log.info("%s: %s", name, reason)
-        try:
-            run.train()
-        except OSError:
-            raise  # the disk is full: what is there is consistent, and saving more would fail again
-        except BaseException as error:
-            run.save()
-            if isinstance(error, Stopped):
-                log.info("stopped after epoch #%d; go on with:", run.eid)
-                log.info("  ./run.sh %s --resume %s", context.name, shown_path(whole))
-            raise
-        if run.saved_eid != run.eid or not run.res_is_current():
-            run.save()
+        for line in measures.lacking(context.model, (*ALWAYS, *(context.f.measure or ()))):
+            log.info("%s", line)
+        with workdir.resumable(f"./run.sh {context.name}", whole, lambda: f"epoch #{run.eid}"):
+            try:
+                run.train()
+            except OSError:
+                raise  # the disk is full: what it holds is consistent, and saving more would fail again
+            except BaseException:
+                run.save()
+                raise
+        run.save()
         log.info("done: %d epochs, results in %s", run.eid, shown_path(path))
     return path
 
 
-class Progress:
-    """Where training stands after its last accepted epoch.
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds besides the weights: where training stands after an accepted epoch.
 
     Attributes:
-      eid: that epoch, 0 at the start. weights: after it, on the device.
-      lr, log_frame: for the next attempt.
-      executor: makes the attempts.
+      eid: the epoch. lr, log_frame: for the next attempt.
+      scheduler, archiver: their states.
+      journal_bytes: length of the journal.
     """
 
-    def __init__(self, context: Context, executor: Any = None):
+    eid: int
+    lr: float
+    log_frame: float
+    scheduler: dict[str, Any]
+    archiver: dict[str, Any]
+    journal_bytes: int
+
+
+class Training:
+    """Training in memory.
+
+    Attributes:
+      eid: the last accepted epoch, 0 at the start. weights: after it, on the device.
+      lr, log_frame: for the next attempt.
+      executor: makes the attempts.
+      watch: called with the number of the present attempt and its completed fraction.
+    """
+
+    def __init__(self, context: Context, executor: Executor | None = None):
         f = context.f
         self.context, self.executor = context, executor or Serial(context)
-        self.ticker = Uncounted(context.stop_if_asked)  # nobody knows how many attempts there will be
         self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
         self.eid, self.weights = 0, context.model.initial_weights(f.seed)
         self.log_frame: float = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
         _, self.lr = self.scheduler.get()
+        self.watch: Callable[[int, float], None] = lambda number, fraction: None
 
     def epoch(self) -> dict[str, Any]:
-        """Attempts at the next epoch until the scheduler accepts one; returns its info, and goes there.
+        """Make attempts at the next epoch until the scheduler accepts one; returns its info.
 
-        Raises: TrainingDiverged when no lr makes an acceptable epoch; Stopped.
+        Raises: TrainingDiverged when no learning rate makes an acceptable epoch; Stopped.
         """
         began, made, accepted = time.perf_counter(), [], []  # type: ignore[var-annotated]
+        planned: dict[tuple[int, ...], float] = {}  # lr after each attempt, if it is rejected
 
         def judge(unit: Unit, outcome: Outcome) -> bool:
-            """Whether attempts after this one are of no use: it is accepted, or they have another lr than is due."""
+            """Whether later attempts are useless: this one is accepted, or they were made with another lr."""
             made.append(outcome)
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
                 accepted.append(outcome)
-            return command == "go" or self.lr != unit.args["then"]
+            return command == "go" or self.lr != planned[unit.key]
+
+        def update(fraction: float) -> None:
+            self.watch(len(made) + 1, fraction)
+            self.context.update(self.eid / self.context.f.E)
 
         self.executor.publish("before", self.weights)
         while not accepted:
             self._check_lr(self.eid + 1, len(made) + 1)
-            self.executor.run(self._attempts(len(made) + 1), judge, self.ticker)
+            self.executor.run(self._attempts(len(made) + 1, planned), judge, Progress(update))
         info = accepted[0].info
         times = {name: sum(getattr(outcome, name) for outcome in made) for name in ("train_time", "eval_time")}
         info["stats"] |= times | {"attempts": len(made)}
-        info["stats"]["angle_to_last_epoch"] = turned(self.context.model, self.weights, accepted[0].weights)
+        info["stats"]["angle_to_last_epoch"] = angle_between(self.context.model, self.weights, accepted[0].weights)
         info["time"] = time.perf_counter() - began
-        self._go_to(info, accepted[0].weights)
+        self._accept(info, accepted[0].weights)
         return info
 
-    def _attempts(self, number: int) -> Iterator[Unit]:
+    def _attempts(self, number: int, planned: dict[tuple[int, ...], float]) -> Iterator[Unit]:
         """Attempt `number` at the next epoch, and those that follow if each is rejected."""
         f, scheduler, lr = self.context.f, copy.deepcopy(self.scheduler), self.lr
         while lr >= f.lr_lb:
             limit = scheduler.loss_limit() if f.early_reject else math.inf
             args = {"eid": self.eid + 1, "number": number, "lr": lr, "log_frame": self.log_frame, "loss_limit": limit}
+            unit = Unit(attempt.work, (self.eid + 1, number), args)
             try:
                 _, lr = scheduler.get({**args, "stats": None})
             except TrainingDiverged:
                 lr = 0.0  # none follows
-            yield Unit(attempt.work, (self.eid + 1, number), args | {"then": lr})
+            planned[unit.key] = lr
+            yield unit
             number += 1
 
     def _check_lr(self, eid: int, number: int) -> None:
@@ -151,10 +177,10 @@ class Progress:
             first = " (below exp(log_frame0): raise --log_frame0, or try another seed)" if eid == 1 else ""
             raise TrainingDiverged(
                 f"epoch {eid}, attempt {number}: the next lr {self.lr:.3g} is below "
-                f"lr_lb={self.context.f.lr_lb:g}: no learning rate makes the loss fall any more{first}"
+                f"lr_lb={self.context.f.lr_lb:g}: no learning rate decreases the loss any further{first}"
             )
 
-    def _go_to(self, info: dict[str, Any], weights: Any) -> None:
+    def _accept(self, info: dict[str, Any], weights: Any) -> None:
         """Make an epoch the last accepted one, its loss the new frame."""
         self.eid, self.weights = info["eid"], weights
         if self.context.f.train_mode == USE_FRAME:
@@ -163,94 +189,75 @@ class Progress:
             self.log_frame = self.log_frame + math.log(loss) if loss else info["stats"]["log_loss"]
 
 
-class Run(Progress):
-    """Progress with its traces on the disk: journal, checkpoints, archive, res.
+class Run(Training):
+    """Training with its files: journal, checkpoints, archive, res.
 
     Args:
-      path: a working directory that has its first files. Goes on from its checkpoint, if it has one.
+      path: a working directory that has its first files. Training continues from its checkpoint, if it has one.
 
     Attributes:
       raw: {eid: info}.
-      kept: what measures leave for themselves at the next epoch.
+      kept: state that measures carry to their next epoch.
     """
 
-    def __init__(self, context: Context, path: Path, executor: Any = None):
+    def __init__(self, context: Context, path: Path, executor: Executor | None = None):
         super().__init__(context, executor)
         self.archiver = archivers.build(context.f.archive)
         self.raw: dict[int, dict[str, Any]] = {}
         self.kept: dict[str, np.ndarray] = {}
-        self.work_dir = results.WorkDir(path)
-        # What flags.json and res say. A resumed run may have another E; that stands there once the run has gone on.
-        self._flags = flag_table.complete(results.read_flags(path))
-        self._resume()
-        self.saved_eid = self.eid if self.eid else None
+        self.work_dir = workdir.WorkDir(path)
+        # As flags.json and res have them. A resumed run may have another E, which they get with the next epoch.
+        self._flags = stored(path)
+        self._state = self._resume()
+        self.saved_eid = self.eid or None
+        self._res_eid: int | None = None  # the last epoch in `res`, as far as this process wrote it
         self.last_save = self.last_res = time.monotonic()
-        self.live = None
-        if context.f.tensorboard:
-            from reporting.live import Live
+        self.live = Live(path, self.raw, context.f.E, self._write_res) if context.f.tensorboard else None
 
-            self.live = Live(path, self.raw, context.f.E, self._write_res)
-
-    def _resume(self) -> None:
+    def _resume(self) -> State:
         path = self.work_dir.path
         self.context.check_data(path)
         try:
-            weights, state = results.load_checkpoint(path)
+            weights, found = read.load_checkpoint(path)
         except FileNotFoundError:  # new, or killed before its first checkpoint
             self.raw = self.work_dir.rewind(0)
-            self._note_state(journal_bytes=0)
-            return
+            return self._present_state(journal_bytes=0)
+        self.kept = found.pop("kept")
+        state = State(**found)
         self.weights = self.context.check_weights(weights, str(path))
-        self.raw = self.work_dir.rewind(state["journal_bytes"])
-        self.eid, self.lr, self.log_frame = state["eid"], state["lr"], state["log_frame"]
-        self.kept = state["kept"]
-        self.scheduler.set_state(state["scheduler"])
-        self.archiver.set_state(state["archiver"])
-        self._state = state
+        self.raw = self.work_dir.rewind(state.journal_bytes)
+        self.eid, self.lr, self.log_frame = state.eid, state.lr, state.log_frame
+        self.scheduler.set_state(state.scheduler)
+        self.archiver.set_state(state.archiver)
+        return state
 
-    def _note_state(self, journal_bytes: int) -> None:
-        """Note what a checkpoint of this moment needs besides the weights."""
-        self._state = copy.deepcopy(
-            {
-                "eid": self.eid,
-                "lr": self.lr,
-                "log_frame": self.log_frame,
-                "scheduler": self.scheduler.state(),
-                "archiver": self.archiver.state(),
-                "journal_bytes": journal_bytes,
-            }
-        )
+    def _present_state(self, journal_bytes: int) -> State:
+        states = copy.deepcopy((self.scheduler.state(), self.archiver.state()))
+        return State(self.eid, self.lr, self.log_frame, *states, journal_bytes)
 
     def train(self) -> None:
         """Accept epochs until there are E."""
         E = self.context.f.E
         with tqdm(total=E, initial=self.eid, unit="epoch", disable=None, dynamic_ncols=True) as bar:
-            self.context.say = bar.set_postfix_str
+            self.watch = lambda number, fraction: bar.set_postfix_str(f"attempt {number}, {fraction:.0%}")
             while self.eid < E:
                 info = self.epoch()
                 self._record(info)
                 log.info("%s", epoch_line(info))
                 bar.update()
-                self.context.stop_if_asked()
+                self.context.update(self.eid / E)
 
     def _record(self, info: dict[str, Any]) -> None:
-        """Journal, archive, checkpoint and res, each when it is due."""
+        """Write journal, archive, checkpoint and res, each when it is due."""
         f = self.context.f
         if self._flags["E"] != f.E:
             self._flags = self.context.flags | {"resume": None, "logs_dir": self._flags["logs_dir"]}
             self.work_dir.write_json("flags.json", self._flags)
         wanted = self.archiver.wants(self.eid, info["stats"]["log_loss"])
         if f.measure and (wanted if f.measure_every == "archived" else self._measure_now(f.measure_every)):
-            began = time.perf_counter()
-            self.context.model.set_weights(self.weights)  # the accepted attempt may have been made elsewhere
-            infos = [*self.raw.values(), info]
-            epoch = measures.Epoch(
-                self.context, info["log_frame"], info=info, infos=infos, stored=self._last_stored, kept=self.kept
-            )
-            info["stats"] |= measures.record(epoch, f.measure)
-            info["time"] += time.perf_counter() - began
+            self._measure(info)
         self.raw[self.eid] = info
-        self._note_state(self.work_dir.append(info))
+        self._state = self._present_state(self.work_dir.append(info))
         now = time.monotonic()
         if wanted or now - self.last_save >= f.checkpoint_every:
             self._checkpoint(archive=wanted)
@@ -259,56 +266,57 @@ class Run(Progress):
         if self.live:
             self.live.accept(info)
 
+    def _measure(self, info: dict[str, Any]) -> None:
+        """Add what the flag `measure` names to an epoch's stats."""
+        began = time.perf_counter()
+        self.context.model.set_weights(self.weights)  # the accepted attempt may have been made elsewhere
+        now = Evaluation(self.context, info["log_frame"])
+        history = History(info, [*self.raw.values(), info], self._last_stored, self.kept)
+        info["stats"] |= measures.record(now, history, self.context.f.measure)
+        info["time"] += time.perf_counter() - began
+
     def _last_stored(self) -> tuple[int, list[np.ndarray]] | None:
         """The last archived epoch before this one, and its weights."""
         path = self.work_dir.path
-        eids = [eid for eid in results.archived_eids(path) if eid < self.eid]
+        eids = [eid for eid in read.archived_eids(path) if eid < self.eid]
         return (eids[-1], self.context.stored_weights(path, eids[-1])) if eids else None
 
     def _measure_now(self, every: int) -> bool:
         return self.eid % every == 0 or self.eid == self.context.f.E
 
     def save(self) -> None:
-        """Make the disk hold all of the run up to its last accepted epoch."""
+        """Write the checkpoint and `res` of the last accepted epoch, if they are not written yet."""
         if self.saved_eid != self.eid:
             self._checkpoint()
-        self._write_res()
+        if self._res_eid != self.eid:
+            self._write_res()
         if self.live:
             self.live.close()
 
-    def res_is_current(self) -> bool:
-        """Whether `res` has the last accepted epoch, and no other flags."""
-        path = self.work_dir.path / "res"
-        return path.exists() and results.read_res(path.parent) == {"flags": self._flags, "raw": self.raw}
-
     def _checkpoint(self, archive: bool = False) -> None:
-        named = [(n, as_array(w)) for n, w in zip(self._names, self.weights, strict=True)]
-        self.work_dir.save(named, self._state, archive, self.kept)
+        named = [(n, as_array(w)) for n, w in zip(self.context.model.names, self.weights, strict=True)]
+        self.work_dir.save(named, asdict(self._state), archive, self.kept)
         self.saved_eid, self.last_save = self.eid, time.monotonic()
-
-    @property
-    def _names(self) -> list[str]:
-        return list(self.context.model.names)
 
     def _write_res(self) -> None:
         self.work_dir.write_res({"flags": self._flags, "raw": self.raw})
-        self.last_res = time.monotonic()
+        self._res_eid, self.last_res = self.eid, time.monotonic()
 
 
-def turned(model: Any, before: Any, after: Any) -> float:
-    """The angle between all weights before and after an epoch, radians."""
+def angle_between(model: Any, before: Any, after: Any) -> float:
+    """Return the angle between all weights before and after an epoch, radians."""
     trained = [v.trainable for v in model.tensors]
     pair = ([as_array(w) for w, t in zip(weights, trained, strict=True) if t] for weights in (before, after))
     return margins.angle(*pair)
 
 
 def as_array(weight: Any) -> np.ndarray:
-    """A weight as a NumPy array, wherever it is."""
+    """Return a weight as a NumPy array, wherever it is."""
     return weight.numpy() if hasattr(weight, "numpy") else np.asarray(weight)
 
 
 def stats_line(stats: dict[str, Any]) -> str:
-    """An epoch's most telling stats on one line."""
+    """Return the most important stats of an epoch on one line."""
     if "acc" not in stats:  # an epoch between two evaluations (stats_every)
         return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
     return (
@@ -319,7 +327,7 @@ def stats_line(stats: dict[str, Any]) -> str:
 
 
 def epoch_line(info: dict[str, Any]) -> str:
-    """One accepted epoch on one line."""
+    """Return an accepted epoch on one line."""
     return (
         f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
         f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "

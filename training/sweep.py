@@ -1,6 +1,6 @@
 """A grid of whole runs of one experiment: every combination of the values of some flags.
 
-A sweep is a working directory that has one of its own for each run, named after its point: `seed=0,lr=0.01`.
+The sweep's working directory contains one of its own for each run, named after its point: `seed=0,lr=0.01`.
 """
 
 import itertools
@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 
 import flags as flag_table
-import results
-from context import Context
-from errors import Stopped, TrainingDiverged, UserError
-from execution import Tick, Unit, executor
-from flags.table import BY_NAME, flatten, nest, renamed
+from engine.cluster import executor
+from engine.context import Context, first_files, logs_dir, resumed, writing
+from engine.units import Unit, Worker
+from flags.table import BY_NAME, flatten, renamed
 from flags.values import shown
-from screen import Ticker, log, shown_path
+from storage import read, workdir
+from support.errors import TrainingDiverged, UserError
+from support.screen import Bar, Update, log, shown_path
 from training.run import train_in
 
 MOST_RUNS = 10_000
-TOLD = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
+COLUMNS = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
 
 
 def points(grid: list[str]) -> list[dict[str, str]]:
-    """The flags of each run of a grid, as typed, in order: the last axis changes first.
+    """Return the flags of each run of a grid, as typed, in order: the last axis changes first.
 
     Args:
       grid: axes, 'flag=value,value,...', or 'flag=value|value' where the values have commas, or 'flag=a:b' for the
@@ -52,16 +53,16 @@ def points(grid: list[str]) -> list[dict[str, str]]:
 
 
 def name_of(point: dict[str, str]) -> str:
-    """A point's directory: 'seed=0,lr=0.01'."""
-    said = ",".join(f"{name}={value}" for name, value in point.items())
-    return "".join(c if c.isalnum() or c in "=,.-+_[]() " else "_" for c in said)[:200]
+    """Return the name of a point's directory: 'seed=0,lr=0.01'."""
+    words = ",".join(f"{name}={value}" for name, value in point.items())
+    return "".join(c if c.isalnum() or c in "=,.-+_[]() " else "_" for c in words)[:200]
 
 
 def sweep(context: Context) -> Path:
     """Train the experiment at every point of `axes`. Returns the sweep's directory.
 
-    A run that is finished is left alone, one that was broken off goes on. One that diverges is told and left. Leaves
-    `res` = {'flags': flags, 'raw': {point: {'point': its flags, 'info': of its last epoch, or None}}}.
+    A finished run is kept, an interrupted one continues. One that diverges is reported and skipped. Writes `res` =
+    {'flags': flags, 'raw': {point: {'point': its flags, 'info': of its last epoch, or None}}}.
 
     Raises: UserError; Stopped; OSError.
     """
@@ -71,29 +72,30 @@ def sweep(context: Context) -> Path:
     places = {name_of(point): _flags_at(context, point) for point in grid}
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
-    if f.resume:
-        path = context.check_resumed()
-    else:
-        path = results.create(context.logs_dir, context.name, context.first_files())
-    with context.writing(path):
+    new = (logs_dir(context), context.name, first_files(context))
+    path = resumed(context) if f.resume else workdir.create(*new)
+    finished = 0
+
+    def report(unit: Unit, found: dict[str, Any]) -> None:
+        nonlocal finished
+        finished += 1
+        log.info("%s: %s", Path(found["path"]).name, found["error"] or "done")
+
+    command = f"python sweep.py {experiment}"
+    with writing(context, path), workdir.resumable(command, path, lambda: f"{finished} of {len(places)} runs"):
         units = []
         for k, (name, flags) in enumerate(places.items()):
             if not (path / name / "flags.json").exists():
-                results.fill(path / name, Context(flags, experiment).first_files(cluster=f.cluster))
+                workdir.fill(path / name, first_files(Context(flags, experiment), cluster=f.cluster))
             if not _finished(path / name, flags):
                 units.append(Unit(work, (k,), {"flags": flags, "path": str(path / name), "experiment": experiment}))
-        try:
-            with executor(context) as workers, Ticker(len(places), "run", context.stop_if_asked) as ticker:
-                ticker.found(len(places) - len(units))
-                workers.run(units, _say, ticker)
-        except Stopped:
-            log.info("stopped; go on with:")
-            log.info("  python sweep.py %s --resume %s", experiment, shown_path(path))
-            raise
+        finished = len(places) - len(units)
+        with executor(context) as workers, Bar(len(places), "run", context.update, finished) as bar:
+            workers.run(units, report, bar)
         raw = {}
         for (name, flags), point in zip(places.items(), grid, strict=True):
             raw[name] = {"point": {flag: flatten(flags)[flag] for flag in point}, "info": _last(path / name)}
-        results.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
+        workdir.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
         for line in table(list(raw.values())):
             log.info("%s", line)
         log.info("done: %d runs in %s", len(raw), shown_path(path))
@@ -101,14 +103,14 @@ def sweep(context: Context) -> Path:
 
 
 def _flags_at(context: Context, point: dict[str, str]) -> dict[str, Any]:
-    """The complete flags of the run at a point. Raises: UserError for values that their flags do not take."""
+    """Return the complete flags of the run at a point. Raises: UserError for invalid values."""
     alone = {"task": "train", "seeds": None, "axes": None, "cluster": None, "speculate": False, "resume": None}
     given = {name: flag_table.from_text(text) for name, text in point.items()}
-    return flag_table.complete(nest(flatten(context.flags) | alone | given))
+    return flag_table.complete(flatten(context.flags) | alone | given)
 
 
 def _last(path: Path) -> dict[str, Any] | None:
-    journal = results.read_journal(path)
+    journal = read.read_journal(path)
     return journal[max(journal)] if journal else None
 
 
@@ -117,49 +119,45 @@ def _finished(path: Path, flags: dict[str, Any]) -> bool:
     return last is not None and last["eid"] >= flags["E"] and (path / "res").exists()
 
 
-def work(context: Context, args: dict[str, Any], tick: Tick) -> dict[str, Any]:
+def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: a whole run, in its own directory. Returns: path; error, where it diverged."""
-    path = Path(args["path"])
-    here = {"threads": context.threads, "gpu": context.f.gpu}
+    context, path = worker.context, Path(args["path"])
+    here = {"threads": context.compute.threads, "gpu": context.f.gpu}
     try:
-        train_in(Context(args["flags"] | here, args["experiment"], context.stop_if_asked), path, path)
+        train_in(Context(args["flags"] | here, args["experiment"], context.update), path, path)
     except TrainingDiverged as error:
         return {"path": str(path), "error": str(error)}
     return {"path": str(path), "error": None}
 
 
-def _say(unit: Unit, found: dict[str, Any]) -> None:
-    log.info("%s: %s", Path(found["path"]).name, found["error"] or "done")
-
-
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A line a run, and for runs that differ in their seeds only a line with mean and standard deviation.
+    """Return one line per run, and one with mean and standard deviation for runs that differ only in their seeds.
 
     Args:
       rows: values of a sweep's `raw`.
     """
     names = list(rows[0]["point"])
-    lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *TOLD.values()))]
+    lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *COLUMNS.values()))]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         key = {name: shown(value) for name, value in row["point"].items()}
         info = row["info"] or {"eid": 0, "stats": {}}
-        told = [_told(name, info["stats"].get(name)) for name in TOLD]
-        lines.append(" ".join(f"{text:>14.14}" for text in (*key.values(), str(info["eid"]), *told)))
+        cells = [_cell(name, info["stats"].get(name)) for name in COLUMNS]
+        lines.append(" ".join(f"{text:>14.14}" for text in (*key.values(), str(info["eid"]), *cells)))
         groups.setdefault(str(key | {"seed": None}), []).append(row)
     for group in groups.values():
         infos = [row["info"] for row in group if row["info"]]
         if "seed" in names and len(infos) > 1:
             where = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
-            told = []
-            for name in TOLD:
+            cells = []
+            for name in COLUMNS:
                 values = np.array([info["stats"].get(name, np.nan) for info in infos])
-                told.append(f"{_told(name, values.mean())}±{_told(name, values.std(ddof=1))}")
-            lines.append(" ".join(f"{text:>14}" for text in (*where, f"{len(infos)} runs", *told)))
+                cells.append(f"{_cell(name, values.mean())}±{_cell(name, values.std(ddof=1))}")
+            lines.append(" ".join(f"{text:>14}" for text in (*where, f"{len(infos)} runs", *cells)))
     return lines
 
 
-def _told(name: str, value: float | None) -> str:
+def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value / np.log(10):.4f}" if name == "log_loss" else f"{value:.4g}"

@@ -4,8 +4,7 @@ With s_nj = z_{n,y} - z_{n,j} the gaps of example n, q_min the smallest, l_n its
 everything follows from one gradient g of the mean loss over the whole training set and from the gaps. Losses and
 gradients are in a frame (`models.losses`), here exp(log_loss), so that nothing leaves float64's range.
 
-Functions of arrays are float64 NumPy. SciPy, scikit-learn and TensorFlow load when they are needed: figures import
-this module by way of the registry.
+Functions of arrays are float64 NumPy.
 """
 
 import math
@@ -14,9 +13,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
+from scipy.optimize import linprog, nnls
+from sklearn.svm import SVC
 
-from device import compiled
+from models.lr_scheduler import steps_of
 from models.margins import angle, smoothed_margin
+from support.device import compiled
 
 LEAST_EIGENVALUE = 1e-12  # of the Gram matrix, relative: what is below is rounding
 
@@ -37,7 +40,7 @@ def constraint_weights(d: np.ndarray, log_losses: np.ndarray, log_frame: float) 
     """The gaps s_nj and p_nj = -dl_n/ds_nj = exp(-s_nj - l_n), in the frame: both float64 [N (C-1)].
 
     Args:
-      d: -s_nj, and -inf at the label: [N, C] (`models.losses.gaps`).
+      d: -s_nj, and -inf at the label: [N, C] (`models.margins.gaps`).
       log_losses: natural log of l_n, [N]. log_frame: natural log of the frame.
     """
     others = np.isfinite(d)
@@ -108,8 +111,6 @@ def certificate(gram: np.ndarray, b: np.ndarray) -> float:
     gram, b = gram[np.ix_(used, used)] / np.outer(length[used], length[used]), b[used] / length[used]
     if not len(b):
         return 1.0
-    from scipy.optimize import nnls
-
     values, vectors = np.linalg.eigh(gram)
     kept = values > LEAST_EIGENVALUE * values[-1]
     root = np.sqrt(values[kept])
@@ -127,8 +128,6 @@ def constraint_gram(model: Any, pixels: Any, labels: Any, others: Any) -> Any:
     Args:
       pixels: integers [K, h, w, c]. labels, others: classes, int32 [K].
     """
-    import tensorflow as tf
-
     with tf.GradientTape() as tape:
         z, seen = model.walk(model.pixels(pixels))
         rows = tf.range(tf.size(labels))
@@ -193,11 +192,6 @@ def log_flow_time(infos: list[dict[str, Any]], steps: int, n: int) -> float:
     return float(np.logaddexp.reduce(logs)) + math.log(steps / n)
 
 
-def steps_of(n: int, B: int, drop_last: bool) -> int:
-    """Gradient steps an epoch."""
-    return n // B if drop_last else math.ceil(n / B)
-
-
 def rates(log_loss: float, log_time: float, order: int, n: int) -> dict[str, float]:
     """The two quantities of theorem 4.3 (S = Theta(1 / (T (log T)^(2-2/L))), rho = Theta((log T)^(1/L))).
 
@@ -225,9 +219,6 @@ def largest_margin(x: np.ndarray, y: np.ndarray, bias: bool) -> float:
 
     Returns: NaN where no such network classifies all examples right.
     """
-    from scipy.optimize import linprog
-    from sklearn.svm import SVC
-
     if bias:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     signed = np.where(y == 0, 1.0, -1.0)[:, None] * x
@@ -244,14 +235,17 @@ def largest_margin(x: np.ndarray, y: np.ndarray, bias: bool) -> float:
 # What `training.measures` records of an epoch
 
 
-def of_epoch(epoch: Any) -> dict[str, Any]:
-    """All of the above of a `training.measures.Epoch`; without what `why_not` says."""
-    model, n = epoch.model, len(epoch.labels)
+def of_epoch(now: Any, history: Any) -> dict[str, Any]:
+    """Return all of the above, without what `why_not` excludes.
+
+    Args: a `training.measures.Evaluation` and its `training.measures.History`.
+    """
+    model, n = now.model, len(now.labels)
     weights = [w.numpy() for w in model.weights]
-    s, p = constraint_weights(epoch.gaps, epoch.log_losses, epoch.log_loss)
-    layers, gradients = (_by_layer(model, arrays) for arrays in (weights, epoch.gradient))
+    s, p = constraint_weights(now.gaps, now.log_losses, now.log_loss)
+    layers, gradients = (_by_layer(model, arrays) for arrays in (weights, now.gradient))
     found: dict[str, Any] = at_a_point(layers, gradients, model.degrees, s, p, n)
-    before = epoch.stored()
+    before = history.stored()
     if before is not None:
         trained = [tensor for tensor, v in zip(before[1], model.tensors, strict=True) if v.trainable]
         found |= {"since_eid": before[0]} | movement(trained, weights)
@@ -259,17 +253,17 @@ def of_epoch(epoch: Any) -> dict[str, Any]:
         return found
     order = sum(model.degrees)
     found |= kkt(found["beta"], s, p)
-    found["kkt_certificate"] = _certificate_of(epoch, norm(weights))
-    found["growth_rate"] = growth_rate(found["beta"], found["nu"], order, epoch.log_loss, n)
-    stats = {info["eid"]: info["stats"] for info in epoch.infos}
+    found["kkt_certificate"] = _certificate_of(now, norm(weights))
+    found["growth_rate"] = growth_rate(found["beta"], found["nu"], order, now.log_loss, n)
+    stats = {info["eid"]: info["stats"] for info in history.infos}
     if before is not None and "rho" in stats.get(before[0], {}):
-        now = {"log_loss": epoch.log_loss, "rho": epoch.norms["rho"]}
-        bound = found["flow_bound"] = flow_bound(stats[before[0]], now, order, n)
+        here = {"log_loss": now.log_loss, "rho": now.norms["rho"]}
+        bound = found["flow_bound"] = flow_bound(stats[before[0]], here, order, n)
         found["flow_ratio"] = _ratio(found["direction_moved"], bound)
-    if epoch.infos:
-        f = epoch.context.f
-        found["log_time"] = log_flow_time(epoch.infos, steps_of(n, f.B, f.drop_last), n)
-        found |= rates(epoch.log_loss, found["log_time"], order, n)
+    if history.infos:
+        f = now.context.f
+        found["log_time"] = log_flow_time(history.infos, steps_of(n, f.B, f.drop_last), n)
+        found |= rates(now.log_loss, found["log_time"], order, n)
     return found
 
 
@@ -286,39 +280,39 @@ def why_not(model: Any) -> str | None:
 def _by_layer(model: Any, arrays: list[np.ndarray]) -> Layers:
     """Arrays in the order of the model's `weights`, gathered by layer."""
     layers: Layers = [[] for _ in model.layers]
-    names = [name for name, *place in model.places() if getattr(*place).trainable]
-    for name, array in zip(names, arrays, strict=True):
-        layers[int(name.removeprefix("layer").split("/")[0])].append(array)
+    trained = [place for place in model.places() if place.variable.trainable]
+    for place, array in zip(trained, arrays, strict=True):
+        layers[place.layer].append(array)
     return layers
 
 
-def _certificate_of(epoch: Any, rho: float) -> float:
-    s = -epoch.gaps  # [N, C], inf at the label
-    smallest = np.argsort(s, axis=None, kind="stable")[: min(epoch.context.f.kkt_constraints, s.size - len(s))]
+def _certificate_of(now: Any, rho: float) -> float:
+    s = -now.gaps  # [N, C], inf at the label
+    smallest = np.argsort(s, axis=None, kind="stable")[: min(now.context.f.kkt_constraints, s.size - len(s))]
     n, j = np.unravel_index(smallest, s.shape)
     if not s[n[0], j[0]] > 0:
         return math.nan
-    (x, y), _ = epoch.context.dataset
-    gram_of = epoch.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, epoch.model))
+    (x, y), _ = now.context.dataset
+    gram_of = now.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, now.model))
     gram = gram_of(x[n], y[n], j.astype(np.int32)).numpy()
-    return certificate(gram, sum(epoch.model.degrees) * s[n, j] / rho)  # <w, h> = L s: Euler's identity of a gap
+    return certificate(gram, sum(now.model.degrees) * s[n, j] / rho)  # <w, h> = L s: Euler's identity of a gap
 
 
 def _graph_of(function: Callable[..., Any], model: Any) -> Any:
     return compiled(partial(function, model), reduce_retracing=True)
 
 
-def max_margin(epoch: Any) -> dict[str, float]:
+def max_margin(now: Any, history: Any) -> dict[str, float]:
     """`largest_margin` of the training set; nothing for a network that `why_no_max_margin` refuses."""
-    if why_no_max_margin(epoch.model):
+    if why_no_max_margin(now.model):
         return {}
 
     def find() -> float:
-        (x, y), _ = epoch.context.dataset
-        seen = np.asarray(epoch.model.before(0, epoch.model.pixels(x)), np.float64).reshape(len(x), -1)
-        return largest_margin(seen, y, epoch.model.layers[0].bias is not None)
+        (x, y), _ = now.context.dataset
+        seen = np.asarray(now.model.before(0, now.model.pixels(x)), np.float64).reshape(len(x), -1)
+        return largest_margin(seen, y, now.model.layers[0].bias is not None)
 
-    return {"q_bar_svm": epoch.context.kept("max_margin", None, find)}
+    return {"q_bar_svm": now.context.kept("max_margin", None, find)}
 
 
 def why_no_max_margin(model: Any) -> str | None:

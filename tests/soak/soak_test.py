@@ -24,14 +24,15 @@ from commands_test import ENV, QUICK, SMALL, command
 from conftest import ROOT
 from core_test import assert_same_weights, without_times
 
-import datasets
 import flags as flag_table
 import launch
 import results
 from attacks import measurement
 from core import Core
-from errors import UserError
+from data import labels, loading
 from reporting import kinds, page
+from storage.run_flags import of_command_line
+from support.errors import UserError
 
 WHOLE = os.environ.get("SOAK") == "1"
 MODEL = {"description": [["F", 8], ["F", 10, {"act": False}]], "init": {"weight": "he_normal"}}
@@ -52,7 +53,7 @@ def trained(tmp_path_factory):
 def attacked(trained):
     attack = {"task": "attack", "attack_method": "ddn", "attack_K": 5}
     words = [str(trained), "--eid", "last", "--attack_N", "20", "--gpu", "-1"]
-    return Core(flag_table.command_line(words, attack), "eval-tiny").run()
+    return Core(of_command_line(words, attack), "eval-tiny").run()
 
 
 # Mutated files
@@ -70,7 +71,7 @@ class Read(Exception):
 
 def task_on(run, task, *words):
     run = [] if "--resume" in words else [str(run)]
-    return Core(flag_table.command_line([*run, *words, "--gpu", "-1"], TASKS[task]), f"tiny-{task}").run()
+    return Core(of_command_line([*run, *words, "--gpu", "-1"], TASKS[task]), f"tiny-{task}").run()
 
 
 def outcome(action, *files):
@@ -152,18 +153,18 @@ def test_mutated_results_are_shown_or_refused_in_one_line_that_names_them(traine
 
 @pytest.mark.parametrize("name", ["data.npz", "labels.npz"])
 def test_mutated_data_is_read_right_or_refused_in_one_line_that_names_it(tmp_path, name):
-    (x, y), (x_test, y_test) = datasets.load("digits", train_N=40)
+    (x, y), (x_test, y_test) = loading.load("digits", train_N=40)
     path = tmp_path / name
     if name == "data.npz":
         arrays = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test, "levels": 16}
         np.savez_compressed(path, **arrays)
     else:
-        datasets.save_random_labels(path, y, 0, y)
-    dataset, content, rng = datasets.load("digits", train_N=40), path.read_bytes(), random.Random(name)
+        labels.save_random_labels(path, y, 0, y)
+    dataset, content, rng = loading.load("digits", train_N=40), path.read_bytes(), random.Random(name)
     for _ in range(cases(2000, 60)):
         path.write_bytes(mutated(content, rng))
         try:
-            datasets.load(str(path)) if name == "data.npz" else datasets.with_labels_of(dataset, path)
+            loading.load(str(path)) if name == "data.npz" else labels.with_labels_of(dataset, path)
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error), error
 

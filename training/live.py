@@ -1,12 +1,12 @@
-"""A run as TensorBoard shows it while it trains.
+"""The live view of a run in TensorBoard.
 
-The event files are written with TensorBoard's own package, which is optional (requirements-tensorboard.txt).
-Each accepted epoch becomes one event with all its numbers, in float64: rhoL of a VGG is beyond float32.
+The event files are written with TensorBoard's own package, which is optional (requirements-tensorboard.txt). Each
+accepted epoch becomes one event with all its numbers, in float64: rhoL of a VGG is beyond float32.
 
-The journal stays the truth. A resumed run writes the epochs of its journal anew, into a new event file. That file
-begins by telling a TensorBoard that is watching to forget the run's earlier events; then the older files go. So no
-epoch is there twice or missing, however the run ended and whenever the flag was given. Of the figures, only those
-drawn from then on are left: each one shows all epochs.
+The journal remains the reference. A resumed run writes all epochs of its journal again, into a new event file. That
+file begins with a session start, which makes a running TensorBoard discard the run's earlier events; then the older
+files are deleted. So no epoch is duplicated or missing, however the run ended and whenever the flag was given. Only
+figures drawn from then on remain: each shows all epochs.
 """
 
 import importlib.util
@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from errors import UserError
-from screen import log
-from training.measures import INFO, describe
+import matplotlib
 
-# Figures are drawn after so many seconds at least, and as often as they take at most this part of the time, and
-# when the run is longer by this factor: 10000 epochs have less than 200 drawings.
+from catalogue.measures import INFO, describe
+from reporting import drawing, style
+from support.errors import UserError
+from support.screen import log
+
+# Figures are drawn at most once in this many seconds, for at most this share of the time, and when the run is longer
+# by this factor: 10000 epochs have less than 200 drawings.
 FIGURES_EVERY, FIGURES_SHARE, FIGURES_GROWTH = 60.0, 0.02, 1.05
 FIGURES_DPI = 100
 
@@ -37,11 +40,11 @@ def require_tensorboard() -> None:
 
 
 class Live:
-    """Writes a run into <working directory>/tensorboard.
+    """Write a run into <working directory>/tensorboard.
 
     Args:
       directory: the run's working directory.
-      raw: {eid: info} of the epochs that are accepted already.
+      raw: {eid: info} of the epochs accepted so far.
       E: the last epoch, whose figures are always drawn.
       write_res: makes `res` current: figures are drawn from it.
 
@@ -78,12 +81,8 @@ class Live:
             self.draw(info["eid"])
 
     def draw(self, eid: int) -> None:
-        """Add the run's figures as they are at epoch eid. A figure that fails is a line in the log, no more."""
-        import matplotlib
-
-        from reporting import drawing, style
-
-        began = time.process_time()  # not the wall's: a process may be put to sleep
+        """Add the run's figures as they are at epoch eid. An error here is only logged."""
+        began = time.process_time()  # not wall time: a process may be suspended
         self.write_res()
         pictures = []
         try:
@@ -110,7 +109,7 @@ class Live:
 
 
 def scalars(info: dict) -> list[dict]:
-    """An epoch's numbers as values of a Summary, each with its meaning (`training.measures`).
+    """Return an epoch's numbers as values of a Summary, each with its meaning (`catalogue.measures`).
 
     epoch/log10_loss (log10 of the true training loss), epoch/lr, epoch/rt_loss, epoch/time; stats/<key>.
     """
@@ -131,7 +130,7 @@ def scalars(info: dict) -> list[dict]:
 
 
 def image(tag: str, png: bytes) -> dict:
-    """A picture as a value of a Summary."""
+    """Return a picture as a value of a Summary."""
     size = [str(int.from_bytes(png[k : k + 4])).encode() for k in (16, 20)]  # width and height
     return {
         "tag": tag,

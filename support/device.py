@@ -9,9 +9,8 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from errors import UserError
-from models.architectures import parse
-from screen import log
+from support.errors import UserError
+from support.screen import log
 
 
 def import_tensorflow():
@@ -73,54 +72,6 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-STEP_TO_SHARE = 1e9  # floating-point operations of a step; above this, sharing each op among cores is as fast
-LEAST_PART = 32  # examples of a slice; the ops of a smaller one are less efficient
-
-
-def parts_that_pay(step_flops: float, batch: int, threads: int) -> int:
-    """Into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
-
-    Measured on two cores (`bench/train_step.py --parts`): the step of a small network is a quarter
-    faster in two slices, that of a large one equally fast.
-    """
-    if step_flops > STEP_TO_SHARE:
-        return 1
-    return max(1, min(threads, batch // LEAST_PART))
-
-
-def choose_parts(wanted: Any, description: list, shape: tuple, batch: int, device: str, threads: int) -> int:
-    """The number of slices that the flag `parts` means.
-
-    Args:
-      wanted: the flag. description: of the network. shape: (h, w, c) of an image. batch: its size.
-      device: as `set_up_device` names it. threads: to compute with.
-
-    Raises: UserError for a number that cannot be.
-    """
-    try:
-        specs = parse(description, "NONE", shape)
-    except ValueError:
-        return 1  # building the network says what is wrong
-    normed = any(spec.bn for spec in specs)
-    if wanted == "auto":
-        step_flops = 3 * batch * sum(spec.flops for spec in specs)
-        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch, threads)
-    if normed and wanted > 1:
-        raise UserError(f"--parts {wanted}: batch norm looks at whole batches; give 1, or auto")
-    if wanted > batch:
-        raise UserError(f"--parts {wanted}: a batch has {batch} examples; give at most that, or auto")
-    return wanted
-
-
-def choose_xla(wanted: bool | str, device: str) -> bool:
-    """Whether XLA compiles the training turn: the flag `xla`.
-
-    auto: on a GPU, where the step of a small network waits for the launches of its kernels. Not on a CPU: XLA's
-    convolutions were many times slower there (`bench/train_step.py --xla`).
-    """
-    return not device.startswith("CPU") if wanted == "auto" else bool(wanted)
 
 
 _pools: list[tuple[int, int]] = []  # (ops at the same time, threads of an op) of this process, once they are set

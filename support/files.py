@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from errors import UserError
+from support.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent  # of the program
 MOST_BYTES = 1 << 33  # of one array in an .npz
 
 

@@ -1,4 +1,4 @@
-"""A working directory's results as one structured array: a row an epoch, an image or a direction."""
+"""A working directory's results as one structured array: one row per epoch, image or direction."""
 
 import csv
 import io
@@ -9,34 +9,37 @@ from typing import Any, TextIO
 
 import numpy as np
 
-import results
-from errors import UserError
-from files import replace_atomically
-from flags.table import flatten, renamed
+from catalogue.attacks import METHODS
+from catalogue.tasks import SEVERAL
+from flags.command_line import Parser, exit_status
+from flags.table import flatten
+from storage import read
+from support.errors import UserError
+from support.files import replace_atomically
 
 FIRST = ("eid", "lr", "log_frame", "rt_loss", "time")  # of a training run, before its stats
 
 
 def table(directory: Path | str) -> np.ndarray:
-    """The results in a working directory; `pandas.DataFrame(table(d))` takes it as it is.
+    """Return the results in a working directory, such that `pandas.DataFrame(table(d))` accepts them.
 
-    Returns: structured, [rows]. Of a training run a row an epoch: eid, lr, log_frame, rt_loss, time, and every key
-      of stats (NaN where an epoch lacks it). Of an attack a row an image: eid, index, label, distance (of the example
-      found; NaN without one), success, clean_correct, certified. Of a radius a row a direction: network, eid,
-      direction, radius, end (the loss there). Whole numbers are int64, others float64.
+    Returns: structured, [rows]. Training: one row per epoch, with eid, lr, log_frame, rt_loss, time, and every key of
+      stats (NaN where an epoch lacks it). Attack: one row per image, with eid, index, label, distance (of the example
+      found; NaN without one), success, clean_correct, certified. Radius: one row per direction, with network, eid,
+      direction, radius, loss_there, loss. Whole numbers are int64, others float64.
 
-    Raises: UserError for a directory that is no run, of another kind, or without results.
+    Raises: UserError for a directory that is not a run, is of another kind, or has no results.
     """
-    path = results.check_run(directory)
-    task = renamed(flatten(results.read_flags(path))).get("task", "train")
-    if task in ("train_seeds", "sweep"):
-        raise UserError(f"{path}: holds several runs; give the folder of one of them")
+    path = read.check_run(directory)
+    task = flatten(read.read_flags(path)).get("task", "train")
+    if task in SEVERAL:
+        raise UserError(f"{path}: has several runs; give the directory of one of them")
     if task not in TABLES:
-        raise UserError(f"{path}: a {task}; tables are made of {', '.join(TABLES)}")
+        raise UserError(f"{path}: there is no table for the task {task}, only for {', '.join(TABLES)}")
     if task != "train" and not (path / "res").exists():
         raise UserError(f"{path}: it is not finished (resume it with --resume)")
     try:
-        columns = TABLES[task](path, results.load(path))
+        columns = TABLES[task](path, read.load(path))
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path / 'res'}: not a result of the task {task} ({type(error).__name__}: {error})"
@@ -76,12 +79,12 @@ def _images(path: Path, res: dict) -> dict[str, Any]:
         distance = method.distances(np.asarray(found["errors"], np.float64))
         columns = {
             "eid": np.full(n, eid),
-            "index": np.asarray(found.get("indices", np.arange(n))),
+            "index": np.asarray(found["indices"]),
             "label": np.asarray(found["labels"]),
             "distance": np.where(found["success"], distance, np.nan),
             "success": np.asarray(found["success"], bool),
             "clean_correct": np.asarray(found["clean_correct"], bool),
-            "certified": np.asarray(found.get("certified", np.full(n, np.nan)), np.float64),
+            "certified": np.asarray(found["certified"], np.float64),
         }
         for name, values in columns.items():
             parts.setdefault(name, []).append(values)
@@ -89,9 +92,7 @@ def _images(path: Path, res: dict) -> dict[str, Any]:
 
 
 def _method(path: Path) -> Any:
-    from attacks.registry import METHODS
-
-    return METHODS[flatten(results.read_flags(path)).get("attack_method", "cw")]
+    return METHODS[flatten(read.read_flags(path)).get("attack_method", "cw")]
 
 
 def _directions(path: Path, res: dict) -> dict[str, Any]:
@@ -113,17 +114,15 @@ TABLES: dict[str, Callable[[Path, Any], dict[str, Any]]] = {
 
 
 def write_csv(rows: np.ndarray, file: TextIO) -> None:
-    """Rows as CSV, with all digits of each number."""
+    """Write rows as CSV, with all digits of each number."""
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(rows.dtype.names)
+    writer.writerow(rows.dtype.names or ())
     for row in rows:
         writer.writerow([repr(float(v)) if isinstance(v, np.floating) else v for v in row])
 
 
 def main(argv: list[str]) -> int:
     """The command line of `python results.py`; returns the exit status, as `exit_status`."""
-    from flags.command_line import Parser, exit_status
-
     parser = Parser(prog="python results.py", description="A run's record as a table.", allow_abbrev=False)
     parser.add_argument("directory", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--csv", metavar="FILE", help="write it there, not to the screen")
@@ -138,7 +137,7 @@ def main(argv: list[str]) -> int:
         else:
             _to_file(rows, Path(options.csv))
 
-    return exit_status(answer, "the screen has not all of the table")
+    return exit_status(answer, "the output is incomplete")
 
 
 def _to_file(rows: np.ndarray, path: Path) -> None:
@@ -148,4 +147,4 @@ def _to_file(rows: np.ndarray, path: Path) -> None:
         replace_atomically(path, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
         raise UserError(f"--csv {path}: cannot be written: {error.strerror}") from None
-    print(f"{path}: {len(rows)} rows, {len(rows.dtype.names)} columns")
+    print(f"{path}: {len(rows)} rows, {len(rows.dtype)} columns")

@@ -3,10 +3,7 @@
 A new attack is a file with its class, a row here, and a script `eval-*.py`.
 """
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 NORMALIZATIONS = ("none", "sum", "max")
@@ -96,31 +93,3 @@ def refuses(method: str, flag: str) -> bool:
         return False
     takers = [name for name, row in METHODS.items() if flag in row.options.values()]
     return bool(takers) and method not in takers
-
-
-def proved_in_l2(flags: dict, method: Method) -> bool:
-    """Whether an attack's `certified` is in L2 and not in its own norm, as in directories before there was `local`.
-
-    Args:
-      flags: as the directory has them: the flag was true or false then.
-    """
-    return method.norm != L2 and isinstance(flags.get("attack_certificate", True), bool)
-
-
-def build(f: SimpleNamespace, logits: Callable[[Any], Any], shape: tuple[int, int, int]) -> Any:
-    """The attack that the flags name, an `attacks.base.Attack`.
-
-    Args:
-      f: the flags; where a setting's flag is None, the default of the attack's class stands.
-      logits: the network. shape: (h, w, c) of an image.
-    """
-    from attacks.base import normalized
-
-    method = METHODS[f.attack_method]
-    module, name = method.path.split(":")
-    options = {option: getattr(f, flag) for option, flag in method.options.items()}
-    options = {option: value for option, value in options.items() if value is not None}
-    if f.attack_target is not None:
-        options["targeted"] = True
-    attack_class = getattr(importlib.import_module(module), name)
-    return attack_class(normalized(logits, f.attack_normalize_output), shape, **options)

@@ -1,0 +1,1 @@
+"""What exists, as plain data: tasks, recorded measures, attacks."""

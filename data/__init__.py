@@ -1,0 +1,1 @@
+"""Datasets: file formats, loading, labels."""

@@ -1,0 +1,1 @@
+"""What every task is given (`context`), and how its units of work are executed."""

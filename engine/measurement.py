@@ -1,0 +1,93 @@
+"""A measurement of stored networks: which networks, and its units of work with their record on the disk.
+
+A measurement's working directory lies in that of the run that it measures. Each unit (a direction, a row, a network)
+is in the journal as soon as it is done.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.cluster import executor
+from engine.context import Context, first_files, resumed, writing
+from engine.units import Unit
+from storage import read, workdir
+from storage.run_flags import Place, networks
+from support import forms
+from support.errors import UserError
+from support.screen import Bar, log, shown_path
+
+
+def record_of(context: Context, path: str) -> dict:
+    """Return {epoch: info} of a run that is measured; read once."""
+    return context.kept("record", path, lambda: read.load(path)["raw"])
+
+
+def checked_networks(context: Context) -> dict[str, Place]:
+    """Return `storage.run_flags.networks`, having checked that data and weights are those of this Context."""
+    found = networks(context.flags)
+    for path, eid in found.values():
+        context.check_data(Path(path))
+        context.stored_weights(path, eid)
+    return found
+
+
+def measure(
+    context: Context,
+    places: dict[str, Place],
+    units: list[Unit],
+    entry: Callable[[Unit, Any], dict],
+    form: forms.Form,
+    finish: Callable[[list[dict]], dict],
+) -> Path:
+    """Execute the units that are not in the journal yet, then write `res`. Returns the directory.
+
+    Args:
+      places: the networks that are measured.
+      entry: logs a unit's result, and returns its journal entry.
+      form: of such an entry.
+      finish: all journal entries, in the order of the units -> `raw` of `res`; also logs.
+
+    Raises: UserError; Stopped; OSError when the disk fails.
+    """
+    measured = {name: eid for name, (_, eid) in places.items()}
+    if context.f.resume:
+        path = resumed(context)
+        before = read.read_about(path).get("measured", measured)
+        if before != measured:
+            raise UserError(
+                f"--resume {path}: {context.f.load_dir} was trained further since this measurement began: then "
+                f"{_listed(before)}, now {_listed(measured)}; measure it again"
+            )
+    else:
+        path = workdir.create(Path(context.f.load_dir), context.name, first_files(context, measured=measured))
+    work_dir = workdir.WorkDir(path)
+    number = {unit.key: k for k, unit in enumerate(units)}
+    done: dict[int, dict] = {}
+
+    def store(unit: Unit, result: Any) -> None:
+        k = number[unit.key]
+        done[k] = {"part": k} | entry(unit, result)
+        work_dir.append(done[k])
+
+    def stopped_after() -> str:
+        return f"{len(done)} of {len(units)} units"
+
+    with writing(context, path), workdir.resumable(f"./run.sh {context.name}", path, stopped_after):
+        done |= work_dir.rewind(key="part")
+        for k, found in done.items():
+            if k not in range(len(units)) or forms.wrong(found, form):
+                journal = path / "journal.jsonl"
+                raise UserError(f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure again")
+        log.info("measures: %s", shown_path(Path(context.f.load_dir)))
+        with executor(context) as workers, Bar(len(units), "unit", context.update, len(done)) as bar:
+            workers.run([u for u in units if number[u.key] not in done], store, bar)
+        work_dir.write_res({"flags": context.flags, "raw": finish([done[k] for k in sorted(done)])})
+        log.info("results in %s", shown_path(path))
+    return path
+
+
+def _listed(measured: dict[str, int]) -> str:
+    """Networks with their epochs; the name of a network that already contains its epoch, alone."""
+    named = {name: f"epoch {eid}" for name, eid in measured.items()}
+    return ", ".join(epoch if name.endswith(epoch) else f"{name} {epoch}" for name, epoch in named.items())

@@ -1,0 +1,180 @@
+"""The flags of stored runs: what a task takes over from the run that it resumes or looks at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalogue.attacks import refuses
+from catalogue.tasks import MEASUREMENTS, SEVERAL
+from flags.command_line import command_line
+from flags.table import DATA, FLAGS, FREE_ON_RESUME, NETWORK, TASKS_OF, TRAINING_FLAGS, complete, flatten, renamed
+from flags.values import shown
+from storage import read
+from storage.workdir import logs_dir
+from support.errors import UserError
+
+Place = tuple[str, int]  # where a network is stored: (working directory, epoch)
+
+
+def stored(directory: Path | str) -> dict:
+    """Return the flags of a working directory, complete. Raises: UserError where they are missing or damaged."""
+    flags = read.read_flags(directory)
+    try:
+        return complete(flags)
+    except UserError as error:
+        raise UserError(f"{Path(directory) / 'flags.json'}: {error}") from None
+
+
+def of_trained(directory: Path | str) -> dict:
+    """Return the flags of a training run. Raises: UserError also for a directory of another kind."""
+    flags = stored(directory)
+    if flags["task"] not in ("train", "train_seeds"):
+        raise UserError(
+            f"{directory}: left by the task {flags['task']}, without networks; give a training run's directory"
+        )
+    return flags
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a task takes over from the run `load_dir`.
+
+    Attributes:
+      flags: names of the flags whose values are the run's. They cannot be given.
+      but: those of them that may be given all the same.
+    """
+
+    flags: tuple[str, ...]
+    but: tuple[str, ...] = ("data_dir",)
+
+
+INHERITED = {
+    "train_peek": Inherited((*DATA, *NETWORK)),
+    "attack": Inherited((*DATA, *NETWORK, *TRAINING_FLAGS)),
+    # Without a directory, --dataset helps to choose the run.
+    **dict.fromkeys(MEASUREMENTS, Inherited((*DATA, *NETWORK, *TRAINING_FLAGS), ("data_dir", "dataset"))),
+}
+
+
+def resolve(script: dict, given: dict[str, Any]) -> dict:
+    """Return the complete flags of a task, with those of the run that it resumes or looks at.
+
+    Args:
+      script: a script's dict, nested. given: flat: flags that replace the script's, and must not contradict that run.
+
+    Raises: UserError for a flag that is wrong or contradicts the run, and when there is no such run.
+    """
+    given = renamed(given)
+    if given.get("resume") is not None:
+        return _resumed(given)
+    flags = complete(flatten(script) | given)
+    rule = INHERITED.get(flags["task"])
+    run = _run_of(flags) if rule else None
+    if rule is None or run is None:
+        return flags
+    own, theirs = flatten(flags), flatten(of_trained(run))
+    for name in given:
+        if name in rule.flags and name not in rule.but and own[name] != theirs[name]:
+            raise UserError(f"--{name} {shown(own[name])}: the run {run} has {shown(theirs[name])}; leave it out")
+    if own["dataset"] not in (None, theirs["dataset"]) and "dataset" in given:
+        raise UserError(f"--dataset {own['dataset']}: the run {run} is on {theirs['dataset']}")
+    data_dir = theirs["data_dir"] if own["data_dir"] is None else own["data_dir"]
+    taken = {name: theirs[name] for name in rule.flags} | {"data_dir": data_dir, "load_dir": str(run)}
+    flags = complete(own | taken)
+    if flags["task"] in MEASUREMENTS:
+        networks(flags)
+    return flags
+
+
+def of_command_line(argv: list[str], script: dict, about: str = "", prog: str = "") -> dict:
+    """Return the complete flags of a script and the words after its name. Arguments as of `command_line`.
+
+    Raises: UserError, also for a flag that the task does not read.
+    """
+    given = command_line(argv, script, about, prog)
+    flags = resolve(script, given)
+    _check_read(flags, given)
+    return flags
+
+
+def _resumed(given: dict[str, Any]) -> dict:
+    """The flags of the run to resume. Only FREE_ON_RESUME may change."""
+    before = flatten(stored(given["resume"]))
+    flags = complete(before | given)
+    after = flatten(flags)
+    for flag in FLAGS:
+        old, new = before[flag.name], after[flag.name]
+        if flag.name not in FREE_ON_RESUME and old != new:
+            raise UserError(
+                f"--{flag.name} {shown(new)}: the run to resume has {shown(old)}; "
+                f"when resuming, only {', '.join(FREE_ON_RESUME)} may change"
+            )
+    if flags["task"] in INHERITED and flags["task"] != "train_peek":
+        # load_dir may have named `latest`, or a place that has moved since.
+        return flags | {"load_dir": str(read.check_run(given["resume"]).resolve().parent.parent)}
+    return flags
+
+
+def _check_read(flags: dict, given: dict[str, Any]) -> None:
+    """Raises: UserError for a typed flag that the task, or the attack's method, does not read."""
+    task = flags["task"]
+    for name in given:
+        if task not in TASKS_OF[name]:
+            raise UserError(f"--{name}: the task {task} does not read it (only {', '.join(TASKS_OF[name])})")
+        if task == "attack" and refuses(flags["attack_method"], name):
+            raise UserError(f"--{name}: {flags['attack_method']} has no such setting; see --help")
+
+
+def _run_of(flags: dict) -> Path | None:
+    """The run that a task looks at; None where the flags name none (train_peek reports that itself)."""
+    if flags["load_dir"] is not None:
+        return read.check_run(flags["load_dir"]).resolve()
+    if flags["task"] in MEASUREMENTS:
+        return _latest_run(flags).resolve()
+    if flags["task"] == "attack":
+        raise UserError("which run? give its working directory, logs/<experiment>/<time>, as the first word")
+    return None
+
+
+def _latest_run(flags: dict) -> Path:
+    if flags["measured_experiment"] is None:
+        raise UserError("give the working directory of a run, logs/<experiment>/<time>")
+    experiment = flags["measured_experiment"] + ("_random" if flags["on_random_labels"] else "")
+    logs = logs_dir(flags["logs_dir"])
+    found = sorted((logs / experiment).glob("*"))
+    found = [path for path in found if path.name != "latest" and (path / "flags.json").is_file()]
+    wanted = flags["dataset"]
+    if wanted is not None:
+        found = [path for path in found if read.read_flags(path).get("dataset") == wanted]
+    if not found:
+        of = f" on {wanted}" if wanted else ""
+        raise UserError(f"no run of {experiment}{of} in {logs}; train first: ./run.sh {experiment}")
+    return found[-1]
+
+
+def networks(flags: dict) -> dict[str, Place]:
+    """Return {name: place} of the networks of load_dir: one per seed, or per `eid`.
+
+    Raises: UserError unless every seed is trained to the end.
+    """
+    run = Path(flags["load_dir"])
+    of_the_run = stored(run)
+    if of_the_run["task"] not in SEVERAL:
+        return {f"epoch {eid}": (str(run), eid) for eid in read.choose_eids(run, flags["eid"])}
+    found = {}
+    for seed in of_the_run["seeds"]:
+        path = run / f"seed-{seed}"
+        eids = read.stored_eids(path) if (path / "flags.json").is_file() else []
+        has, due = eids[-1] if eids else 0, of_the_run["E"]
+        if has == 0 or (flags["eid"] == "last" and has != due):
+            experiment = read.read_about(run)["experiment"]
+            state = f"has {has} of its {due} epochs" if has < due else f"has {has} epochs, not {due}"
+            remedy = f"finish it with ./run.sh {experiment} --resume {run}"
+            raise UserError(
+                f"{run}: seed {seed} {state}, and all {len(of_the_run['seeds'])} networks are needed; "
+                + (remedy if has < due else f"{remedy} --E {has}, or choose a common epoch with --eid")
+            )
+        for eid in read.choose_eids(path, flags["eid"]):
+            several = "" if flags["eid"] == "last" else f" epoch {eid}"
+            found[f"seed {seed}{several}"] = (str(path), eid)
+    return found

@@ -1,0 +1,1 @@
+"""Errors, log, progress, devices and files. Independent of networks, data and experiments."""

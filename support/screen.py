@@ -1,0 +1,182 @@
+"""The log, on stdout and in a file, and progress."""
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("margin")
+
+# The one progress callback: called about once per second with the completed fraction, 0 to 1. It may raise `Stopped`.
+Update = Callable[[float], None]
+
+
+def ignore(fraction: float) -> None:
+    """An `Update` that does nothing."""
+
+
+def within(update: Update, low: float, high: float) -> Update:
+    """The callback of a stage that makes up the fractions from `low` to `high` of the whole."""
+    return lambda fraction: update(low + (high - low) * fraction)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as the user would type it in the current directory."""
+    path, here = path.resolve(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def one_line(message: object) -> str:
+    """Return a message on one line, whatever characters its values contain."""
+    text = str(message).encode("utf-8", "backslashreplace").decode()
+    return text.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def give_streams() -> None:
+    """Replace a closed stdout or stderr by the null device."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for the rest of the process)
+
+
+def silence_stdout() -> None:
+    """Send stdout to the null device, once it is closed or full. Otherwise Python reports an error at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class Screen(logging.Handler):
+    """Write log lines to stdout without tearing a progress bar on the terminal.
+
+    When stdout cannot be written, warn once and keep running: the file `stdout` in the directory is complete.
+    """
+
+    def emit(self, record):
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            silence_stdout()
+            print(
+                f"warning: stdout: {error.strerror}; the run continues, and its file stdout is complete",
+                file=sys.stderr,
+            )
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record):
+        raise
+
+
+class logging_to:
+    """Context manager: copy log lines into a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        self.handler = _File(self.path, encoding="utf-8")
+        log.addHandler(self.handler)
+
+    def __exit__(self, *exception):
+        log.removeHandler(self.handler)
+        self.handler.close()
+
+
+class Throttle:
+    """A callable that returns True at most once per interval, in seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        due = now - self.last >= self.seconds
+        if due:
+            self.last = now
+        return due
+
+
+class Progress:
+    """Count the completed work of a task.
+
+    Args:
+      update: called at every advance of a part; what it raises propagates.
+      total: how much work there is; None: unknown. `update` then gets the fraction of the current part.
+    """
+
+    def __init__(self, update: Update = ignore, total: float | None = None):
+        self.update, self.total, self.done = update, total, 0.0
+        self._lock = threading.Lock()
+
+    def part(self, size: float = 1.0) -> "Part":
+        """Return the callback of a piece of the work of this size."""
+        return Part(self, size)
+
+    def check(self, fraction: float = 0.0) -> None:
+        """Report progress; `fraction` is that of the current part. Raises: what `update` raises."""
+        self.update(min(self.done / self.total, 1.0) if self.total else fraction)
+
+    def advance(self, n: float) -> None:
+        """Advance by `n`. Never raises."""
+        with self._lock:
+            self.done += n
+
+
+class Part:
+    """An `Update` that advances a `Progress` as its piece of work advances."""
+
+    def __init__(self, progress: Progress, size: float):
+        self.progress, self.size, self.fraction = progress, size, 0.0
+
+    def __call__(self, fraction: float) -> None:
+        self._go_to(fraction)
+        self.progress.check(fraction)
+
+    def finish(self) -> None:
+        """Count the whole piece as done. Never raises: a result is not thrown away."""
+        self._go_to(1.0)
+
+    def _go_to(self, fraction: float) -> None:
+        self.progress.advance((fraction - self.fraction) * self.size)
+        self.fraction = fraction
+
+
+class Bar(Progress):
+    """Show progress: a bar on a terminal, and one log line per minute everywhere. Use it in `with`.
+
+    Args:
+      total: how much work there is. unit: of what. update: as for `Progress`.
+      found: how much of it was done earlier.
+    """
+
+    def __init__(self, total: float, unit: str, update: Update = ignore, found: float = 0.0):
+        super().__init__(update, total)
+        self.unit, self.due, self.began = unit, Throttle(60), time.monotonic()
+        self.done = self.found = found
+        self.bar = tqdm(
+            total=total, initial=found, unit=unit, disable=None, dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]",
+        )  # fmt: skip
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.close()
+
+    def advance(self, n: float) -> None:
+        super().advance(n)
+        with self._lock:
+            self.bar.update(n)
+            done_here = self.done - self.found
+            if self.due() and done_here > 0:
+                left = (time.monotonic() - self.began) * (self.bar.total - self.done) / done_here
+                log.info("%.0f of %d %ss, about %.0f min left", self.done, self.bar.total, self.unit, left / 60)
