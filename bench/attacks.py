@@ -28,7 +28,7 @@ from engine.serial import Serial
 from engine.units import Unit
 from support.device import import_tensorflow, set_up_device
 from support.errors import UserError
-from support.screen import Ticker
+from support.screen import Bar
 
 tf = import_tensorflow()
 
@@ -65,14 +65,14 @@ def run_ours(attack, model, images, labels, batch, warm_up):
     attack(model.pixels(images[:warm_up]).numpy(), labels[:warm_up])
     found = []
 
-    def block(context, args, tick):
+    def block(worker, args, update):
         where = np.arange(args["first"], min(args["first"] + batch, len(images)))
-        return measurement.attack_block(attack, model, images[where], labels[where], where, tick=tick)
+        return measurement.attack_block(attack, model, images[where], labels[where], where, update=update)
 
     units = [Unit(block, (first,), {"first": first}) for first in range(0, len(images), batch)]
     began = time.perf_counter()
-    with Ticker(len(units), "block", lambda: None) as ticker:
-        Serial(Context({}), AT_ONCE).run(units, lambda unit, result: found.append(result["error"]), ticker)
+    with Bar(len(units), "block") as bar:
+        Serial(Context({}), AT_ONCE).run(units, lambda unit, result: found.append(result["error"]), bar)
     return time.perf_counter() - began, np.sqrt(np.concatenate(found))
 
 

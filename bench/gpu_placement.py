@@ -41,7 +41,7 @@ tf = import_tensorflow()
 from tensorflow.python.framework import kernels, op_def_registry
 
 from attacks import run
-from catalogue import attacks
+from catalogue.attacks import METHODS
 from flatness.hessian import Hessian
 from flatness.span import Examples, FastSpan, PlainSpan
 from models.architectures import ARCHITECTURES
@@ -246,7 +246,7 @@ def functions(name: str, xla: bool, attacks: bool = True, spans: bool = True) ->
         if not augmented or shape[-1] == 3:
             found[what] = traced_turn(model, shape, n, batch, augmented), batch
     found["evaluation"] = traced_evaluation(model, shape, n), EVAL_BATCH
-    for method in attacks.METHODS if attacks else ():
+    for method in METHODS if attacks else ():
         flags = SimpleNamespace(**_attack_flags(method))
         attack = run.build(flags, model.logits, shape)
         for value in vars(attack).values():
@@ -285,7 +285,7 @@ def compiled_turn(model: Any, shape: tuple[int, ...], batch: int, n_batches: int
 
 
 def _attack_flags(method: str) -> dict[str, Any]:
-    flags = dict.fromkeys(attacks.METHODS[method].options.values())
+    flags = dict.fromkeys(METHODS[method].options.values())
     return flags | {"attack_method": method, "attack_target": None, "attack_normalize_output": "none", "seed": 0} | {
         "attack_eps_list": (0.1,), "attack_confidence": 0.0, "attack_abort": "image"}  # fmt: skip
 

@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from storage.run_flags import of_command_line
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import results
@@ -32,16 +30,17 @@ from core import Core
 from engine import cluster
 from engine.context import Context
 from engine.serial import Serial
-from engine.units import Unit
+from engine.units import Unit, Worker
+from storage.run_flags import of_command_line
 from support.device import cores, import_tensorflow
-from support.screen import Uncounted
+from support.screen import Progress
 from training.run import Training
 
 DIGITS = {
     "dataset": "digits", "model": {"description": "CNN", "init": {"weight": "he_normal"}}, "gpu": -1,
     "lr": ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)), "archive": "idle", "figures": False,
 }  # fmt: skip
-NOTHING = Uncounted(lambda: None)
+NOTHING = Progress()
 
 
 # Measured
@@ -66,7 +65,7 @@ def seconds_of(executor: Any, units: list[Unit], warm_up: int) -> float:
     return time.perf_counter() - began
 
 
-def nothing(context: Context, args: dict, tick: Any) -> int:
+def nothing(worker: Worker, args: dict, update: Any) -> int:
     """A unit that does nothing."""
     return 0
 

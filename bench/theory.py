@@ -52,7 +52,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
     script = importlib.import_module(experiment).flags
     with tempfile.TemporaryDirectory() as logs:
         core = Core(script | {"E": epochs, "archive": max(epochs // 2, 1), "logs_dir": logs} | flags, experiment)
-        clocks = [Clock(margins, "smoothed_stats"), Clock(margins, "balance"), Clock(training_run, "turned")]
+        clocks = [Clock(margins, "smoothed_stats"), Clock(margins, "balance"), Clock(training_run, "angle_between")]
         path = core.run()
         for clock in clocks:
             clock.restore()
@@ -71,12 +71,12 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
         for name in ("theory", "sharpness"):
             times = []
             for _ in range(ROUNDS + 1):  # the first one traces, and starts cold
-                epoch = measures.Evaluation(
-                    context, infos[-1]["log_frame"], info=infos[-1], infos=infos, kept=kept,
-                    stored=lambda: (before, context.stored_weights(path, before)),
-                )  # fmt: skip
+                now = measures.Evaluation(context, infos[-1]["log_frame"])
+                history = measures.History(
+                    infos[-1], infos, lambda: (before, context.stored_weights(path, before)), kept
+                )
                 began = time.perf_counter()
-                measures.record(epoch, [name])
+                measures.record(now, history, [name])
                 times.append(time.perf_counter() - began)
             found[name] = statistics.median(times[1:])
     return found

@@ -1,6 +1,6 @@
 """Datasets: where their files are searched for, and which part of them is used.
 
-`load` returns integer pixels as stored, NHWC, and the factor that maps them to [0, 1]. A new dataset is a row of SOURCES.
+`load` returns integer pixels as stored, NHWC, and the factor that maps them to [0, 1]. A dataset is a row of SOURCES.
 """
 
 import contextlib

@@ -212,6 +212,10 @@ class Cluster:
                 raise UserError(f"--cluster {self.wanted}: the scheduler has no worker; start some, and try again")
             time.sleep(LOOK)
 
+    def executor(self, context: Context, priority: int = 0) -> "Remote":
+        """Return an executor for the units of a task. Those of a higher priority go first."""
+        return Remote(self, context, priority)
+
     def tell_workers(self, keys: list | None) -> None:
         """Cancel running units: those with these keys, or all of this driver."""
         if self.client.status == "running":
@@ -350,4 +354,4 @@ def executor(context: Context, at_once: int = 1, priority: int = 0) -> Iterator[
         yield Serial(context, at_once)
         return
     with Cluster(context.f.cluster, context.compute.threads, context.f.gpu) as cluster:
-        yield Remote(cluster, context, priority)
+        yield cluster.executor(context, priority)

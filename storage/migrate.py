@@ -98,7 +98,7 @@ def records(path: Path, dtype: np.dtype, crc: Any) -> None:
 
     Raises: any Exception for a damaged file.
     """
-    before = np.load(path, mmap_mode="r")
+    before = np.lib.format.open_memmap(path, "r")
     if before.dtype != np.dtype([(name, dtype[name]) for name in dtype.names or () if name != "crc"]):
         return
     temporary = path.with_name(f".{path.name}.tmp")

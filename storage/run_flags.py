@@ -92,6 +92,10 @@ def of_command_line(argv: list[str], script: dict, about: str = "", prog: str = 
     Raises: UserError, also for a flag that the task does not read.
     """
     given = command_line(argv, script, about, prog)
+    rule = INHERITED.get(script.get("task", "train"))
+    for name in given:
+        if rule is not None and name in rule.flags and name not in rule.but:
+            raise UserError(f"--{name}: comes from the run that is inspected; leave it out")
     flags = resolve(script, given)
     _check_read(flags, given)
     return flags
@@ -100,6 +104,9 @@ def of_command_line(argv: list[str], script: dict, about: str = "", prog: str = 
 def _resumed(given: dict[str, Any]) -> dict:
     """The flags of the run to resume. Only FREE_ON_RESUME may change."""
     before = flatten(stored(given["resume"]))
+    if before["task"] in INHERITED:
+        # The run is where the directory lies: load_dir may have named `latest`, or a place that has moved since.
+        given = given | {"load_dir": before["load_dir"]}
     flags = complete(before | given)
     after = flatten(flags)
     for flag in FLAGS:
@@ -110,7 +117,6 @@ def _resumed(given: dict[str, Any]) -> dict:
                 f"when resuming, only {', '.join(FREE_ON_RESUME)} may change"
             )
     if flags["task"] in INHERITED and flags["task"] != "train_peek":
-        # load_dir may have named `latest`, or a place that has moved since.
         return flags | {"load_dir": str(read.check_run(given["resume"]).resolve().parent.parent)}
     return flags
 
@@ -132,7 +138,7 @@ def _run_of(flags: dict) -> Path | None:
     if flags["task"] in MEASUREMENTS:
         return _latest_run(flags).resolve()
     if flags["task"] == "attack":
-        raise UserError("which run? give its working directory, logs/<experiment>/<time>, as the first word")
+        raise UserError("which run? use ./eval.sh <attack> <working directory>, such as logs/<experiment>/<time>")
     return None
 
 

@@ -147,4 +147,4 @@ def _to_file(rows: np.ndarray, path: Path) -> None:
         replace_atomically(path, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
         raise UserError(f"--csv {path}: cannot be written: {error.strerror}") from None
-    print(f"{path}: {len(rows)} rows, {len(rows.dtype)} columns")
+    print(f"{path}: {len(rows)} rows, {len(rows.dtype.names or ())} columns")

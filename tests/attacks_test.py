@@ -498,14 +498,14 @@ def test_an_attack_looks_up_every_few_steps_and_can_be_stopped_there(attack_clas
     logits, x, y, _ = linear_classifier(5)
     parts = []
 
-    def tick(part):
+    def update(part):
         parts.append(part)
         if part >= 0.5:
             raise KeyboardInterrupt
 
     frozen = attack_class(lambda x: logits(x) * 0.0 + 1.0, SHAPE, steps=100)  # it never finds anything
     with pytest.raises(KeyboardInterrupt):
-        frozen(x, y, tick=tick)
+        frozen(x, y, update=update)
     assert len(parts) >= 2 and parts == sorted(parts) and parts[-1] == 0.5
 
 

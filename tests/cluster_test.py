@@ -18,12 +18,12 @@ import flags as flag_table
 import results
 from bench import scale
 from core import Core
-from engine import cluster
+from engine import cluster, cluster_worker
 from engine.units import Unit
 from reporting import page
 from storage.run_flags import of_command_line
 from support.errors import Stopped, UserError
-from support.screen import Uncounted
+from support.screen import Progress
 from training import sweep
 
 pytest.importorskip("distributed")
@@ -118,12 +118,12 @@ def test_with_three_workers_of_this_machine_one_of_them_killed_the_run_is_the_sa
     monkeypatch.setattr(cluster.log, "propagate", True)
     caplog.set_level("INFO", "margin")
     run = Core(FLAGS | {"logs_dir": logs, "cluster": 3, "speculate": True}, "killed").run()
-    assert killed and f"note: the worker {killed[0]} is gone; its unit goes to another one" in caplog.messages
+    assert killed and f"note: the worker {killed[0]} is gone; its unit is given to another one" in caplog.messages
     assert_same_runs(serial, run)
 
 
 CURVATURE = {"eigenvalues": 2, "probes": 3, "density": True, "density_probes": 2, "density_steps": 4, "eid": [10, 25]}
-SHARPNESS = {"rho": (0.1,), "ascent_steps": 3, "sharpness_probes": 2, "eid": [10, 25]}
+SHARPNESS = {"rho": (0.1,), "eid": [10, 25]}
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,18 @@ def test_units_that_are_no_longer_wanted_end(scheduler_file):
 
         def busy():
             return sum(
-                workers.client.run(lambda: getattr(sys.modules.get("cluster"), "_now", None) is not None).values()
+                workers.client.run(
+                    lambda: getattr(sys.modules.get("engine.cluster_worker"), "_now", None) is not None
+                ).values()
             )
 
-        def stop_when_all_are_busy():
+        def stop_when_all_are_busy(fraction):
             if busy() == 2:
                 raise Stopped(signal.SIGINT)
 
         with pytest.raises(Stopped):
             units = [Unit(Endless(), (0,)), Unit(Endless(), (1,))]
-            workers.executor(context).run(units, lambda unit, found: None, Uncounted(stop_when_all_are_busy))
+            workers.executor(context).run(units, lambda unit, found: None, Progress(stop_when_all_are_busy))
         for _ in range(600):
             if not busy():
                 return
@@ -206,7 +208,7 @@ def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, seria
     context = Core(FLAGS | {"cluster": scheduler_file}).context
     with cluster.Cluster(scheduler_file, 1, -1) as workers, pytest.raises(TypeError):
         unit = Unit(operator.truediv, (0,))  # takes two arguments, not a unit's three
-        workers.executor(context).run([unit], lambda unit, found: None, Uncounted(lambda: None))
+        workers.executor(context).run([unit], lambda unit, found: None, Progress())
 
 
 @soak
@@ -288,8 +290,8 @@ def test_a_scheduler_without_workers_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["program", "tensorflow"])
 def test_a_worker_with_another_version_is_one_line(scheduler_file, monkeypatch, what):
-    facts = cluster.facts
-    monkeypatch.setattr(cluster, "facts", lambda root: facts(root) | {what: "another"})
+    facts = cluster_worker.facts
+    monkeypatch.setattr(cluster_worker, "facts", lambda root: facts(root) | {what: "another"})
     with pytest.raises(UserError, match=rf"--cluster: the worker tcp://.* has {what} .*, here it is another"):
         cluster.Cluster(scheduler_file, 1, -1).__enter__()
 

@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, soak
 import flags
 import launch
 import results
-from attacks import certificate, measurement
+from attacks import certificate
 from attacks import run as attack_run
 from core import Core
 from data import loading
@@ -178,17 +178,17 @@ def test_every_method_runs_through_core(run, script):
 
 def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monkeypatch):
     whole, _ = attack(run, "--eid", "3,8")
-    before, calls = measurement.certificate.certified, []
+    before, calls = certificate.certified, []
 
     def certified(*args):
         calls.append(1)
         return before(*args)
 
-    def stop_if_asked():
+    def update(fraction):
         if len(calls) >= 4:  # of 3 blocks in each of 2 epochs
             raise Stopped(15)
 
-    stopped = Core(prepare(run, "--eid", "3,8").context.flags, "eval-tiny", stop_if_asked)
+    stopped = Core(prepare(run, "--eid", "3,8").context.flags, "eval-tiny", update)
     monkeypatch.setattr(certificate, "certified", certified)
     with pytest.raises(Stopped):
         stopped.run()
@@ -238,7 +238,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     message = refused(own, "--eid", "5")
     assert "3, 6, 8" in message and "5" in message
     assert "--eid 3,last: " in refused(own, "--eid", "3,last")
-    assert "working directory" in refused(own, "--dataset", "mnist")
+    assert "comes from the run" in refused(own, "--dataset", "mnist")
     assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
     assert "10 classes" in refused(own, "--attack_target", "10")
     with pytest.raises(UserError, match="which run"):
@@ -317,7 +317,7 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
 def test_a_resumed_attack_keeps_to_its_run_and_epochs(own, monkeypatch):
     """Whatever the flag that named the run, `latest` or seen from another folder, names by now."""
     stopping = prepare(own, "--eid", "last")
-    stopping = Core(stopping.context.flags, "eval-tiny", lambda: (_ for _ in ()).throw(Stopped(2)))
+    stopping = Core(stopping.context.flags, "eval-tiny", lambda fraction: (_ for _ in ()).throw(Stopped(2)))
     with pytest.raises(Stopped):
         stopping.run()
     path = (own / "eval-tiny" / "latest").resolve()

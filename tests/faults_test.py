@@ -51,7 +51,7 @@ def own(trained, tmp_path):
 
 def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
     before = (own / "journal.jsonl").read_bytes()
-    said = rf"^{own}: is being written by process {os.getpid()} on .*wait for its end"
+    said = rf"^{own}: process {os.getpid()} on .* is writing there; wait until it ends"
     with results.locked(own), pytest.raises(UserError, match=said):
         Core(of_command_line(["--resume", str(own), "--E", "9"], SCRIPT), QUICK).run()
     assert (own / "journal.jsonl").read_bytes() == before
@@ -66,7 +66,7 @@ def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
     ]
     ends = [(process.communicate(timeout=300)[1], process.returncode) for process in started]
     assert {status for _, status in ends} <= {0, 2} and any(status == 0 for _, status in ends)
-    assert all("is being written by" in said for said, status in ends if status == 2)
+    assert all("is writing there" in said for said, status in ends if status == 2)
     assert list(results.read_journal(own)) == list(range(1, 31))
 
 
@@ -117,9 +117,32 @@ def test_no_flipped_bit_passes_as_another_value(own, name):
     assert noticed > 150
 
 
+def make_older(path):
+    """Let a directory be of format 0, which knew no checksums."""
+    about = results.read_about(path)
+    del about["format"]
+    (path / "about.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("name", ["res", "journal.jsonl"])
+def test_since_format_1_a_missing_checksum_is_damage(own, name):
+    content = (own / name).read_bytes()
+    (own / name).write_bytes(content.rsplit(b', "crc32"', 1)[0] + b"}\n" if name != "res" else content[:-72])
+    with pytest.raises(UserError, match="damaged"):
+        results.load(own) if name == "res" else results.read_journal(own)
+
+
+def test_a_newer_format_is_refused(own):
+    about = results.read_about(own) | {"format": 99}
+    (own / "about.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="format 99; this version reads up to 1"):
+        results.load(own)
+
+
 def test_plain_pickle_reads_res_and_older_files_load_and_that_is_said_once(own, monkeypatch):
     with open(own / "res", "rb") as file:
         res = pickle.load(file)
+    make_older(own)
     np.testing.assert_equal(res, results.load(own))
     (own / "res").write_bytes(pickle.dumps(res, protocol=5))
     lines = [json.loads(line) for line in (own / "journal.jsonl").read_text().splitlines()]
@@ -131,7 +154,7 @@ def test_plain_pickle_reads_res_and_older_files_load_and_that_is_said_once(own, 
     monkeypatch.setattr(checksums.log, "warning", said.append)
     np.testing.assert_equal(results.load(own), res)
     assert len(results.read_journal(own)) == 6
-    assert len(said) == 1 and "without checksums" in said[0]
+    assert len(said) == 1 and "have no checksums" in said[0]
 
 
 def test_no_flipped_bit_passes_in_an_attacks_records(tmp_path):
@@ -203,7 +226,7 @@ HOSTILE = [
 def test_a_hostile_array_is_an_error_and_no_signal(content, tmp_path):
     (tmp_path / "p").write_bytes(content)
     code = (
-        "import safe_pickle, sys\n"
+        "from support import safe_pickle; import sys\n"
         "try: value = safe_pickle.loads(open(sys.argv[1], 'rb').read())\n"
         "except Exception as error: print('refused', type(error).__name__)\n"
         "else: print('loaded', repr(value)[:80])\n"
@@ -285,10 +308,10 @@ def test_none_and_negative_numbers_can_be_given(words, name, value):
 
 @pytest.mark.parametrize("flag", ["attack_abort", "attack_normalize_output"])
 def test_an_attack_can_be_given_none(own, flag):
-    words = [str(own), f"--{flag}", "none"]
+    words = [str(own), "--eid", "last", f"--{flag}", "none"]
     got = of_command_line(words, {"task": "attack", "attack_method": "cw"})
     assert got[flag] == "none"
-    words = [str(own), "--normalize", "none"]
+    words = [str(own), "--eid", "last", "--normalize", "none"]
     assert of_command_line(words, {"task": "measure_radius"})["normalize"] == "none"
 
 
@@ -432,7 +455,7 @@ def test_threads_and_parts_are_recorded_and_a_resumed_run_takes_those_it_began_w
     assert results.read_about(path)["threads"] == {"threads": 3, "parts": 2}
     assert "3 threads, batches in 2 parts" in (path / "stdout").read_text()
     resumed = Core(tiny_flags | {"E": 1, "resume": str(path), "B": 100}).context
-    assert (resumed.threads, resumed.parts) == (3, 2)
+    assert (resumed.compute.threads, resumed.compute.parts) == (3, 2)
 
 
 def test_a_task_that_asks_for_other_threads_than_the_process_has_says_so(tiny_flags, caplog, monkeypatch):

@@ -449,7 +449,7 @@ def measured(tmp_path_factory):
                     "layer": (1,),
                 },
             ),
-            ("measure_sharpness", {"rho": (0.01, 0.1), "ascent_steps": 2, "sharpness_probes": 2}),
+            ("measure_sharpness", {"rho": (0.01, 0.1)}),
         )
     }
 
@@ -792,14 +792,14 @@ def spoiled(tmp_path, run, name):
     [
         ("no epochs", "nothing to draw yet: no epoch"),
         ("unfinished attack", "--resume"),
-        ("peek", "a train_peek"),
+        ("peek", "for the task train_peek"),
         ("cut res", "not a pickle"),
         ("other res", "it has no right log_frame, lr, stats, time"),
         ("no stats", "res: damaged, or not a result of the task train (it has no right stats"),
         ("empty stats", "res: damaged, or not a result of the task train (it has no right stats"),
         ("list", "damaged"),
         ("flags", "flags.json: damaged"),
-        ("flags list", "flags.json: damaged: it holds no dict"),
+        ("flags list", "flags.json: damaged: it not a JSON object"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(run, tmp_path, capsys, name, says):
@@ -919,7 +919,7 @@ def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path, monkeypatch, 
 
 
 def test_unknown_kinds_are_named(tmp_path):
-    with pytest.raises(UserError, match="a train_peek; of that there are no figures"):
+    with pytest.raises(UserError, match="there are no figures for the task train_peek"):
         figures.read([work_dir(tmp_path / "run", {"task": "train_peek"}, None)])
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import flags
+from flags.command_line import command_line
 from models.architectures import CNN, VGG16
 from storage.run_flags import of_command_line
 from support.errors import UserError
@@ -171,7 +172,7 @@ def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
 
 def test_older_names_of_flags_go_on_working_everywhere():
     words = ["--load_dir", "x", "--random", "--step", "0.2", "--source", "train_cifar"]
-    got = of_command_line(words, {"task": "measure_radius"})
+    got = command_line(words, {"task": "measure_radius"})
     assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (True, 0.2, "train_cifar")
     assert flags.complete({"attack": [3, 1]})["attack_indices"] == (1, 3)
     with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):
@@ -181,6 +182,6 @@ def test_older_names_of_flags_go_on_working_everywhere():
 def test_reading_flags_and_results_needs_no_tensorflow():
     import subprocess
 
-    code = "import flags, results, datasets, context, core, figures, report, training.run, sys"
+    code = "import flags, results, data.labels, engine.context, core, launch, figures, report, sys"
     code += "; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

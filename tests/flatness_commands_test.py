@@ -160,7 +160,7 @@ def test_what_was_trained_on_since_is_not_mixed_into_a_measurement_that_is_resum
     trained = Core(tiny_flags, "exper").run()
     measured = run("measure_radius", tmp_path, load_dir=str(trained), directions=1, step=0.2)
     Core(tiny_flags | {"resume": str(trained), "E": 5}, "exper").run()
-    with pytest.raises(UserError, match="then epoch 4, now epoch 5; measure it anew"):
+    with pytest.raises(UserError, match="then epoch 4, now epoch 5; measure it again"):
         run("measure_radius", tmp_path, resume=str(measured), directions=1, step=0.2)
 
 
@@ -217,15 +217,16 @@ def test_words_that_would_change_nothing_are_refused(script, words, says, monkey
     assert ended.value.code == 2 and says in capsys.readouterr().err
 
 
-def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path):
+def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no run of train_mnist_random .* \./run\.sh train_mnist_random"):
         run("measure_radius_mnist", tmp_path, random=True)
     with pytest.raises(UserError, match="is on digits"):
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), dataset="mnist")
     with pytest.raises(UserError, match="give a training run's directory"):
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["measure_radius_mnist"]))
+    monkeypatch.setattr(radius, "MAX_STEPS", 1)
     with pytest.raises(UserError, match="1 steps of 1e-06"):
-        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), step=1e-6, max_steps=1)
+        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), step=1e-6)
 
 
 def test_a_stopped_measurement_goes_on_where_it_was(chain, tmp_path, monkeypatch):

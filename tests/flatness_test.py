@@ -194,7 +194,7 @@ def test_random_labels_of_another_length_or_no_labels_at_all_are_refused(tmp_pat
     with pytest.raises(UserError, match=r"labels \[99\].* 100 training"):
         random_labels.with_labels_of(dataset, path)
     path.write_bytes(b"no labels")
-    with pytest.raises(UserError, match="no file of labels"):
+    with pytest.raises(UserError, match="not a file of labels"):
         random_labels.with_labels_of(dataset, path)
     random_labels.save_random_labels(path, np.arange(100, dtype=np.int32) % 10, 0)
     (x, y), test = random_labels.with_labels_of(dataset, path)

@@ -11,7 +11,7 @@ from scipy import integrate
 import results
 from core import Core
 from engine.context import Context
-from flatness import curvature, plane, sharpness
+from flatness import curvature, hessian, plane, sharpness
 from flatness.hessian import Hessian, LogLoss
 from flatness.span import Examples, FastSpan, PlainSpan
 from models import margins
@@ -120,7 +120,7 @@ def test_the_spectrums_trace_agrees_with_the_dense_one_and_with_hutchinsons(smal
 
 def test_log_losses_and_their_gradient_are_float64s_in_blocks_of_any_size(small, monkeypatch):
     examples, x, y, _ = small
-    monkeypatch.setattr(curvature, "BLOCK_FLOATS", 1)  # blocks of 32: a whole set; below, of 7
+    monkeypatch.setattr(hessian, "BLOCK_FLOATS", 1)  # blocks of 32: a whole set; below, of 7
     found, gradient = LogLoss(examples).value_and_gradient()
     loss = LogLoss(examples)
     loss.blocks = examples.blocks(7)
@@ -182,7 +182,7 @@ def test_the_average_loss_is_the_gaussian_integral_within_its_error():
         return np.logaddexp(0, -3 + sd * t) * math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
 
     exact = integrate.quad(integrand, -10, 10)[0]
-    part = {"rho": rho, "worst": 0.0, "losses": ball.average(rho, 400, [0]).tolist()}
+    part = {"rho": rho, "worst": 0.0, "losses": ball.average(rho, [0], 400).tolist()}
     found = sharpness.summary([part])
     error = math.exp(found["average"][0]) * found["average_error"][0]
     assert abs(math.exp(found["average"][0]) - exact) < 4 * error and error < 0.1 * exact
@@ -298,6 +298,13 @@ def test_long_paths_are_thinned_evenly_to_what_memory_holds():
 # The tasks
 
 
+@pytest.fixture(autouse=True)
+def few_looks(monkeypatch):
+    """Sharpness of a few steps and probes."""
+    monkeypatch.setattr(sharpness, "ASCENT_STEPS", 4)
+    monkeypatch.setattr(sharpness, "PROBES", 3)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of 6 epochs of a small network on 200 digits, with every second epoch stored."""
@@ -310,14 +317,14 @@ def run(tmp_path_factory):
 
 
 TASKS = {
-    "measure_sharpness": {"rho": (0.01, 0.1), "ascent_steps": 4, "sharpness_probes": 3, "eid": [2, 6]},
+    "measure_sharpness": {"rho": (0.01, 0.1), "eid": [2, 6]},
     "measure_curvature": {"density": True, "density_probes": 2, "density_steps": 5, "layer": "all", "eigenvalues": 2,
                           "probes": 2, "eid": "last"},
     "make_surface": {"plane": "pca", "grid": 5, "eid": "last"},
 }  # fmt: skip
 
 
-def measure(run, task, stop=lambda: None, **more):
+def measure(run, task, stop=lambda fraction: None, **more):
     flags = {"task": task, "load_dir": str(run), "gpu": -1, "figures": False} | TASKS[task] | more
     return Core(flags, task, stop).run()
 

@@ -172,10 +172,10 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
         monkeypatch.setattr(network, "TURN_FLOPS", turn_flops)
         model = Network(TINY, (8, 8, 1), scale=1 / 16)
         ok, losses = model.train_epoch(x, y, batches, 0.1, 0.0, 600.0, seed, seen["train"].append)
-        complete, loss, logits = model.evaluate(x, y, tick=seen["evaluate"].append)
+        complete, loss, logits = model.evaluate(x, y, update=seen["evaluate"].append)
         stopped = model.evaluate(x, y, loss_limit=loss / 3)[:2]
         results.append((ok, losses, complete, loss, logits, *stopped, *(v.numpy() for v in model.weights)))
-    assert seen == {"train": [0, 0, 1, 2, 3, 4, 5], "evaluate": [0, 0, 500, 1000]}
+    assert seen == {"train": [0, 0, *(k / 6 for k in range(1, 6))], "evaluate": [0, 0, 1 / 3, 2 / 3]}
     for at_once, in_turns in zip(*results, strict=True):
         np.testing.assert_array_equal(at_once, in_turns)
 

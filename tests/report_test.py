@@ -355,7 +355,7 @@ def test_what_is_no_script_is_shown_as_it_was_recorded(tmp_path, command):
 def test_each_res_is_read_once(tmp_path, monkeypatch):
     runs = [training(tmp_path / "exper-a" / "1", lr=0.01), curvature(tmp_path / "exper-b" / "1")]
     read, load = [], results.load
-    monkeypatch.setattr(results, "load", lambda path: [read.append(path), load(path)][1])
+    monkeypatch.setattr(kinds, "load", lambda path: [read.append(path), load(path)][1])
     monkeypatch.setattr(page, "svg", lambda figure: b"")
     report.page(runs)
     assert read == runs
@@ -393,7 +393,7 @@ def mistakes(root):
         "not a result of the task train": [odd],
         "summary.json: epoch 7 has no right certified_median, clean_acc": [unsummed],
         "about.json: missing": [silent],
-        "about.json: damaged: it holds no dict": [listing],
+        "about.json: damaged: not a JSON object": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],
         "cannot write the report ": [run, "--out", root / "empty"],
         "DIRECTORY": [],

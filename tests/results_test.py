@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import results
+from storage import workdir
 from storage.workdir import WorkDir
 from support import files, safe_pickle
 from support.errors import UserError
@@ -53,7 +54,7 @@ def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results, "replace_atomically", full)
+    monkeypatch.setattr(workdir, "replace_atomically", full)
     with pytest.raises(OSError, match="No space"):
         results.create(tmp_path, "exper", {"flags.json": {"E": 2}})
     assert [p.name for p in (tmp_path / "exper").iterdir() if not p.is_symlink()] == [first.name]

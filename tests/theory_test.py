@@ -522,6 +522,9 @@ def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted
         for key in ("smoothed_q_bar", "smoothed_q_bar2", "balance"):
             del info["stats"][key]
     results.WorkDir(old).write_res(res)
+    about = results.read_about(old)
+    del about["format"]
+    results.WorkDir(old).write_json("about.json", about)
     found = results.load(old)["raw"]
     np.testing.assert_equal({eid: {key: info["stats"][key] for key in keys} for eid, info in found.items()}, expected)
 
@@ -541,7 +544,9 @@ def test_an_older_run_with_relu2_has_no_smoothed_margin_over_a_norm_that_is_not_
     path = tmp_path / "run"
     path.mkdir()
     written = results.WorkDir(path)
-    written.write_json("flags.json", flag_table.complete({"dataset": "digits", "model": {"act_type": "relu2"}}))
+    layers = [["F", 5]] * (n_layers - 1) + [["F", 5, {"act": False}]]
+    model = {"description": layers, "act_type": "relu2"}
+    written.write_json("flags.json", flag_table.complete({"dataset": "digits", "model": model}))
     written.write_json("about.json", {"data": {"train": 100}})
     written.write_res({"flags": {}, "raw": {1: {"eid": 1, "stats": stats}}})
     found = results.load(path)["raw"][1]["stats"]

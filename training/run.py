@@ -210,7 +210,7 @@ class Run(Training):
         self._flags = stored(path)
         self._state = self._resume()
         self.saved_eid = self.eid or None
-        self._res_eid: int | None = None  # the last epoch in `res`, as far as this process wrote it
+        self._res_eid = self.eid if self._res_is_current() else None  # the last epoch in `res`, where known
         self.last_save = self.last_res = time.monotonic()
         self.live = Live(path, self.raw, context.f.E, self._write_res) if context.f.tensorboard else None
 
@@ -230,6 +230,11 @@ class Run(Training):
         self.scheduler.set_state(state.scheduler)
         self.archiver.set_state(state.archiver)
         return state
+
+    def _res_is_current(self) -> bool:
+        """Whether `res` was written after the checkpoint, as `save` writes them."""
+        files = [self.work_dir.path / name for name in ("checkpoint.npz", "res")]
+        return all(f.exists() for f in files) and files[0].stat().st_mtime_ns <= files[1].stat().st_mtime_ns
 
     def _present_state(self, journal_bytes: int) -> State:
         states = copy.deepcopy((self.scheduler.state(), self.archiver.state()))

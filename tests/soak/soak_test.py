@@ -31,7 +31,7 @@ from attacks import measurement
 from core import Core
 from data import labels, loading
 from reporting import kinds, page
-from storage.run_flags import of_command_line
+from storage.run_flags import of_command_line, stored
 from support.errors import UserError
 
 WHOLE = os.environ.get("SOAK") == "1"
@@ -111,7 +111,7 @@ def mutated(content, rng):
 
 
 READERS = {
-    "flags.json": [results.read_flags, flag_table.table.stored, lambda path: kinds.read([path])],
+    "flags.json": [results.read_flags, stored, lambda path: kinds.read([path])],
     "about.json": [results.read_about, lambda path: kinds.read([path])],
     "res": [results.load, lambda path: kinds.read([path])],
     "journal.jsonl": [results.read_journal, results.load],
@@ -183,10 +183,10 @@ def test_a_task_on_a_run_with_a_mutated_file_works_or_is_refused_in_one_line(
     def reads(executor, *_):
         """In place of the work itself: the network is built and its weights are loaded."""
         for eid in results.choose_eids(own, "last"):
-            executor.context.stored_weights(own, eid)
+            executor.worker.context.stored_weights(own, eid)
         raise Read
 
-    monkeypatch.setattr("execution.Serial.run", reads)
+    monkeypatch.setattr("engine.serial.Serial.run", reads)
     words = ["--eid", "3"] if name.startswith("archive") else []
     for number in range(cases(2000, 12)):
         (own / name).unlink()
