@@ -35,7 +35,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from storage.read import FORMAT, KEPT, archive_path, read_journal
-from support import checksums
+from support import __version__, checksums
 from support.errors import Stopped, UserError
 from support.files import ROOT, read_bytes, replace_atomically
 from support.screen import log, shown_path
@@ -56,7 +56,8 @@ def about(experiment: str) -> dict[str, Any]:
         "command": shlex.join(map(_lasting, sys.argv)),
         "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "git": git_revision(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("tensorflow", "numpy")},
+        "versions": {"program": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in ("tensorflow", "numpy")},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
 
