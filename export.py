@@ -1,9 +1,9 @@
-"""A trained network in everybody's tools.
+"""Export trained networks.
 
     python export.py <working directory> --to keras|saved_model|onnx|npz [--eid n|last|all] [--out FILE]
 
-Each export is checked before it gets its name: its logits are compared with the program's own on the whole test set.
-docs/export.md says what to type next in each tool.
+The logits of each export are compared with the program's own on the whole test set before it gets its name.
+docs/export.md shows how to use it in each tool.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ METADATA = "run.json"  # in a .keras, which is a zip, and in a SavedModel's asse
 
 
 def metadata(directory: Path, eid: int) -> dict[str, Any]:
-    """What an export says of itself: experiment, epoch, log_loss, q_min, rho, log_frame, flags."""
+    """Return the metadata of an export: experiment, epoch, log_loss, q_min, rho, log_frame, flags."""
     info = read.load(directory)["raw"].get(eid, {})
     stats = info.get("stats") or {}
     about = read.read_about(directory) if (directory / "about.json").exists() else {}
@@ -56,7 +56,7 @@ def metadata(directory: Path, eid: int) -> dict[str, Any]:
 
 
 def keras_model(network: Any) -> Any:
-    """A plain keras.Sequential with the network's layers, names and weights; input [B, h, w, c] in [0, 1]."""
+    """Return a plain keras.Sequential with the network's layers, names and weights; input [B, h, w, c] in [0, 1]."""
     import keras
 
     layers: list[Any] = [keras.Input(network.specs[0].in_shape, name="pixels")]
@@ -93,13 +93,13 @@ def _keras_activation(act_type: str, shape: tuple[int, ...], name: str) -> Any:
 
     if act_type == "relu":
         return keras.layers.Activation("relu", name=name)
-    x = keras.Input(shape)  # Keras has no relu2; this model of two layers loads without any code of ours
+    x = keras.Input(shape)  # Keras lacks relu2; this model of two layers loads without our code
     y = keras.layers.Activation("relu")(x)
     return keras.Model(x, keras.layers.Multiply()([y, y]), name=name)
 
 
 def onnx_model(network: Any, about: dict[str, Any]) -> Any:
-    """An onnx.ModelProto: input `pixels` float32 [B, c, h, w] in [0, 1], output `logits` [B, classes]."""
+    """Return an onnx.ModelProto: input `pixels` float32 [B, c, h, w] in [0, 1], output `logits` [B, classes]."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
     h, w, c = network.specs[0].in_shape
@@ -245,7 +245,7 @@ def export(
     Args:
       directory: its working directory. to: a key of FORMS. eid: an epoch, several, 'last' or 'all'.
       out: the file, of one epoch; None: export/eid-<epoch> in the directory.
-      flags: of the run, given anew: data_dir, gpu.
+      flags: of the run, to be replaced: data_dir, gpu.
 
     Returns: what was written. Raises: UserError, also for logits that are not the network's own; OSError.
     """
@@ -278,7 +278,7 @@ def _check_place(place: Path, to: str) -> None:
     if place.is_dir():
         foreign = sorted(path.name for path in place.iterdir() if path.name not in SAVED_MODEL_HOLDS)
         if to != "saved_model" or foreign or not (place / "saved_model.pb").exists():
-            raise UserError(f"--out {place}: a folder is in the way; give the name of a file that may be (re)placed")
+            raise UserError(f"--out {place}: a folder is in the way; give the name of a new file, or one to replace")
     elif to == "saved_model" and place.exists():
         raise UserError(f"--out {place}: a file is in the way; a SavedModel is a folder")
 
@@ -321,7 +321,7 @@ def _logits_of(context: Context, logits: Callable[[np.ndarray], np.ndarray]) -> 
 
 @contextlib.contextmanager
 def _in_place(place: Path) -> Iterator[Path]:
-    """A temporary path beside `place`, which takes its place at the end, and is gone after an error."""
+    """Context manager: a temporary path, which replaces `place` at the end, and is removed after an error."""
     temporary = place.with_name(f".{os.getpid()}-{place.name}")
 
     def remove(path: Path) -> None:
@@ -343,10 +343,8 @@ def _in_place(place: Path) -> Iterator[Path]:
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit status: 0; 2 for a user's mistake, 130 for Ctrl-C, each in one line."""
-    parser = Parser(
-        prog="python export.py", description="A trained network in everybody's tools.", allow_abbrev=False
-    )
+    """Run the command line; returns the exit status: 0; 2 for a user's mistake, 130 for Ctrl-C."""
+    parser = Parser(prog="python export.py", description="Export trained networks.", allow_abbrev=False)
     parser.add_argument("directory", metavar="DIRECTORY", help="a training run's working directory")
     parser.add_argument("--to", required=True, metavar="FORM", help=", ".join(FORMS))
     parser.add_argument("--eid", default="last", help="the epochs: last, all, n or n,n,n [last]")
@@ -362,7 +360,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--eid {options.eid}: expected {error}") from None
         export(options.directory, options.to, eid, options.out, data_dir=options.data_dir)
 
-    return exit_status(answer, "what is written is whole")
+    return exit_status(answer, "files that were written are complete")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Pictures of what experiments have left on the disk.
+"""Figures of stored results.
 
     python figures.py <working directory> [more directories] [--out DIR] [--paper]
 
-What a directory is, its own flags say: a training run, an attack, a radius, a surface, a curvature. Each kind has its
-figures. Directories of one kind come into the same figures, named after the flags in which they differ. With --paper
-it draws the figures of arXiv 1906.05890 from them, and says what is missing.
+The flags of a directory define its kind (a training run, an attack, a radius, ...) and so its figures. Directories of
+one kind share figures; curves are named after the flags in which they differ. With --paper it draws the figures of
+arXiv 1906.05890, and lists what is missing.
 """
 
 import sys
@@ -18,15 +18,15 @@ __all__ = ["build", "draw", "main", "plot_surface", "read", "view_of"]
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
 
     def show(directories: list[str], out: str | None, paper: bool) -> None:
         for files in draw(directories, out, of_paper=paper, say=print).values():
             print(*files)
 
-    about = "Draw what runs have left."
+    about = "Draw stored results."
     place = ("DIR", "figures in the directory; of several, ./figures")
-    switches = {"paper": "the figures 1, 3 and 5 to 8 of arXiv 1906.05890, as far as the runs have what they need"}
+    switches = {"paper": "the figures 1, 3 and 5 to 8 of arXiv 1906.05890, as far as the runs allow"}
     return on_directories(argv, "figures.py", about, place, show, switches)
 
 

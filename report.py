@@ -2,7 +2,7 @@
 
     python report.py <working directory> [more directories] [--out FILE]
 
-The page holds all that it shows (figures are SVG inside it) and asks no network for anything.
+The page is self-contained (figures are SVG inside it) and makes no network requests.
 """
 
 import sys
@@ -14,13 +14,13 @@ __all__ = ["main", "page", "write"]
 
 
 def main(argv: list[str]) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
 
     def show(directories: list[str], out: str | None) -> None:
         path = write(directories, out)
         print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
 
-    about = "A page about what runs have left."
+    about = "A page about stored results."
     return on_directories(argv, "report.py", about, ("FILE", "report.html in the first directory"), show)
 
 

@@ -15,7 +15,7 @@ from support.device import compiled
 def dlr(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_pi1 - z_pi3), pi sorting them down; float32 [B].
 
-    It does not depend on the scale of the logits. Of two classes, which have no third, the gap itself.
+    It does not depend on the scale of the logits. With two classes it is the gap itself.
     """
     if z.shape[1] < 3:
         return gap(z, y)
@@ -104,7 +104,7 @@ class AutoPGD(EpsGrid):
         return result, fooled
 
     def _look(self, x, y):
-        """The DLR loss [B], its gradient [B, h, w, c], and whether x is adversarial, bool [B]."""
+        """Return the DLR loss [B], its gradient [B, h, w, c], and whether x is adversarial, bool [B]."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             z = self.logits(x)

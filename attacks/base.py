@@ -35,7 +35,7 @@ def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
 
 
 def is_adversarial(gap: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-    """Whether the gap [B] of the logits z [B, C] is positive by more than rounding, bool [B]."""
+    """Return whether the gap [B] of the logits z [B, C] is positive by more than rounding, bool [B]."""
     return gap > ROUNDING * tf.reduce_max(tf.abs(z), axis=1)
 
 
@@ -45,19 +45,19 @@ def per_image(v: tf.Tensor) -> tf.Tensor:
 
 
 def l2(x: tf.Tensor) -> tf.Tensor:
-    """The L2 norm of each image, [B, h, w, c] -> [B]; exact at sizes whose squares leave float32's range."""
+    """Return the L2 norm of each image, [B, h, w, c] -> [B]; exact at sizes whose squares leave float32's range."""
     top = tf.reduce_max(tf.abs(x), axis=[1, 2, 3])
     safe = tf.where(top > 0, top, 1.0)
     return top * tf.sqrt(tf.reduce_sum(tf.square(x / per_image(safe)), axis=[1, 2, 3]))
 
 
 def l1(x: tf.Tensor) -> tf.Tensor:
-    """The L1 norm of each image, [B, h, w, c] -> [B]."""
+    """Return the L1 norm of each image, [B, h, w, c] -> [B]."""
     return tf.reduce_sum(tf.abs(x), axis=[1, 2, 3])
 
 
 def linf(x: tf.Tensor) -> tf.Tensor:
-    """The largest magnitude in each image, [B, h, w, c] -> [B]."""
+    """Return the largest magnitude in each image, [B, h, w, c] -> [B]."""
     return tf.reduce_max(tf.abs(x), axis=[1, 2, 3])
 
 
@@ -80,7 +80,7 @@ def normalized(logits: Logits, how: str) -> Logits:
 
 
 class Attack:
-    """An attack on a network; a subclass says how.
+    """An attack on a network; a subclass implements it.
 
     Args:
       logits: the network.
@@ -141,7 +141,7 @@ class State(NamedTuple):
 class SteppedAttack(Attack):
     """K equal steps from the image, each within its own norm epsilon; the result is the nearest example found.
 
-    A subclass says how one `step` is made.
+    A subclass implements one `step`.
 
     Args:
       steps: K. init_epsilon: the first epsilon.

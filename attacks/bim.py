@@ -22,10 +22,10 @@ class BasicIterativeMethod(Attack):
     L2BasicIterativeAttack with its defaults: the ratio of the two stays as the radius changes, the
     radius grows by a half until an example is found, and is then bisected.
 
-    CleverHans gives the direction (`optimize_linear`) and the projection (`clip_eta`). Its
-    `basic_iterative_method` itself cannot run here: it fails in a check, takes one radius
-    for all images, and loops in Python. And `optimize_linear` takes a gradient shorter than 1e-6 for
-    a vanished one, so the gradient is scaled to a largest entry of 1 before it goes there.
+    CleverHans provides the direction (`optimize_linear`) and the projection (`clip_eta`). Its
+    `basic_iterative_method` itself is not usable here: it fails in a check, uses one radius
+    for all images, and loops in Python. `optimize_linear` treats a gradient shorter than 1e-6 as
+    zero, so the gradient is first scaled to a largest entry of 1.
 
     Args:
       steps: K, iterations in one ball. stepsize, init_epsilon: see above.
@@ -73,7 +73,7 @@ class BasicIterativeMethod(Attack):
         return best
 
     def _try(self, x0, y, epsilon):
-        """The first adversarial x among K steps in the balls epsilon [B], and whether there was one."""
+        """Return the first adversarial x among K steps in the balls epsilon [B], and whether there was one."""
         ball = per_image(epsilon)
 
         def look(x):

@@ -63,18 +63,18 @@ def lipschitz(specs: list[LayerSpec], weights: list[np.ndarray], act_type: str) 
 
 
 def pair_norm(first: np.ndarray, second: np.ndarray) -> float:
-    """A Lipschitz constant of x -> relu(x first) second, matrices [cin, cout]; see the module."""
+    """Return a Lipschitz constant of x -> relu(x first) second, matrices [cin, cout]; see the module."""
     return (fc_norm(first @ second) + fc_norm(first) * fc_norm(second)) / 2
 
 
 def _distances(matrix: np.ndarray) -> np.ndarray:
-    """The distances of a matrix's columns, [C, C]."""
+    """Return the distances of a matrix's columns, [C, C]."""
     columns = matrix.T
     return np.stack([np.linalg.norm(columns - column, axis=1) for column in columns])
 
 
 def certified(logits: np.ndarray, labels: np.ndarray, bound: float, difference: np.ndarray) -> np.ndarray:
-    """The radius in which no image of another class lies, float64 [B]; 0 for a misclassified image.
+    """Return the radius in which no image of another class lies, float64 [B]; 0 for a misclassified image.
 
     Args:
       logits: float32 [B, C]. labels: int [B], classes to leave. bound, difference: see `lipschitz`.

@@ -17,10 +17,10 @@ PIECE = 10  # steps per call of the graph, at most: between two calls, the attac
 class DeepFool(Attack):
     """Step to the nearest face of the polyhedron that the linearized network makes, until outside.
 
-    The gradients of all classes come from one forward pass. Images that are outside leave the batch.
+    The gradients of all classes come from one forward pass. Images outside leave the batch.
 
     Args:
-      steps: at most so many.
+      steps: the maximum number.
       overshoot: eta; the perturbation is taken 1 + eta times, to cross the boundary.
     """
 
@@ -48,7 +48,7 @@ class DeepFool(Attack):
             tape.watch(x)
             z = self.logits(x)
         n_classes = z.shape[1]
-        # A loop holds the backward pass once: written out for each class it is compiled for each, too.
+        # A loop compiles the backward pass once; unrolled, it would be compiled for each class.
         gradients = tf.map_fn(
             lambda one_hot: tape.gradient(z, x, tf.broadcast_to(one_hot, tf.shape(z))), tf.eye(n_classes)
         )  # [C, B, h, w, c]
@@ -57,22 +57,22 @@ class DeepFool(Attack):
         f = z - tf.gather(z, y, axis=1, batch_dims=1)[:, None]
         norms = tf.reshape(l2(tf.reshape(w, tf.concat([[-1], tf.shape(x)[1:]], 0))), [-1, n_classes])
         is_y = tf.one_hot(y, n_classes, True, False, dtype=tf.bool)
-        # A class whose gradient is the label's cannot be reached by a step.
+        # A class with the same gradient as the label cannot be reached by a step.
         reachable = ~is_y & (norms > 0)
         distance = tf.where(reachable, tf.math.divide_no_nan(tf.abs(f), norms), tf.float32.max)
         nearest = tf.argmin(distance, axis=1)
         w_l, norm_l = (tf.gather(a, nearest, axis=1, batch_dims=1) for a in (w, norms))
-        # A little more than to the boundary itself, or rounding could keep x on this side of it for ever.
+        # Slightly beyond the boundary, or rounding could keep x on this side forever.
         length = tf.reduce_min(distance, axis=1) + 1e-4
         return divide(w_l, norm_l) * per_image(length), is_adversarial(self.gap(z, y), z)
 
     def _run(self, steps, x0, y, inside, x, r):
-        """So many steps of the images inside; which are inside still, bool [B], x and r, [B, h, w, c]."""
+        """Advance the images inside by `steps`; returns which are still inside, bool [B], x and r, [B, h, w, c]."""
         n = tf.shape(y)[0]
         sizes = tf.constant(SIZES)
 
         def step(k, n_inside, inside, x, r):
-            # Those inside first; those outside only fill the batch up to one of a few sizes.
+            # Images inside come first; others only pad the batch to one of a few sizes.
             size = tf.minimum(sizes[tf.searchsorted(sizes, n_inside[None])[0]], n)
             rows = tf.argsort(tf.cast(~inside, tf.int32), stable=True)[:size][:, None]
             x_rows, x0_rows = tf.gather_nd(x, rows), tf.gather_nd(x0, rows)
@@ -81,7 +81,7 @@ class DeepFool(Attack):
             r = tf.tensor_scatter_nd_add(r, rows, tf.where(per_image(outside), 0.0, r_step))
             moved = tf.clip_by_value(x0_rows + (1 + self.overshoot) * tf.gather_nd(r, rows), 0, 1)
             x = tf.tensor_scatter_nd_update(x, rows, tf.where(per_image(outside), x_rows, moved))
-            # As numbers: on a GPU TensorFlow scatters no booleans.
+            # As numbers: on a GPU TensorFlow cannot scatter booleans.
             still = tf.cast(~outside, tf.float32)
             inside = tf.tensor_scatter_nd_update(tf.cast(inside, tf.float32), rows, still) > 0
             return k + 1, tf.reduce_sum(tf.cast(inside, tf.int32)), inside, x, r

@@ -9,15 +9,15 @@ from attacks.base import Logits, SteppedAttack, divide, l1, l2, linf, per_image
 
 
 class FMN(SteppedAttack):
-    """Steps down the logit difference inside a ball whose radius adapts until it touches the boundary.
+    """Descend the logit difference inside a ball whose radius adapts until it touches the boundary.
 
     The paper's first radius reaches just to the linearized boundary. Pixels that are clipped to [0, 1]
-    shorten every step, so many an image only nears that boundary and never crosses it; here the radius
+    shorten every step, so that many images approach the boundary without crossing it; here the radius
     is larger by a factor that grows by 1 + gamma_init with every step that has not crossed it.
 
     Args:
       steps: K. alpha_init: first step size, in L2, falling to a hundredth of it along a cosine; None: 1, and in
-        L1 and L-infinity 10: on digits that finds the nearest examples of 0.3, 1, 3, 10 and 30.
+        L1 and L-infinity 10: the best of 0.3, 1, 3, 10 and 30 on digits.
         gamma_init, gamma_final: part by which the radius changes, along a cosine too.
     """
 
@@ -39,7 +39,7 @@ class FMN(SteppedAttack):
         self.gamma_init, self.gamma_final = gamma_init, gamma_final
 
     def project(self, delta: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
-        """The nearest point of each ball of radius epsilon [B], [B, h, w, c]."""
+        """Return the nearest point of each ball of radius epsilon [B], [B, h, w, c]."""
         return delta * per_image(tf.minimum(1.0, tf.math.divide_no_nan(epsilon, l2(delta))))
 
     def _annealed(self, first, last, k):
@@ -78,7 +78,7 @@ class FMNL1(FMN):
     FIRST_STEP = 10.0
 
     def project(self, delta, epsilon):
-        """Every magnitude is shrunk by the same amount, to 0 at least (Duchi et al. 2008, figure 1)."""
+        """Shrink every magnitude by the same amount, to 0 at least (Duchi et al. 2008, figure 1)."""
         sizes = tf.sort(tf.reshape(tf.abs(delta), [tf.shape(delta)[0], -1]), axis=1, direction="DESCENDING")
         count = tf.range(1, tf.shape(sizes)[1] + 1, dtype=tf.float32)
         excess = (tf.cumsum(sizes, axis=1) - epsilon[:, None]) / count  # if the largest `count` of them stay

@@ -20,15 +20,15 @@ class CarliniWagnerL2(Attack):
     """minimize ||x' - x||^2 + c f(x') with x' = (tanh(w) + 1) / 2, f(x') = max(z_y - max_{j != y} z_j, -k).
 
     Adam searches w; the smallest c that has an adversarial example is searched by bisection. Each
-    image goes through its search at its own pace: it begins the next c when Adam has stalled on this
-    one, and leaves the batch when its search is done.
+    image proceeds at its own pace: it begins the next c when Adam stalls on this one, and leaves the
+    batch when its search is done.
 
     Args:
       binary_search_steps: how many c are tried.
       iterations: of Adam, for one c.
       learning_rate: Adam's. initial_const: the first c.
       confidence: k; an example counts when it is wrong by more than this many logits.
-      abort_early: 'image': an image goes on to its next c when its mean loss over a twentieth of the
+      abort_early: 'image': an image continues with its next c when its mean loss over a twentieth of the
         iterations (the last may be shorter) is not below 0.996 of that over the twentieth before;
         'batch': the published rule, the whole batch together, when the sum of its losses at the end of
         a tenth is not below 0.9999 of that at the end of the tenth before; 'none'.
@@ -69,7 +69,7 @@ class CarliniWagnerL2(Attack):
         best, best_l2 = images.copy(), np.full(n, np.inf, np.float32)
         c = np.full(n, self.initial_const, np.float32)
         lower, upper = np.zeros(n, np.float32), np.full(n, np.inf, np.float32)
-        searched = np.zeros(n, int)  # how many c an image is through with
+        searched = np.zeros(n, int)  # how many c each image has finished
         # The state of Adam's run at the present c:
         w, m, v = start.copy(), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         t, found, last_loss = np.zeros(n, np.float32), np.zeros(n, bool), np.full(n, np.inf)
@@ -90,7 +90,7 @@ class CarliniWagnerL2(Attack):
                 update(float((searched + t / self.iterations).sum()) / (n * self.binary_search_steps))
             done = self._stalled(sum(losses), loss.astype(np.float64), last_loss, a)
             done = a[done | (t[a] >= self.iterations)]
-            # Bisection, or ten times as much as long as nothing was found (section VI.A).
+            # Bisection, or a factor of ten until something is found (section VI.A).
             upper[done] = np.where(found[done], np.minimum(upper[done], c[done]), upper[done])
             lower[done] = np.where(found[done], lower[done], np.maximum(lower[done], c[done]))
             bounded = np.isfinite(upper[done])
@@ -105,7 +105,7 @@ class CarliniWagnerL2(Attack):
         return best
 
     def _stalled(self, mean_loss, loss, last_loss, a):
-        """Which of the images a are to stop, bool [len(a)]; remembers their losses in last_loss."""
+        """Return which of the images a must stop, bool [len(a)]; stores their losses in last_loss."""
         new = np.full(len(a), loss.sum()) if self.abort_early == "batch" else mean_loss
         _, left = STALLED[self.abort_early]
         stalled = ~(new <= left * last_loss[a])

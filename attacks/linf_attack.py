@@ -18,14 +18,14 @@ def cw_loss(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 class EpsGrid(Attack):
-    """For each eps, ascending: restarts from random points of the ball. A subclass says what an attempt is.
+    """For each eps, ascending: restarts from random points of the ball. A subclass implements an attempt.
 
-    An image is done at its first adversarial iterate; only still-robust images go on to the next
+    An image is done at its first adversarial iterate; only robust images continue with the next
     restart and the next eps.
 
     Args:
       eps_list: radii. restarts: for each of them. steps: K, of an attempt. seed: of the starts.
-      random_start: else every attempt begins at the image itself.
+      random_start: otherwise every attempt begins at the image itself.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EpsGrid(Attack):
         return np.clip(image + eta, 0, 1).astype(np.float32)
 
     def _attempt(self, images, labels, x, eps):
-        """From x on, K steps at most. Returns x, adversarial where it was reached, and whether it was, bool [B]."""
+        """Make at most K steps from x. Returns x, adversarial where one was reached, and whether it was, bool [B]."""
         raise NotImplementedError
 
 
@@ -73,9 +73,9 @@ class ProjectedGradientDescent(EpsGrid):
     """K steps up the CW loss from each start.
 
     CleverHans gives the step (`optimize_linear`) and the projection (`clip_eta`); a test compares
-    with its `projected_gradient_descent`, which gives the right result but loops in Python, does not
+    with its `projected_gradient_descent`, which gives the same result but loops in Python, does not
     stop at success, and draws its starts from TensorFlow's global stream. Here the starts are drawn
-    from (seed, image, eps, restart), so that they do not depend on what is attacked together.
+    from (seed, image, eps, restart), independent of the other images in the batch.
 
     Args:
       stepsize: of a step, as a part of eps. The others: as for `EpsGrid`.

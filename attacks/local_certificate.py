@@ -1,9 +1,8 @@
-"""A provable lower bound on an image's distance to other classes, from the network as it is near that image.
+"""A certified lower bound on an image's distance to other classes, from the network near that image.
 
 In a small ball around an image most units keep their sign, and most windows of a max pool their largest element.
-Bounds of the units tell which. What is decided is linear and stays as it is, so that the gap z_y - z_j moves by at
-most the norm of its own gradient there; only for undecided units norms of the layers are taken, of the rows that
-are left:
+Bounds of the units tell which. Decided units are linear, so that the gap z_y - z_j changes by at most the norm of its
+gradient there; only undecided units need norms of the layers, of the remaining rows:
 
     |change of the gap| <= r ||v_1||_q + sum_k || rest_k v_{k+1} || N_k d_k
 
@@ -12,7 +11,7 @@ middle), rest_k how far their slopes can lie from the middle, N_k the norm of la
 the change of layer k's input, and q the dual of the image's norm. Local Lipschitz bounds of this kind: Weng et al.
 2018 (arXiv 1804.09699), Huang et al. 2021 (arXiv 2111.01395).
 
-Everything is in float64. What rounding may do is taken off at each step (`ROUNDING`).
+Everything is in float64. Each step subtracts an allowance for rounding (`ROUNDING`).
 """
 
 import math
@@ -29,13 +28,13 @@ from attacks.operator_norms import FLOAT32, conv_as_matrix, conv_norm, fc_norm
 # A sum of n products has an error below n * 1.2e-16 times the sum of their magnitudes, and n is below 1e5 here. Norms
 # by eigenvalues have relative errors of this order, too.
 ROUNDING = 1e-10
-LOOKS = 9  # radii tried for an image
-CLOSE = 1.03  # the search ends when the proved radius and the smallest one that failed are as near as this
-NEAR = 3e-3  # how near a norm is found
-FEW = 128  # rows of a matrix of which all eigenvalues are found
-MOST_ROWS = 1500  # a norm of more rows and columns than this is taken of the whole layer
-DENSE = 2**21  # numbers of a matrix that is not kept sparse
-MOST_NUMBERS = 3 * 10**7  # of all layers, written out as matrices
+LOOKS = 9  # radii tried per image
+CLOSE = 1.03  # the search ends when the smallest radius that failed is within this factor of the certified one
+NEAR = 3e-3  # relative precision of a norm
+FEW = 128  # rows of a matrix up to which all eigenvalues are computed
+MOST_ROWS = 1500  # with more rows and columns than this, the norm of the whole layer is used
+DENSE = 2**21  # entries up to which a matrix is dense
+MOST_NUMBERS = 3 * 10**7  # entries of all layers as matrices
 
 
 @dataclass
@@ -43,8 +42,8 @@ class Layer:
     """A layer as a matrix, and what follows it.
 
     Attributes:
-      matrix: [inputs, outputs], dense or sparse, with all that multiplies in it. bias: [outputs].
-      square: its entries squared. rows: the 2-norm of what makes each output. norm: a bound of its 2-norm.
+      matrix: [inputs, outputs], dense or sparse, including every factor. bias: [outputs].
+      square: its entries squared. rows: the 2-norm of each column. norm: a bound of its 2-norm.
       size: its Frobenius norm.
       relu: whether a relu follows. pool: (h, w, c) of the outputs where a 2x2 max pool follows, else None.
     """
@@ -61,12 +60,12 @@ class Layer:
 
 @dataclass
 class Slopes:
-    """What a ball leaves open behind a layer.
+    """What is undecided after a layer, inside a ball.
 
     Attributes:
       middle: the middle slope of each unit, [outputs]. rest: how far slopes can lie from it, by output of the pool
         (without a pool, by unit). open: units that an undecided output may depend on, bool [outputs].
-      spread: how far each output of the pool can be moved, where it is undecided. norm: N_k. change: d_k.
+      spread: how far each undecided output of the pool can move. norm: N_k. change: d_k.
     """
 
     middle: np.ndarray
@@ -78,25 +77,25 @@ class Slopes:
 
 
 def why_not(model: Any) -> str | None:
-    """Why there is no local certificate of this network; None where there is one."""
+    """Return why there is no local certificate of this network; None where there is one."""
     specs = model.specs
     if model.act_type not in ("relu", "linear"):
         return f"the activation {model.act_type} has no largest slope"
     if specs[-1].act:
         return "an activation follows the last layer"
     if any(spec.kind == "P" and (k == 0 or specs[k - 1].kind != "C") for k, spec in enumerate(specs)):
-        return "a max pool follows no layer with weights"
+        return "a max pool does not follow a convolution"
     numbers = sum(spec.flops // 2 for spec in specs)
     if numbers > MOST_NUMBERS:
-        return f"its layers have {numbers:.2g} numbers as matrices, and {MOST_NUMBERS:.1g} are the most"
+        return f"its layers have {numbers:.2g} entries as matrices; at most {MOST_NUMBERS:.1g} are supported"
     return None
 
 
 def average_as_matrix(in_shape: tuple[int, ...]) -> Any:
-    """A 2x2 average pool as a sparse matrix, [h w c, h/2 w/2 c]."""
+    """Return a 2x2 average pool as a sparse matrix, [h w c, h/2 w/2 c]."""
     h, w, c = in_shape
     rows, columns = (np.kron(np.eye(n // 2), [[1], [1]]) for n in (h, w))
-    rows, columns = (np.pad(m, [(0, n % 2), (0, 0)]) for m, n in ((rows, h), (columns, w)))  # VALID leaves them out
+    rows, columns = (np.pad(m, [(0, n % 2), (0, 0)]) for m, n in ((rows, h), (columns, w)))  # VALID drops the rest
     return sparse.csr_matrix(sparse.kron(sparse.kron(rows, columns), sparse.eye(c)) / 4)
 
 
@@ -108,7 +107,7 @@ def windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def from_windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """The inverse of `windows`; what the pool leaves out is 0 (False)."""
+    """Return the inverse of `windows`; elements outside all windows are 0 (False)."""
     h, w, c = (shape[0] // 2, shape[1] // 2, shape[2])
     full = np.zeros(shape, values.dtype)
     full[: 2 * h, : 2 * w] = values.reshape(h, w, c, 2, 2).transpose(0, 3, 1, 4, 2).reshape(2 * h, 2 * w, c)
@@ -123,7 +122,7 @@ def _to_windows(v: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def norm_of(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> float:
-    """A bound of the 2-norm of a layer's rows and columns that are left; inputs, outputs: bool."""
+    """Return a bound of the 2-norm of some rows (inputs, bool) and columns (outputs, bool) of a layer."""
     if not inputs.any() or not outputs.any():
         return 0.0
     if min(inputs.sum(), outputs.sum()) > MOST_ROWS:
@@ -134,11 +133,11 @@ def norm_of(layer: Layer, inputs: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def largest_eigenvalue_bound(gram: Any) -> float:
-    """An upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse, near to it.
+    """Return a tight upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse.
 
-    Of a large matrix Lanczos finds about where it is, from below. That all eigenvalues are below a little more is
-    proved by a Cholesky decomposition of (that) I - gram: only positive definite matrices have one, and finding it in
-    floats proves it up to n * 1.2e-16 of the trace of what is decomposed (Rump 2006, BIT 46).
+    For a large matrix, Lanczos approximates it from below. A Cholesky decomposition of b I - gram then certifies that
+    all eigenvalues are below a slightly larger b: only positive definite matrices have one, and computing it in floats
+    certifies that up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
     """
     n = gram.shape[0]
     dense = gram.toarray() if sparse.issparse(gram) else gram
@@ -156,10 +155,10 @@ def largest_eigenvalue_bound(gram: Any) -> float:
 
 
 class LocalCertificate:
-    """Radii in which no image of another class lies, image by image.
+    """Radii, image by image, within which no image has another class.
 
     Args:
-      model: a `models.network.Network` of which `why_not` finds nothing. Its weights are copied.
+      model: a `models.network.Network` that `why_not` accepts. Its weights are copied.
       p: the norm of the radius: 1, 2 or infinity.
     """
 
@@ -200,9 +199,9 @@ class LocalCertificate:
         self.layers.append(Layer(matrix, bias, square, rows, norm, math.sqrt(square.sum()), relu, pool))
 
     def radius(self, image: np.ndarray, label: int, start: float) -> float:
-        """The largest radius that a search finds a proof for; at least `start`, which must be proved already.
+        """Return the largest radius that a search certifies; at least `start`, which must be certified already.
 
-        Each radius that is tried gives a proof by itself; a bound at a radius also holds at every smaller one.
+        Each radius tried is a certificate by itself; a bound at a radius also holds at every smaller one.
 
         Args:
           image: float [h, w, c] in [0, 1]. label: the class that the network gives it.
@@ -225,7 +224,7 @@ class LocalCertificate:
         return proved
 
     def _share(self, x: np.ndarray, label: int, r: float) -> float:
-        """The smallest of margin / (largest change in the ball of radius r) over the other classes."""
+        """Return the smallest of margin / (largest change in the ball of radius r) over the other classes."""
         open_, z, change = self._forward(x, r)
         others = np.delete(np.arange(len(z)), label)
         margin = z[label] - z[others] - FLOAT32 * np.abs(z).max()
@@ -247,7 +246,7 @@ class LocalCertificate:
         return float(np.where(margin > 0, share, 0.0).min())
 
     def _forward(self, x: np.ndarray, r: float) -> tuple[list[Slopes], np.ndarray, float]:
-        """What each layer leaves open in the ball, the logits, a bound of the change of the last layer's input."""
+        """Return what is undecided after each layer, the logits, and a bound of the change of the last input."""
         h, alive, change = x, np.ones(len(x), bool), r * self.longest
         found = []
         for k, layer in enumerate(self.layers):
@@ -270,7 +269,7 @@ class LocalCertificate:
 
 
 def _behind(layer: Layer, z: np.ndarray, spread: np.ndarray) -> tuple[Slopes, np.ndarray, Any, Any, Any]:
-    """What a layer leaves open, which units count at all, and bounds and values behind its relu and pool."""
+    """Return what is undecided after a layer, which units matter, and bounds and values after its relu and pool."""
     low, high = z - spread, z + spread
     if layer.pool is None:
         groups = [part[:, None] for part in (z, low, high, spread)]

@@ -53,7 +53,10 @@ def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **f
     attempts = rng.poisson(2.2, epochs) + 1
     numbers = (log_loss, log_frame, acc, test_acc, rho, rho_k, q_min, attempts)
     raw = {e: _info(e, *(column[..., k] for column in numbers), rng) for k, e in enumerate(eid.tolist())}
-    full = flag_table.complete({"dataset": "digits", "E": epochs, "model": {"description": "CNN"}} | flags)
+    flags = flag_table.flatten(
+        {"dataset": "digits", "E": epochs, "model": {"description": "CNN"}}
+    ) | flag_table.flatten(flags)
+    full = flag_table.complete(flags)
     directory.mkdir(parents=True)
     work_dir = results.WorkDir(directory)
     work_dir.write_json("flags.json", full)

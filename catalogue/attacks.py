@@ -88,7 +88,7 @@ METHODS = {
 
 
 def refuses(method: str, flag: str) -> bool:
-    """Whether only other methods take this flag."""
+    """Return whether only other methods take this flag."""
     if flag in ("seed", "attack_eps_list"):  # every run has a seed, every summary a list of eps
         return False
     takers = [name for name, row in METHODS.items() if flag in row.options.values()]

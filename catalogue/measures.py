@@ -185,7 +185,7 @@ INFO = {
 
 
 def _of_key(key: str) -> tuple[str, str, str]:
-    """(meaning, unit, cadence) of a key of `stats`; empty texts for a key that no measure has."""
+    """Return (meaning, unit, cadence) of a key of `stats`; empty texts for a key that no measure has."""
     for measure in MEASURES.values():
         for pattern, (meaning, unit) in measure.keys.items():
             match = re.fullmatch(re.escape(pattern).replace(re.escape("{k}"), r"(\d+)"), key)
@@ -195,7 +195,7 @@ def _of_key(key: str) -> tuple[str, str, str]:
 
 
 def describe(key: str) -> tuple[str, str]:
-    """(meaning, unit) of a key of `stats`; two empty texts for a key that no measure has."""
+    """Return (meaning, unit) of a key of `stats`; two empty texts for a key that no measure has."""
     return _of_key(key)[:2]
 
 
@@ -205,7 +205,7 @@ def cadence(key: str) -> str:
 
 
 def key_table() -> list[tuple[str, str, str, str]]:
-    """(key, meaning, unit, when it is recorded) of all keys, for tables."""
+    """Return (key, meaning, unit, when it is recorded) of all keys, for tables."""
     rows = []
     for name, measure in MEASURES.items():
         when = measure.cadence if measure.cadence == EVERY_EPOCH else f"--measure {name}"

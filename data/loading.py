@@ -162,7 +162,7 @@ class Source:
 
 
 def _mnist_like(folders: tuple[str, ...], root: Path, name: str, **facts: object) -> Dataset | None:
-    """The four IDX files, or <name>.npz, in one of the folders below root."""
+    """Return the four IDX files, or <name>.npz, in one of the folders below root."""
     for folder in (root / folder for folder in folders):
         if dataset := read_idx_folder(folder, name, **facts):
             return dataset

@@ -132,7 +132,7 @@ class Cluster:
         self.close()
 
     def _address(self) -> str:
-        """The scheduler's address. Raises: UserError for a file that is not a scheduler file."""
+        """Return the scheduler's address. Raises: UserError for a file that is not a scheduler file."""
         if "://" in str(self.wanted):
             return str(self.wanted)
         path, end = Path(str(self.wanted)), time.monotonic() + START

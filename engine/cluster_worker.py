@@ -123,7 +123,7 @@ def work_on(spec: bytes, unit: Unit, driver: str, published: dict[str, Any]) -> 
 
 
 def _worker(spec: bytes) -> Worker:
-    """The Worker of a task, kept for the next unit."""
+    """Return the Worker of a task, kept for the next unit."""
     if spec not in _workers:
         made = pickle.loads(spec)
         context = Context(made["flags"], made["name"], _stop_if_cancelled)

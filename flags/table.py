@@ -54,7 +54,7 @@ SECTIONS = (
              "distribute the work: a number of workers of this machine, tcp://host:port, or a scheduler file"),
         Flag("tf32", False, boolean, "let GPUs round float32 products to TensorFloat-32 (costs margin digits)"),
         Flag("deterministic", False, boolean, "let TensorFlow use deterministic kernels only (slower on a GPU)"),
-        Flag("logs_dir", None, optional(path), "where working directories go; default: logs beside the program"),
+        Flag("logs_dir", None, optional(path), "where working directories go; default: logs in the program's folder"),
         Flag("figures", True, boolean, "draw the figures of a finished run into its directory"),
         Flag("resume", None, optional(path), "a working directory of this experiment to resume"),
     )),
@@ -236,7 +236,7 @@ def flatten(flags: dict, prefix: str = "") -> dict:
 
 
 def nest(flat: dict) -> dict:
-    """The inverse of `flatten`."""
+    """Return the inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, key = name.split(".")
@@ -248,7 +248,7 @@ def nest(flat: dict) -> dict:
 
 
 def renamed(flat: dict) -> dict:
-    """The same flags under their present names. Raises: UserError for a flag given under two names."""
+    """Return the same flags under their present names. Raises: UserError for a flag given under two names."""
     found: dict[str, Any] = {}
     for given, value in flat.items():
         name = ALIASES.get(given, given)
@@ -259,7 +259,7 @@ def renamed(flat: dict) -> dict:
 
 
 def complete(flags: dict) -> dict:
-    """All flags, nested, checked and in their one form. What is not given has its default.
+    """Return all flags, nested, checked and in their one form. Missing flags have their defaults.
 
     Raises: UserError for an unknown flag or a value that its flag does not take.
     """

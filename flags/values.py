@@ -59,7 +59,7 @@ def _literal(node: ast.AST | None) -> Any:
 
 
 def from_text(text: str) -> Any:
-    """The value that a word stands for: a Python literal; a,b,c for a tuple; else the text itself."""
+    """Return the value of a word: a Python literal; a,b,c for a tuple; else the text itself."""
     try:
         return _literal(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
@@ -86,7 +86,7 @@ def choice(*words: str) -> Callable:
 
 
 def whole(least: int, *words: str, most: int = 2**53) -> Callable:
-    """A whole number from `least` to `most`, or one of these words."""
+    """Accept a whole number from `least` to `most`, or one of these words."""
 
     def check(value):
         if value in words and isinstance(value, str):
@@ -102,7 +102,7 @@ def whole(least: int, *words: str, most: int = 2**53) -> Callable:
 
 
 def number(above: float = -math.inf, most: float = 1e300) -> Callable:
-    """A number above a bound, and at most another one."""
+    """Accept a number above a bound, and at most another one."""
 
     def check(value):
         if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
@@ -122,7 +122,7 @@ def boolean(value):
 
 
 def cluster(value):
-    """How many workers of this machine, a scheduler's address, or a scheduler file."""
+    """Accept a number of workers of this machine, a scheduler's address, or a scheduler file."""
     if isinstance(value, int) and not isinstance(value, bool):
         return whole(1, most=1024)(value)
     return text(value) if isinstance(value, str) else whole(1)(value)
@@ -139,13 +139,13 @@ def text(value):
         raise Bad("a name or path")
     try:
         value.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no text
+    except UnicodeEncodeError:  # bytes of the command line that are not text
         raise Bad("a name or path in UTF-8") from None
     return value
 
 
 def path(value):
-    """A path, or a name: `flags.command_line` takes the word as it is."""
+    """Accept a path or a name: `flags.command_line` takes the word literally."""
     return text(value)
 
 
@@ -160,7 +160,7 @@ def optional(kind: Callable) -> Callable:
 
 
 def several(kind: Callable) -> Callable:
-    """Values of a kind, at least one, as a tuple. A value alone stands for a list of one."""
+    """Values of a kind, at least one, as a tuple. A single value means a list of one."""
 
     def check(value):
         values = value if isinstance(value, list | tuple) else [value]
@@ -172,12 +172,12 @@ def several(kind: Callable) -> Callable:
 
 
 def either(word: str, kind: Callable) -> Callable:
-    """A word, or a value of a kind."""
+    """Accept a word, or a value of a kind."""
     return lambda value: value if isinstance(value, str) and value == word else kind(value)
 
 
 def expecting(what: str, kind: Callable) -> Callable:
-    """The same kind of values, with its own words for what was expected."""
+    """Accept a kind of values, with another description of what was expected."""
 
     def check(value):
         try:
@@ -240,7 +240,7 @@ def _tuples(value):
 
 
 def learning_rate(value):
-    """A number, a scheduler's name, or (name, arguments ...)."""
+    """Accept a number, a scheduler's name, or (name, arguments ...)."""
     value = _tuples(value)
     try:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -267,7 +267,7 @@ def archive(value):
 
 
 def description(value):
-    """A list of layers, or the name of an architecture."""
+    """Accept a list of layers, or the name of an architecture."""
     if isinstance(value, str):
         if value not in ARCHITECTURES:
             raise Bad(f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}")
@@ -284,7 +284,7 @@ def description(value):
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed, cut where it is very long."""
+    """Return a value as it is typed, truncated if it is very long."""
     if isinstance(value, tuple) and all(isinstance(v, str | int | float) for v in value):
         value = ",".join(map(str, value))
     try:

@@ -171,7 +171,7 @@ def operators(context: Context) -> list[str]:
 
 
 def _operator(worker: Worker, network: Any, name: str) -> Hessian:
-    """An operator at a network; the last one is kept, and the weights with it."""
+    """Return an operator at a network; the last one is kept, and the weights with it."""
     context = worker.context
 
     def make() -> Hessian:

@@ -22,7 +22,7 @@ PATH_BYTES = 2**30  # of the epochs of a path, in memory together; of more, some
 
 
 def filter_normalized(rng: np.random.Generator, names: list[str], weights: Tensors) -> Tensors:
-    """A random direction; None for tensors that stay.
+    """Return a random direction; None for tensors that stay.
 
     Args:
       names, weights: of the network, as in `Network.get_weights`.
@@ -56,7 +56,7 @@ class Path:
 
 
 def principal(center: Tensors, epochs: list[Tensors]) -> Path:
-    """The plane of a path, through `center`.
+    """Return the plane of a path, through `center`.
 
     The components come from the epochs' Gram matrix: there are fewer epochs than weights.
 
@@ -88,7 +88,7 @@ def thinned(eids: list[int], bytes_each: int) -> list[int]:
 
 
 def sides(plane: str, n: int, extent: float, coordinates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The grid's values along the two directions, float64 [n] each; 0 is one of them."""
+    """Return the grid's values along the two directions, float64 [n] each; 0 is one of them."""
     low, high = np.full(2, -extent), np.full(2, extent)
     if plane == "pca" and coordinates is not None:
         low, high = np.minimum(coordinates.min(axis=0), 0), np.maximum(coordinates.max(axis=0), 0)
@@ -99,7 +99,7 @@ def sides(plane: str, n: int, extent: float, coordinates: np.ndarray | None) -> 
 
 
 def directions_of(context: Context, network: tuple[str, int], eids: list[int]) -> tuple[list[Tensors], Path | None]:
-    """The two directions that the flags ask for, and the path they come from."""
+    """Return the two directions that the flags ask for, and the path they come from."""
     f, model = context.f, context.model
     weights = context.stored_weights(*network)
     if f.plane == "random":

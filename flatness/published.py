@@ -37,7 +37,8 @@ TRAININGS = {  # (data set, random labels): flags, flat
 
 
 def is_papers_training(flags: dict) -> bool:
-    """Whether a run's flags are those of the paper's training on its data; more seeds than the paper's are fine."""
+    """Return whether a run's flags are those of the paper's training on its data; more seeds than the paper's are
+    fine."""
     random = flags["random_labels"] is not None
     papers = TRAININGS.get((flags["dataset"], random))
     if papers is None:
@@ -48,7 +49,7 @@ def is_papers_training(flags: dict) -> bool:
 
 
 def published_radius(trained: dict, measured: dict) -> tuple[float, float] | None:
-    """The published (mean, standard deviation) that a measurement may be held against, or None.
+    """Return the published (mean, standard deviation) that a measurement may be held against, or None.
 
     Args:
       trained: the flags of the run. measured: the flags of the measurement.
@@ -62,7 +63,7 @@ def published_radius(trained: dict, measured: dict) -> tuple[float, float] | Non
 
 
 def are_epochs_of_one_run(eids: list[int]) -> bool:
-    """Whether measured networks, of these epochs, are several epochs of one run: a mean over them says little.
+    """Return whether measured networks, of these epochs, are several epochs of one run: a mean over them says little.
 
     Networks of several seeds have an epoch in common.
     """
@@ -72,7 +73,7 @@ def are_epochs_of_one_run(eids: list[int]) -> bool:
 def table_row(
     networks: dict[str, dict], dataset: str, params: str, random: bool, published: tuple[float, float] | None = None
 ) -> dict:
-    """A row of Table 1: mean and population standard deviation over the networks' means.
+    """Return a row of Table 1: mean and population standard deviation over the networks' means.
 
     Args:
       networks: {name: `flatness.radius.summary` with the network's epoch `eid`}.

@@ -3,7 +3,7 @@
 From the weights w of a trained network with loss I(w), along a random direction delta of length 1, in
 steps of length s: the radius is (k - 1) * s for the first k with
 
-    |I(w) - I(w + k * s * delta)| >= threshold, or a loss that is no number.
+    |I(w) - I(w + k * s * delta)| >= threshold, or a NaN loss.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class EndlessWalk(Exception):
 
 
 def perturbed(names: list[str], params: str) -> list[bool]:
-    """Which tensors a direction moves.
+    """Return which tensors a direction moves.
 
     Args:
       names: of all tensors, as in `Network.places`.
@@ -43,7 +43,7 @@ def perturbed(names: list[str], params: str) -> list[bool]:
 def direction(
     rng: np.random.Generator, names: list[str], weights: Tensors, params: str = "all", normalize: str = "none"
 ) -> Tensors:
-    """A Gaussian direction over the perturbed tensors, of length 1 (all of them together).
+    """Return a Gaussian direction over the perturbed tensors, of length 1 (all of them together).
 
     Args:
       rng: the source of randomness.
@@ -109,11 +109,11 @@ class PlainWalks:
 
 
 class FastWalks(PlainWalks):
-    """Walks from one network with the short cuts of `FastSpan`: the same radii as `PlainWalks`.
+    """Walks from one network with the shortcuts of `FastSpan`: the same radii as `PlainWalks`.
 
-    A block of examples is taken through many steps at once. Losses are >= 0, so partial sums can prove that a
-    step has reached the threshold: that step and all beyond it are then evaluated no further. Steps that seem to
-    lie beyond the end, by the blocks seen so far, are put off; they are taken up if that forecast fails.
+    A block of examples is evaluated at many steps together. Losses are >= 0, so partial sums can prove that a
+    step has reached the threshold: that step and all beyond it are then evaluated no further. Steps that seem
+    to be beyond the end, judging by the blocks so far, are postponed, and resumed if that forecast fails.
 
     Args:
       examples: the training set.
@@ -175,7 +175,7 @@ WALKS = {"plain": PlainWalks, "fast": FastWalks}
 
 
 def summary(walks: list[dict], length: float) -> dict:
-    """The radii of one network, summed up.
+    """Return the radii of one network, summed up.
 
     Args:
       walks: as `PlainWalks.walk` returns them, one for each direction.

@@ -43,7 +43,7 @@ def make_random_labels(context: Context) -> Path:
 
 
 def measure_radius(context: Context) -> Path:
-    """The flatness radius of each network of load_dir (arXiv 1801.02254, table 1). Returns the directory.
+    """Measure the flatness radius of each network of load_dir (arXiv 1801.02254, table 1). Returns the directory.
 
     Writes `res`['raw'] = {'networks': {name: {...}}, 'row': {...}}. A network has I (its loss),
     radii, profiles (for each direction the losses at 0, s, 2s, ... up to the radius), ends (the loss
@@ -82,7 +82,7 @@ def measure_radius(context: Context) -> Path:
 
 
 def directions(context: Context, networks: dict[str, Place]) -> list[Unit]:
-    """The units of a radius: each direction of each network."""
+    """Return the units of a radius: each direction of each network."""
     return [
         Unit(radius.work, (n, k), {"label": label, "number": n, "network": place, "direction": k})
         for n, (label, place) in enumerate(networks.items())
@@ -91,7 +91,7 @@ def directions(context: Context, networks: dict[str, Place]) -> list[Unit]:
 
 
 def make_points(context: Context) -> Path:
-    """The loss in the plane of the three networks of load_dir (section IV). Returns the directory.
+    """Compute the loss in the plane of the three networks of load_dir (section IV). Returns the directory.
 
     Writes X.npy, Y.npy, Z.npy (the losses), float64 [grid, grid], and the same in `res`['raw'].
     """
@@ -126,7 +126,7 @@ def _save(array: np.ndarray, file: BinaryIO) -> None:
 
 
 def make_surface(context: Context) -> Path:
-    """The log of the loss in a plane through a stored network. Returns the directory.
+    """Compute the log of the loss in a plane through a stored network. Returns the directory.
 
     Writes `res`['raw'] = {'x', 'y': the grid's values along the two directions, float64 [grid]; 'log_loss': float64
     [grid, grid], a row a y; 'plane', 'network'; of the path of training (plane pca) 'path_eids', 'path': float64
@@ -175,7 +175,7 @@ def make_surface(context: Context) -> Path:
 
 
 def measure_sharpness(context: Context) -> Path:
-    """Worst-case and average sharpness of each network of load_dir. Returns the directory.
+    """Measure worst-case and average sharpness of each network of load_dir. Returns the directory.
 
     Writes `res`['raw'] = {name: {'log_loss': its natural log, 'sharpness': {adaptive:
     `flatness.sharpness.summary`}}}.
@@ -212,7 +212,7 @@ def measure_sharpness(context: Context) -> Path:
 
 
 def measure_curvature(context: Context) -> Path:
-    """The Hessian's largest eigenvalues and its trace at each network of load_dir. Returns the directory.
+    """Measure the Hessian's largest eigenvalues and its trace at each network of load_dir. Returns the directory.
 
     Writes `res`['raw'] = {name: `flatness.curvature.measure`}; with the flag `density` also 'density', {operator:
     `flatness.curvature.spectrum`}.

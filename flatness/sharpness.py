@@ -76,13 +76,13 @@ class Ball:
         return self.loss.value()
 
     def value_and_gradient(self, u: np.ndarray) -> tuple[float, np.ndarray]:
-        """The same, and its gradient by u, float64 [n]."""
+        """Return the same, and its gradient by u, float64 [n]."""
         self.go_to(u)
         value, gradient = self.loss.value_and_gradient()
         return value, self.T * gradient
 
     def worst(self, rho: float, steps: int, update: Update = ignore) -> float:
-        """The largest log I that projected gradient ascent finds in ||u|| <= rho, from u = 0.
+        """Return the largest log I that projected gradient ascent finds in ||u|| <= rho, from u = 0.
 
         Ascent on log I, by unit gradients, with momentum and the step size of APGD (`models.step_size`; Croce
         and Hein 2020, algorithm 1).
@@ -128,7 +128,7 @@ def log_rise(log_loss: float, at: float) -> float:
 
 
 def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sharpness of one network in one scale, from its units, by ascending rho.
+    """Return the sharpness of one network in one scale, from its units, by ascending rho.
 
     Returns: rho; worst, the log of the largest loss, which a smaller ball's is a lower bound of; average, the log of
       the mean loss over the directions, and average_error, its standard error (of the log: relative); losses, the

@@ -26,7 +26,7 @@ STACK_BYTES = 2**28  # the tensors of all points that are evaluated together, at
 MOST_POINTS = 64
 WORTHWHILE = 0.05  # a first layer with less than this part of the flops is evaluated like the others
 
-Tensors = list  # of arrays, in the order of model.places(); in a basis None stands for zeros
+Tensors = list  # of arrays, in the order of model.places(); in a basis None means zeros
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
 def sum_of_losses_combined(
     labels: tf.Tensor, coefficients: tf.Tensor, parts: list[tf.Tensor], log: bool
 ) -> tf.Tensor:
-    """The sum of losses, or its log, of `combined` logits, compiled into one."""
+    """Return the sum of losses, or its log, of `combined` logits, compiled into one."""
     return SUMS[log](labels, combined(coefficients, parts))
 
 
@@ -75,7 +75,7 @@ ADD = {False: np.add, True: np.logaddexp}
 def nan_if_no_variance(model) -> tf.Tensor:
     """NaN where a batch norm's (perturbed) variance is negative, else 0; float32.
 
-    Such a network has no loss, but relu and max pool here would turn its NaN into a number.
+    The loss of such a network is NaN, which relu and max pool here would turn into a number.
     """
     norms = [layer.bn for layer in model.layers if layer.bn is not None]
     return sum((0.0 * tf.reduce_sum(tf.sqrt(bn.variance + bn.EPS)) for bn in norms), tf.constant(0.0))
@@ -111,7 +111,7 @@ class Examples:
         self.update(block.start / len(self))
 
     def graph(self, key, function: Callable) -> Callable:
-        """The graph of a function. It is traced once for each key, for all callers."""
+        """Return the graph of a function. It is traced once for each key, for all callers."""
         return self.functions.setdefault(key, compiled(function, reduce_retracing=True))
 
     def inputs(self, block: slice) -> tf.Tensor:
@@ -122,7 +122,7 @@ class Examples:
 
 
 def examples_of(context: Context) -> Examples:
-    """The training set of a Context, made once."""
+    """Return the training set of a Context, made once."""
     (x, y), _ = context.dataset
     return context.kept("examples", None, lambda: Examples(context.model, x, y, context.update))
 
@@ -149,7 +149,7 @@ class PlainSpan:
         self._sum = examples.graph(("plain", log), sum_of)
 
     def at(self, coefficients: Sequence[float]) -> Tensors:
-        """The tensors sum_j c_j * basis_j, float32, added up in float64."""
+        """Return the tensors sum_j c_j * basis_j, float32, added up in float64."""
 
         def combine(parts: tuple) -> np.ndarray:
             pairs = zip(coefficients, parts, strict=True)
@@ -159,7 +159,7 @@ class PlainSpan:
         return [combine(parts) for parts in zip(*self.basis, strict=True)]
 
     def loss(self, coefficients: Sequence[float]) -> float:
-        """The mean loss at a point [d], or its log."""
+        """Return the mean loss at a point [d], or its log."""
         self.model.set_weights(self.at(coefficients))
         sums = []
         for block in self.examples.blocks(self.block_size):
@@ -168,12 +168,13 @@ class PlainSpan:
         return float(mean_of(np.array(sums), len(self.examples), self.log))
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
-        """The mean losses at points [m, d], or their logs, float64 [m]."""
+        """Return the mean losses at points [m, d], or their logs, float64 [m]."""
         return np.array([self.loss(c) for c in coefficients])
 
 
 def mean_of(sums: np.ndarray, n: int, log: bool) -> np.ndarray:
-    """The mean over n examples, or its log, from the sums over blocks of them, or their logs, [blocks, ...]."""
+    """Return the mean over n examples, or its log, from the sums over blocks of them, or their logs, [blocks,
+    ...]."""
     total = ADD[log].reduce(sums, axis=0)
     return total - np.log(n) if log else total / n
 
@@ -185,12 +186,12 @@ class FastSpan:
     - That layer is linear in the coefficients: x * sum_j c_j W_j = sum_j c_j (x * W_j). The products on
       the right are computed once for a block of examples. The block then goes through all points while
       it is in the processor's cache, because sums read from main memory would be slow.
-    - A caller that looks for the first point beyond a limit reads partial sums (`partial_sums`).
+    - A caller that searches the first point beyond a limit reads partial sums (`partial_sums`).
 
     Args:
       examples: the training set.
-      basis: the networks; see the module. The first one has no None.
-      keep: the products x * W_j of the first so many networks are kept for later calls.
+      basis: the networks; see the module. The first one is complete.
+      keep: the products x * W_j of the first `keep` networks are kept for later calls.
       kept: the dict in which an earlier span with the same first `keep` networks kept them; it is added to.
       log: whether the logs of the losses are wanted.
     """
@@ -228,7 +229,8 @@ class FastSpan:
         self._products = self._what_stays(specs[self.first], keep)
 
     def _graph(self, name: str, function: Callable) -> Callable:
-        """A graph for all spans of these examples. It outlives this span, so the function must not hold self."""
+        """Return a graph for all spans of these examples. It outlives this span, so the function must not hold
+        self."""
         return self.examples.graph((name, self.first, self.log), function)
 
     # What is computed once
@@ -253,7 +255,7 @@ class FastSpan:
         return products
 
     def _input(self, block: slice) -> tf.Tensor:
-        """The input of layer `first`."""
+        """Return the input of layer `first`."""
         self.examples.passing(block)
         if self.first == 0:
             return self.examples.inputs(block)
@@ -278,7 +280,7 @@ class FastSpan:
         return self._graph("product", product)(x, self._basis[j][: self._own_of_first()])
 
     def _own_of_first(self) -> int:
-        """The weight and bias of layer `first` are the first of the places."""
+        """Return how many of the places are the weight and bias of layer `first`."""
         return 1 if self.model.layers[self.first].bias is None else 2
 
     # Losses
@@ -325,8 +327,8 @@ class FastSpan:
                     return SUMS[log](labels, logits)
 
             signature = tf.TensorSpec([], tf.float64)
-            # Three points at once: while an op of one runs on a single thread, the others use the other cores.
-            # Where a point is a single small op, more at once are faster.
+            # Three points concurrently: while an op of one runs on a single thread, the others use the other cores.
+            # When a point is a single small op, more are faster.
             at_once = 8 if products and logits_follow else 3
             points = tf.range(tf.shape(c)[0])
             return tf.map_fn(at_point, points, fn_output_signature=signature, parallel_iterations=at_once)
@@ -334,7 +336,7 @@ class FastSpan:
         return sums_of_losses
 
     def losses(self, coefficients: np.ndarray) -> np.ndarray:
-        """The mean losses at points [m, d], or their logs, float64 [m]."""
+        """Return the mean losses at points [m, d], or their logs, float64 [m]."""
         parts = []
         for start in range(0, len(coefficients), self.most_points):
             sums = [sums for _, sums in self.partial_sums(coefficients[start : start + self.most_points])]

@@ -73,7 +73,7 @@ def _whole(value: Any) -> bool:
 
 
 def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
-    """(kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
+    """Return (kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
     where = f"layer {number} of the description, {entry!r}"
     if not isinstance(entry, list | tuple) or not entry:
         raise ValueError(f"{where}: expected a list such as ['C', 32, [5, 5]]")
@@ -160,7 +160,7 @@ def degrees(specs: list[LayerSpec], act_type: str) -> list[int]:
 
 
 def why_not_homogeneous(specs: list[LayerSpec]) -> str | None:
-    """What keeps the logits from being homogeneous in the weights; None where they are."""
+    """Return what keeps the logits from being homogeneous in the weights; None where they are."""
     weighted = [spec for spec in specs if spec.weight_shape is not None]
     if any(spec.bn for spec in weighted):
         return "it has batch norm"

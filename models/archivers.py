@@ -66,7 +66,7 @@ class LogLoss(Archiver):
 
 
 def build(archive: Any) -> Archiver:
-    """The archiver that the `archive` flag names ('idle', an int, or a tuple).
+    """Return the archiver that the `archive` flag names ('idle', an int, or a tuple).
 
     Raises: ValueError when it names none.
     """

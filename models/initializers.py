@@ -25,7 +25,7 @@ def _truncated_normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 
 def _fans(shape: Shape) -> tuple[int, int]:
-    """(fan_in, fan_out) of [cin, cout] or [kh, kw, cin, cout]; a 1-d shape counts for both."""
+    """Return (fan_in, fan_out) of [cin, cout] or [kh, kw, cin, cout]; a 1-d shape counts for both."""
     if len(shape) == 1:
         return shape[0], shape[0]
     receptive_field = math.prod(shape[:-2])

@@ -1,10 +1,10 @@
 """Layers over tf.Module. Activations are float32, NHWC.
 
-TensorFlow's gradients of three ops are slow on a CPU, so these ops have gradients of their own here:
+TensorFlow's gradients of three ops are slow on a CPU, so these ops have custom gradients here:
 - max pool: TensorFlow runs its gradient on one thread;
-- the input of a fully connected layer: TensorFlow hands the transposed product to a kernel half as fast;
-- the input of a convolution of few channels: oneDNN has no fast kernel for it. Only attacks need it.
-They give TensorFlow's own numbers (tests/layers_test.py). `bench/train_step.py --ops` times the first two.
+- the input of a fully connected layer: TensorFlow uses a kernel for the transposed product that is half as fast;
+- the input of a convolution of few channels: oneDNN lacks a fast kernel for it. Only attacks need it.
+They return TensorFlow's own numbers (tests/layers_test.py). `bench/train_step.py --ops` times the first two.
 """
 
 from collections.abc import Callable
@@ -196,10 +196,10 @@ class FullyConnected(Weighted):
 
 @compiled(jit_compile=True)
 def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, positive_only: bool = False) -> tf.Tensor:
-    """Each dy goes to the first element of its 2x2 window, row by row, that equals the maximum y.
+    """Give each dy to the first element of its 2x2 window, row by row, that equals the maximum y.
 
     Compiled into one pass over the data. x: [B, h, w, c]; y, dy: [B, h // 2, w // 2, c].
-    positive_only: windows whose y is not positive pass nothing on (the gradient of a relu after it).
+    positive_only: windows whose y is not positive pass no gradient (that of a relu after the pool).
     """
     h, w = 2 * y.shape[1], 2 * y.shape[2]
     free = y > 0 if positive_only else tf.ones_like(y, tf.bool)

@@ -34,7 +34,7 @@ def hp_sparse_softmax_cross_entropy_with_logits_v1(labels: tf.Tensor, logits: tf
 def hp_sparse_softmax_cross_entropy_with_logits_v2(
     labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor | float
 ) -> tf.Tensor:
-    """The same cross-entropy in a frame: softplus(logsumexp_j d_j) * exp(-log_frame).
+    """Return the same cross-entropy in a frame: softplus(logsumexp_j d_j) * exp(-log_frame).
 
     Exact for each example by itself, at any size of the loss. With m = max(0, max_j d_j) and
     S = sum_j exp(d_j - m):
@@ -64,7 +64,7 @@ def hp_sparse_softmax_cross_entropy_with_logits_v2(
 
 @compiled(jit_compile=True)  # many tiny ops: one compiled kernel costs less than dispatching them
 def _loss_and_gradient(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """float64 ([B], [B, C]): the loss in the frame and its gradient by the logits."""
+    """Return float64 ([B], [B, C]): the loss in the frame and its gradient by the logits."""
     z = tf.cast(logits, tf.float64)  # [B, C]
     is_label = labels[:, None] == tf.range(logits.shape[1], dtype=labels.dtype)
     z_y = tf.reduce_sum(tf.where(is_label, z, 0.0), axis=1, keepdims=True)

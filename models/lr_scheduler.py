@@ -1,7 +1,7 @@
 """Learning-rate schedulers: they also decide whether an epoch is accepted.
 
-After every attempt at an epoch the training loop asks `get(info)`: `('go', lr)` accepts it and gives the next
-epoch's lr; `('back', lr)` rejects it: the weights go back and the epoch is tried again with that lr.
+After every attempt at an epoch the training loop calls `get(info)`: `('go', lr)` accepts it and gives the next
+epoch's lr; `('back', lr)` rejects it: the weights are restored and the epoch is tried again with that lr.
 
 All losses that a scheduler sees are relative to the frame (`models.losses`): the true loss is
 `loss * exp(log_frame)`, and a frame learning rate `lr` is the true one times `exp(log_frame)`.
@@ -9,7 +9,7 @@ Since the frame is the loss of the last accepted epoch, "the loss did not grow" 
 Without a frame (train_mode NORMAL) losses are true and are compared with the last accepted one.
 
 Everything a scheduler remembers is in plain attributes, so that `vars(scheduler)` is its state and a
-resumed run goes on with the same decisions.
+resumed run makes the same decisions.
 """
 
 import math
@@ -37,19 +37,19 @@ class LRScheduler:
             or was proved worse. None at the start of a run.
 
         Returns: `('go' | 'back', lr)`, the lr of the next attempt; `('go', first lr)` for no info.
-        Raises: TrainingDiverged when it has no other lr to offer.
+        Raises: TrainingDiverged when there is no other lr to try.
         """
         raise NotImplementedError
 
     def loss_limit(self) -> float:
-        """The largest mean training loss (frame units) that `get` would still accept.
+        """Return the largest mean training loss (frame units) that `get` would still accept.
 
         An attempt's evaluation stops when the partial sum of its losses is past this.
         """
         return math.inf
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the scheduler, as JSON can hold it."""
+        """Return what a checkpoint keeps of the scheduler, as JSON can hold it."""
         return dict(vars(self))
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class ConstLR(LRScheduler):
 
 
 class _LossComparing(LRScheduler):
-    """Shared by the schedulers that accept an epoch only when its loss did not grow.
+    """Base of the schedulers that accept an epoch only when its loss did not grow.
 
     In NORMAL mode the first epoch is compared with loss0, as it is (through log_frame0) in a frame.
     """
@@ -100,7 +100,7 @@ class _LossComparing(LRScheduler):
         self.last_loss = 1.0 if self.train_mode == USE_FRAME else loss0
 
     def _accept(self, info: dict[str, Any]) -> bool:
-        """Whether this attempt is accepted. In NORMAL mode the next loss is compared with an accepted one."""
+        """Return whether this attempt is accepted. In NORMAL mode the next loss is compared with an accepted one."""
         if info["stats"] is None:
             return False
         loss = info["stats"]["loss"]
@@ -255,7 +255,7 @@ SCHEDULERS = {
 def build(
     lr: float | str | tuple[Any, ...], train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0
 ) -> LRScheduler:
-    """The scheduler that the `lr` flag names: a float, a name, or `(name, argument, ...)`.
+    """Return the scheduler that the `lr` flag names: a float, a name, or `(name, argument, ...)`.
 
     Raises: ValueError (unknown name, numbers that are not positive), TypeError (wrong arguments).
     """
@@ -269,7 +269,7 @@ def build(
         raise ValueError(f"no scheduler is named {name!r}; there are {', '.join(SCHEDULERS)}")
     for arg in args:
         if isinstance(arg, bool) or not isinstance(arg, int | float) or not 0 <= arg < 1e300:
-            raise ValueError(f"{arg!r:.40} is no number from 0 to 1e300")
+            raise ValueError(f"{arg!r:.40} is not a number from 0 to 1e300")
     if args and args[0] <= 0:
         raise ValueError(f"a learning rate must be positive, not {args[0]!r}")
     return (ConstLR if name is None else SCHEDULERS[name])(*args, **frame)

@@ -61,7 +61,7 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def published_order(n_layers: int, act_type: str) -> int:
-    """The power of rho that the published code divides by: that of `rhoL`."""
+    """Return the power of rho that the published code divides by: that of `rhoL`."""
     return 2 ** (n_layers - 1) + 1 if act_type == "relu2" else n_layers
 
 
@@ -73,7 +73,7 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
         a homogeneous network no other layer has a bias. Where others do, their biases do not count.)
       act_type: 'relu2' raises the degree of homogeneity with every layer; others are of degree 1.
     """
-    # Not np.vdot: the threads that BLAS leaves spinning would slow the training step after it by half.
+    # Not np.vdot: BLAS threads that keep spinning would slow down the following training step by half.
     rho_k = [math.sqrt(sum(np.square(tensor, dtype=np.float64).sum() for tensor in tensors)) for tensors in layers]
     rho = math.sqrt(sum(r * r for r in rho_k))
     if act_type == "relu2":
@@ -106,7 +106,7 @@ def smoothed_margin(log_loss: float, n: int) -> float:
 
 
 def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: list[int]) -> dict[str, float]:
-    """The smoothed margin over both norms, beside `q_bar_min` and `q_bar2_min`, and `balance`.
+    """Return the smoothed margin over both norms of `q_bar_min` and `q_bar2_min`, and `balance`.
 
     NaN over a norm that is not the network's own: rhoL has to be rho to the order of homogeneity, norm_prod the
     product of rho_k^e_k. (The published rhoL of relu2 is not, for three layers and more.)
@@ -131,7 +131,7 @@ def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: li
 
 
 def balance(rho_k: list[float], degrees: list[int]) -> float:
-    """How equal the layers' norms are: in (0, 1], and 1 where the normalized margins' ratio is at its best.
+    """Return how equal the layers' norms are: in (0, 1], and 1 where the normalized margins' ratio is at its best.
 
     prod_k (rho_k^2 L / (rho^2 e_k))^(e_k / 2): the product of norms over its maximum at the same rho. Where all
     degrees are 1 that is L^(L/2) q_bar_min / q_bar2_min, and 1 means layers of one norm.
@@ -147,7 +147,7 @@ def balance(rho_k: list[float], degrees: list[int]) -> float:
 
 
 def angle(before: list[np.ndarray], after: list[np.ndarray]) -> float:
-    """The angle between two networks' weights, each taken as one vector, in radians; float64.
+    """Return the angle between two networks' weights, each taken as one vector, in radians; float64.
 
     From the chord c between the unit vectors, c^2 |a| |b| = |b - a|^2 - (|b| - |a|)^2: where the lengths are near
     each other, as those of two epochs, it keeps its digits however small the angle is.

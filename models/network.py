@@ -19,7 +19,7 @@ TURN_FLOPS = 2e11  # about a second of two cores: the work of one call of a grap
 
 
 def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Variable, tf.Tensor]:
-    """A data set as a GPU can gather batches from it without the host.
+    """Return a data set as a GPU can gather batches from it without the host.
 
     TensorFlow's GPU kernels gather bytes from a variable only, and it keeps int32 tensors on the host
     (`bench/gpu_placement.py`).
@@ -89,7 +89,7 @@ class Network(Sequential):
         augment_seed: np.ndarray | None = None,
         update: Update = ignore,
     ) -> tuple[bool, np.ndarray]:
-        """An epoch of gradient steps; stops after the first bad batch.
+        """Return an epoch of gradient steps; stops after the first bad batch.
 
         Args:
           images: integer pixels [N, h, w, c]; labels: integers [N]. Both as `on_device` makes them, or tensors.
@@ -101,7 +101,7 @@ class Network(Sequential):
         Returns: (ok, losses): whether every batch loss was finite and <= loss_ub, and the float64
           losses of the batches done, in order (a bad one is the last).
         """
-        # Tensors, because a tf.function is traced anew for every new Python number.
+        # Tensors, because a tf.function is traced again for every new Python number.
         scalars = [tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub)]
         if augment_seed is not None:
             augment_seed = tf.constant(augment_seed, tf.int32)
@@ -120,7 +120,7 @@ class Network(Sequential):
         self, images: Any, labels: Any, batches: Any, begin: Any, end: Any, lr: Any, log_frame: Any, loss_ub: Any,
         augment_seed: Any,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:  # fmt: skip
-        """The gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors.
+        """Return the gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors.
 
         Returns: ok; the first batch that is not done; losses, float64 [n], of which [begin:done] are filled.
         """
@@ -197,7 +197,7 @@ class Network(Sequential):
     def gradient(
         self, images: tf.Tensor, labels: tf.Tensor, log_frame: float, update: Update = ignore
     ) -> list[np.ndarray]:
-        """The gradient of the mean loss in the frame over a whole set, for each of `weights`.
+        """Return the gradient of the mean loss in the frame over a whole set, for each of `weights`.
 
         Batch norm uses its running statistics. Each block's gradient is float32, the sum over blocks float64.
         Arguments as for `evaluate`.

@@ -133,7 +133,7 @@ class Sequential(tf.Module):
     # Images to logits
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """float32 [B, h, w, c] in [0, 1] -> float32 [B, n_classes].
+        """Return float32 [B, h, w, c] in [0, 1] -> float32 [B, n_classes].
 
         Args:
           training: batch norm uses the batch's moments, and moves its running ones.
@@ -141,7 +141,7 @@ class Sequential(tf.Module):
         return _through(self._pipeline, images, training)
 
     def before(self, k: int, images: tf.Tensor) -> tf.Tensor:
-        """The input of layer k: float32 [B, ...]."""
+        """Return the input of layer k: float32 [B, ...]."""
         return _through(self._pipeline[: self._pipeline.index(self.layers[k])], images)
 
     def after(self, k: int, z: tf.Tensor) -> tf.Tensor:
@@ -220,7 +220,7 @@ class Sequential(tf.Module):
         return [(place.name, place.variable.numpy()) for place in self.places()]
 
     def snapshot(self) -> Weights:
-        """The weights as they are now, as tensors on the device.
+        """Return the weights as they are now, as tensors on the device.
 
         Costs nothing until the variables change: TensorFlow copies a variable that is written while a tensor
         shares its memory.
@@ -241,7 +241,8 @@ class Sequential(tf.Module):
             variable.assign(value)
 
     def initial_weights(self, seed: int) -> Weights:
-        """The weights that a network of this description starts from with a seed, in the order of `tensors`."""
+        """Return the weights that a network of this description starts from with a seed, in the order of
+        `tensors`."""
         values: list[np.ndarray] = []
         weighted = [spec for spec in self.specs if spec.weight_shape is not None]
         for k, (spec, layer) in enumerate(zip(weighted, self.layers, strict=True)):
@@ -280,7 +281,7 @@ def _through(pipeline: list[Any], x: tf.Tensor, training: bool = False) -> tf.Te
 def _normalization(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(factor, shift). Raises: ValueError when there is neither one number nor one a channel."""
+    """Return (factor, shift). Raises: ValueError when there is neither one number nor one a channel."""
     means = np.ravel(0.0 if mean is None else mean)
     stds = np.ravel(1.0 if std is None else std)
     for name, values in (("input_mean", means), ("input_std", stds)):

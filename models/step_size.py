@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MOMENTUM = 0.75  # alpha: the part of a step that is new
-ENOUGH = 0.75  # rho: the part of the steps that have to climb
+MOMENTUM = 0.75  # alpha: the weight of the new step
+ENOUGH = 0.75  # rho: the fraction of the steps that must climb
 
 
 def periods(n: int) -> Iterator[int]:
-    """How many of n iterations lie between two looks at the step size: 0.22 n, then ever fewer (section 3)."""
+    """Generate the numbers of iterations between two checks of the step size: 0.22 n, then fewer (section 3)."""
     done, length = 0, 0.22
     at = length
     while done < n:
@@ -25,7 +25,7 @@ def periods(n: int) -> Iterator[int]:
 
 
 class StepSize:
-    """Each climb's step size eta, float64 [B]: halved where the climb has stalled.
+    """The step sizes eta of several climbs, float64 [B]: halved where a climb stalls.
 
     Args:
       eta: the first ones.
@@ -36,10 +36,10 @@ class StepSize:
         self.was_halved = np.zeros(len(self.eta), bool)
 
     def halve(self, steps: int, climbed: np.ndarray, improved: np.ndarray) -> np.ndarray:
-        """Look at a period of `steps` steps. Returns which were halved, bool [B]: they go on from their best point.
+        """Judge a period of `steps` steps. Returns which were halved, bool [B]: they continue from their best point.
 
-        Condition 1: fewer than 0.75 of the steps climbed. Condition 2: neither the step size, at the last look, nor
-        the best value, since then, have changed.
+        Condition 1: fewer than 0.75 of the steps climbed. Condition 2: neither the step size, at the last check, nor
+        the best value, since then, has changed.
 
         Args:
           climbed: how many of the steps did, [B]. improved: whether there is a new best value, bool [B].
@@ -50,5 +50,5 @@ class StepSize:
         return halved
 
     def keep(self, rows: np.ndarray) -> None:
-        """Only these climbs go on, bool [B]."""
+        """Keep only these climbs, bool [B]."""
         self.eta, self.was_halved = self.eta[rows], self.was_halved[rows]

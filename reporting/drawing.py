@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def drawn(runs: list[Run]) -> dict[str, "Figure"]:
-    """The figures of runs, those of one kind in the same figures.
+    """Return the figures of runs, those of one kind in the same figures.
 
     Args:
       runs: as `kinds.read` gives them, in the order of their curves; they get their labels here.
@@ -41,7 +41,7 @@ def drawn(runs: list[Run]) -> dict[str, "Figure"]:
 
 
 def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
-    """The figures of working directories: `drawn` of what `kinds.read` finds there. Raises as `kinds.read`."""
+    """Return the figures of working directories: `drawn` of what `kinds.read` finds there. Raises as `kinds.read`."""
     return drawn(read(directories))
 
 
@@ -114,7 +114,7 @@ def _writing_into(out: Path) -> Iterator[None]:
 
 
 def _rendered(figure: "Figure", suffix: str) -> bytes:
-    """The figure as a file; the same figure gives the same bytes."""
+    """Return the figure as a file; the same figure gives the same bytes."""
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     file = io.BytesIO()
     dpi = style.DPI if suffix == "png" else style.RASTER_DPI

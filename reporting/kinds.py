@@ -159,12 +159,13 @@ def read(directories: Iterable[Path | str]) -> list[Run]:
 
 
 def _flags(path: Path) -> dict:
-    """A run's flags, flat, under their present names; a flag that is newer than the run has its default."""
+    """Return a run's flags, flat, under their present names; a flag that is newer than the run has its default."""
     return DEFAULTS | flatten(read_flags(path))
 
 
 def _run(path: Path) -> Run:
-    """A working directory's run. Its raw is {} when there are no results yet. Raises: UserError when damaged."""
+    """Return a working directory's run. Its raw is {} when there are no results yet. Raises: UserError when
+    damaged."""
     about = read_about(path) if (path / "about.json").exists() else {}
     run = Run(path, _flags(path), {}, about)
     task = run.flags["task"]

@@ -55,7 +55,7 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
 
 
 def page(directories: Iterable[Path | str]) -> str:
-    """The report on working directories, an HTML document.
+    """Return the report on working directories, an HTML document.
 
     Raises: UserError for a directory that is no run, damaged, of a kind without figures, or has no
       results yet.
@@ -109,13 +109,13 @@ def _section(kind: str, entries: list[Entry]) -> dict[str, Any]:
 
 
 def word(text: str) -> str:
-    """The text as a shell takes it, quoted where necessary."""
+    """Return the text as a shell takes it, quoted where necessary."""
     quoted = shlex.quote(text)
     return quoted if quoted == text or set(text) & set('"$`\\!') else f'"{text}"'
 
 
 def workers(about: dict[str, Any]) -> str:
-    """How many workers of what kind made a result."""
+    """Return how many workers of what kind made a result."""
     cluster, threads = about.get("cluster"), (about.get("threads") or {}).get("threads")
     each = f", {threads} thread{'s' * (threads > 1)} each" if threads else ""
     if cluster is None:
@@ -163,7 +163,7 @@ def _figure(kind: str, name: str, figure: "Figure") -> dict[str, Any]:
 
 
 def svg(figure: "Figure") -> bytes:
-    """The figure as SVG without what names other places; the same figure gives the same bytes."""
+    """Return the figure as SVG without what names other places; the same figure gives the same bytes."""
     import matplotlib
 
     file = io.BytesIO()
@@ -174,7 +174,7 @@ def svg(figure: "Figure") -> bytes:
 
 
 def seen(figure: "Figure") -> str:
-    """The figure in words: the axes of each panel, and where each curve begins and ends."""
+    """Return the figure in words: the axes of each panel, and where each curve begins and ends."""
     panels = [panel(axes) for axes in figure.axes if axes.get_label() != "<colorbar>"]
     return ". ".join(panels) + "."
 
@@ -201,12 +201,12 @@ def panel(axes: "Axes") -> str:
 
 
 def _of_data(line: "Line2D") -> bool:
-    """Whether both of a line's coordinates are data. Lines that mark a height have one."""
+    """Return whether both of a line's coordinates are data. Lines that mark a height have one."""
     return all(line.get_transform().contains_branch_seperately(line.axes.transData))
 
 
 def course(line: "Line2D") -> str:
-    """The first and the last point of a curve, in words."""
+    """Return the first and the last point of a curve, in words."""
     points = [point for point in zip(*line.get_data(), strict=True) if np.isfinite(point).all()]
     name = "the curve" if str(line.get_label()).startswith("_") else spoken(line.get_label())
     if not points:

@@ -43,7 +43,7 @@ FIGURES = {
 
 
 def drawn(runs: list[Run]) -> tuple[dict[str, "Figure"], list[str]]:
-    """The paper's figures from these runs.
+    """Return the paper's figures from these runs.
 
     Returns: {name: figure}, and a line for each thing that a figure lacks. A figure without any run is left out.
     """
@@ -94,7 +94,7 @@ def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[st
 
 
 def _fullest(axes) -> "Axes":
-    """The panel that shows most curves by name: its legend is the figure's."""
+    """Return the panel that shows most curves by name: its legend is the figure's."""
     return max(axes, key=lambda panel: len(set(panel.get_legend_handles_labels()[1])))
 
 

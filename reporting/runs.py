@@ -87,7 +87,7 @@ SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "l
 
 
 def say(name: str, value: Any) -> str:
-    """A flag's value as a legend has it: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
+    """Return a flag's value as a legend has it: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
     short = name.removeprefix("model.").removeprefix("attack_")
     match name, value:
         case "lr", [scheduler, *_]:
@@ -114,7 +114,7 @@ def say(name: str, value: Any) -> str:
 
 
 def network(description: list | None) -> str:
-    """A layer description's name, 'CNN', or else its layers: 'C32 P F10'."""
+    """Return a layer description's name, 'CNN', or else its layers: 'C32 P F10'."""
     for name, known in ARCHITECTURES.items():
         if description == known:
             return name
@@ -153,7 +153,7 @@ def label(runs: list[Run]) -> list[Run]:
 
 
 def _differing_parts(runs: list[Run]) -> list[list[str]]:
-    """Each run's path, without the parts that all paths begin or end with."""
+    """Return each run's path, without the parts that all paths begin or end with."""
     paths = [list(run.path.resolve().parts) for run in runs]
     for end in (0, -1):
         while all(len(parts) > 1 for parts in paths) and len({parts[end] for parts in paths}) == 1:
@@ -163,7 +163,7 @@ def _differing_parts(runs: list[Run]) -> list[list[str]]:
 
 
 def plain(value: Any, shown: str = "") -> str:
-    """A flag's value as it is typed; its floats in the format `shown`, '' for all digits."""
+    """Return a flag's value as it is typed; its floats in the format `shown`, '' for all digits."""
     if isinstance(value, list | tuple) and not any(isinstance(v, list | tuple | dict) for v in value):
         return ",".join(plain(v, shown) for v in value)
     return format(value, shown) if isinstance(value, float) else str(value)
@@ -177,7 +177,7 @@ def groups(things: Iterable, key: Callable) -> dict:
 
 
 def title(runs: list[Run], *names: str) -> str:
-    """The values that all runs share, of the flags with these names."""
+    """Return the values that all runs share, of the flags with these names."""
     chosen = list(names or ("dataset", "lr", "model.bias_mode"))
     if chosen[0] == "dataset":  # which part of it
         chosen[1:1] = [name for name in ("classes", "train_N") if runs[0].flags[name] not in (None, "all")]
@@ -203,5 +203,5 @@ def columns(run: Run, *names: str) -> np.ndarray:
 
 
 def styles(runs: list[Run]) -> list[dict]:
-    """A line style for each run, with its label."""
+    """Return a line style for each run, with its label."""
     return [look | {"label": run.label} for run, look in zip(runs, style.cycle(len(runs)), strict=True)]

@@ -55,7 +55,7 @@ MOST_NAMED = 8  # curves in a legend, where there are more that stand in an orde
 
 
 def blank(width: float, height: float, heading: str) -> "Figure":
-    """An empty figure of so many inches, with a canvas, known to no global state."""
+    """Return an empty figure of so many inches, with a canvas, known to no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,7 +77,7 @@ def cycle(n: int) -> list[dict]:
 
 
 def series(labels: list[str], in_order: bool = True) -> list[dict]:
-    """A style for each; many that stand in an order go from dark to light. At most eight are named."""
+    """Return a style for each; many that stand in an order go from dark to light. At most eight are named."""
     styles = cycle(len(labels))
     if in_order and len(labels) > len(COLOURS):
         from matplotlib import colormaps
@@ -94,7 +94,7 @@ def wrapped(text: str, inches: float, beside: int = 6) -> str:
 
 
 def with_legend(figure: "Figure", axes: "Axes") -> "Figure":
-    """A legend of what `axes` shows, above all panels, where it covers no data; none for a single curve."""
+    """Return a legend of what `axes` shows, above all panels, where it covers no data; none for a single curve."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique:

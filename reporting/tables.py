@@ -77,7 +77,7 @@ class Entry:
 
 
 def number(value: float | None, shown: str = ".5g") -> Number | None:
-    """A number in a format; None for none."""
+    """Return a number in a format; None for none."""
     if value is None:
         return None
     if isinstance(value, int):
@@ -86,7 +86,7 @@ def number(value: float | None, shown: str = ".5g") -> Number | None:
 
 
 def percent(part: float | None) -> Number | None:
-    """A part of one in percent."""
+    """Return a part of one in percent."""
     return None if part is None else Number(f"{part:.2%}", repr(float(part)))
 
 

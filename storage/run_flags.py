@@ -102,7 +102,7 @@ def of_command_line(argv: list[str], script: dict, about: str = "", prog: str = 
 
 
 def _resumed(given: dict[str, Any]) -> dict:
-    """The flags of the run to resume. Only FREE_ON_RESUME may change."""
+    """Return the flags of the run to resume. Only FREE_ON_RESUME may change."""
     before = flatten(stored(given["resume"]))
     if before["task"] in INHERITED:
         # The run is where the directory lies: load_dir may have named `latest`, or a place that has moved since.
@@ -132,7 +132,7 @@ def _check_read(flags: dict, given: dict[str, Any]) -> None:
 
 
 def _run_of(flags: dict) -> Path | None:
-    """The run that a task looks at; None where the flags name none (train_peek reports that itself)."""
+    """Return the run that a task looks at; None where the flags name none (train_peek reports that itself)."""
     if flags["load_dir"] is not None:
         return read.check_run(flags["load_dir"]).resolve()
     if flags["task"] in MEASUREMENTS:

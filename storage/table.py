@@ -54,7 +54,7 @@ def table(directory: Path | str) -> np.ndarray:
 
 
 def _array(values: Any) -> np.ndarray:
-    """A column: int64 or bool where all values are, text where they are, else float64 with NaN for None."""
+    """Return a column: int64 or bool where all values are, text where they are, else float64 with NaN for None."""
     if isinstance(values, np.ndarray):
         return values.astype(np.int64) if values.dtype.kind in "iu" else values
     kinds = {type(value) for value in values}
@@ -122,7 +122,7 @@ def write_csv(rows: np.ndarray, file: TextIO) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """The command line of `python results.py`; returns the exit status, as `exit_status`."""
+    """Return the command line of `python results.py`; returns the exit status, as `exit_status`."""
     parser = Parser(prog="python results.py", description="A run's record as a table.", allow_abbrev=False)
     parser.add_argument("directory", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--csv", metavar="FILE", help="write it there, not to the screen")

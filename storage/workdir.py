@@ -63,7 +63,8 @@ def about(experiment: str) -> dict[str, Any]:
 
 
 def _lasting(word: str) -> str:
-    """A word of the command line. A path through the symlink `latest` becomes the path that it points to now."""
+    """Return a word of the command line. A path through the symlink `latest` becomes the path that it points to
+    now."""
     if "latest" in Path(word).parts and Path(word).exists():
         return os.path.relpath(Path(word).resolve())
     return word

@@ -14,11 +14,11 @@ from support.screen import log
 
 
 def import_tensorflow():
-    """TensorFlow, imported when it is first needed, so that a mistyped flag need not wait for it.
+    """Import TensorFlow when it is first needed, so that errors in flags are reported before. Returns the module.
 
-    At its start TensorFlow writes to file descriptor 2, past Python. That is shown only when the import fails.
-    TensorFlow loads Keras at its end, and goes on where there is none. Keras takes a third of the time (`python -X
-    importtime -c "import tensorflow"`). Only exports and downloads need it, and import it then. So it is hidden here.
+    At its start TensorFlow writes to file descriptor 2, bypassing Python; that is shown only if the import fails. It
+    also loads Keras if present, which takes a third of the time (`python -X importtime -c "import tensorflow"`). Only
+    exports and downloads need Keras, and import it then, so it is hidden here.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with tempfile.TemporaryFile() as chatter, _hidden("keras"):
@@ -43,7 +43,7 @@ def import_tensorflow():
 
 @contextlib.contextmanager
 def _hidden(package: str) -> Iterator[None]:
-    """While this lasts, a package that is not loaded yet cannot be."""
+    """Context manager: a package that is not loaded yet cannot be imported."""
     if package in sys.modules:
         yield
         return
@@ -57,8 +57,8 @@ def _hidden(package: str) -> Iterator[None]:
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """`tf.function` without AutoGraph, also as a decorator.
 
-    Loops and branches that depend on tensors are TensorFlow's own ops here. AutoGraph would translate Python for
-    nothing before the first step.
+    Loops and branches that depend on tensors are TensorFlow's own ops here. AutoGraph would translate Python
+    code in vain before the first step.
 
     Args:
       function: what to compile; None: returns a decorator.
@@ -70,7 +70,7 @@ def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -81,7 +81,7 @@ def set_threads(threads: int, parts: int) -> None:
     """Let `parts` ops run at the same time, each on its share of the threads.
 
     The number of threads of an op changes the last bits of what it computes. TensorFlow fixes both numbers when it
-    first computes anything. A later task of the process that asks for others goes on with those, and says so.
+    first computes anything. A later task of the process that asks for others keeps those, and says so.
     """
     wanted = (parts, threads // parts) if parts > 1 else (threads, threads)
     threadpool_limits(threads, "blas")  # NumPy's own, whose count changes last bits, too
@@ -103,7 +103,7 @@ def set_threads(threads: int, parts: int) -> None:
 
 
 def set_up_device(gpu: int, tf32: bool = False, deterministic: bool = False) -> str:
-    """Choose the device for everything that follows, and say which.
+    """Choose the device for everything that follows; returns its name.
 
     Args:
       gpu: the GPU's id; -1, or no GPU present, means the CPU.

@@ -1,11 +1,11 @@
-"""The ways in which a run can end early, and the word a user may have meant."""
+"""How a run can end early; suggestions for misspelled words."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     Its text is one line: what is wrong, where, what was expected, what to do. Exit status 2.
     """
@@ -16,7 +16,7 @@ class TrainingDiverged(Exception):
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM was answered: everything is saved.
+    """A task ended because of Ctrl-C or SIGTERM: everything is saved.
 
     Args:
       number: the signal's. Exit status 128 + number.
@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 def nearest(word: object, words: Iterable[object]) -> str:
-    """'; did you mean X?' with the word that is most like it; '' where there are no words."""
+    """Return '; did you mean X?' with the most similar word; '' without words."""
     by_lower = {str(w).lower().strip("-"): w for w in words}
     close = difflib.get_close_matches(str(word).lower().strip("-"), by_lower, n=1, cutoff=0.0)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -1,4 +1,4 @@
-"""Reading and writing any file: an error says what is true, and nothing is ever half there."""
+"""Reading and writing files: precise errors, atomic writes."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ MOST_BYTES = 1 << 33  # of one array in an .npz
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises: FileNotFoundError; UserError when it is there and cannot be read."""
+    """Return a file's content. Raises: FileNotFoundError; UserError when it is there and cannot be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise UserError(f"{path}: is no file")  # reading a pipe would wait for ever
+            raise UserError(f"{path}: not a regular file")  # reading a pipe would block
         return path.read_bytes()
     except FileNotFoundError:
         raise
@@ -49,7 +49,7 @@ def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: 
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises: any Exception for damaged content.
+    """Return the arrays of an .npz file. Raises: any Exception for damaged content.
 
     An array is read only when its header asks for exactly the bytes that are there.
     """
@@ -69,7 +69,7 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
 
 
 def replace_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under another name, make sure it is on the disk, and move it to its place."""
+    """Write a file under another name, sync it to the disk, and move it to its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

@@ -21,7 +21,7 @@ def number_or_none(value: Any) -> bool:
 
 
 def numbers(value: Any) -> bool:
-    """A list of numbers, or an array of them, with at least one."""
+    """Return a list of numbers, or an array of them, with at least one."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf" and value.size > 0
     return isinstance(value, list | tuple) and len(value) > 0 and all(map(number, value))
@@ -32,7 +32,7 @@ def matrix(value: Any) -> bool:
 
 
 def whole(value: Any) -> bool:
-    """A whole number from 1 to 2^31."""
+    """Return a whole number from 1 to 2^31."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
 
 
@@ -50,12 +50,12 @@ def text(value: Any) -> bool:
 
 
 def several(form: Form) -> Callable[[Any], bool]:
-    """A list of values of a form, at least one."""
+    """Return a list of values of a form, at least one."""
     return lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(not wrong(v, form) for v in value)
 
 
 def each(form: Form, key: Callable[[Any], bool] = text) -> Callable[[Any], bool]:
-    """A dict of values of a form, at least one, whose keys are of a form."""
+    """Return a dict of values of a form, at least one, whose keys are of a form."""
     return lambda value: (
         isinstance(value, dict) and len(value) > 0 and all(key(k) and not wrong(v, form) for k, v in value.items())
     )
@@ -73,7 +73,8 @@ def number_text(value: Any) -> bool:
 
 
 def wrong(value: Any, form: Form) -> list[str]:
-    """The keys of value that are missing or of another form; [''] for a value that is of another form as a whole."""
+    """Return the keys of value that are missing or of another form; [''] for a value that is of another form as a
+    whole."""
     if not isinstance(form, dict):
         return [] if form(value) else [""]
     if not isinstance(value, dict):

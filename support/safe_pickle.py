@@ -40,7 +40,7 @@ class _Dtype:
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """An array of exactly these bytes."""
+    """Return an array of exactly these bytes."""
     if not isinstance(dtype, _Dtype) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
         raise pickle.UnpicklingError(f"an array of shape {shape!r:.60}")
     data = bytes(data)
@@ -102,7 +102,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _plain(value: Any, level: int = 0) -> Any:
-    """The value with arrays in the place of their stand-ins."""
+    """Return the value with arrays in the place of their stand-ins."""
     if level > DEEPEST:
         raise pickle.UnpicklingError(f"nested deeper than {DEEPEST} levels")
     kind = type(value)
@@ -154,14 +154,14 @@ def _bounded_memory(size: int) -> Iterator[None]:
 
 
 def load_first(content: bytes, encoding: str = "ASCII") -> tuple[Any, int]:
-    """The value of the pickle at the beginning of content, and how many bytes it has; else as `loads`."""
+    """Return the value of the pickle at the beginning of content, and how many bytes it has; else as `loads`."""
     file = io.BytesIO(content)
     with _bounded_memory(len(content)):
         return _plain(_ArrayUnpickler(file, encoding=encoding).load()), file.tell()
 
 
 def loads(content: bytes, encoding: str = "ASCII") -> Any:
-    """The value of a pickle.
+    """Return the value of a pickle.
 
     Args:
       content: the pickle.

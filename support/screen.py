@@ -23,7 +23,7 @@ def ignore(fraction: float) -> None:
 
 
 def within(update: Update, low: float, high: float) -> Update:
-    """The callback of a stage that makes up the fractions from `low` to `high` of the whole."""
+    """Return the callback of a stage that makes up the fractions from `low` to `high` of the whole."""
     return lambda fraction: update(low + (high - low) * fraction)
 
 

@@ -292,7 +292,7 @@ def test_a_scheduler_without_workers_is_one_line(tmp_path, monkeypatch):
 def test_a_worker_with_another_version_is_one_line(scheduler_file, monkeypatch, what):
     facts = cluster_worker.facts
     monkeypatch.setattr(cluster_worker, "facts", lambda root: facts(root) | {what: "another"})
-    with pytest.raises(UserError, match=rf"--cluster: the worker tcp://.* has {what} .*, here it is another"):
+    with pytest.raises(UserError, match=rf"--cluster: the worker tcp://.* has {what} .*, the driver has another"):
         cluster.Cluster(scheduler_file, 1, -1).__enter__()
 
 
@@ -315,9 +315,9 @@ def test_a_worker_that_sees_other_data_or_none_is_one_line(scheduler_file, tmp_p
 @pytest.mark.parametrize(
     "flags, says",
     [
-        ({"cluster": 2}, "one training uses it with --speculate only"),
-        ({"speculate": True}, "need workers; give --cluster"),
-        ({"cluster": 2, "speculate": True, "task": "train_seeds", "seeds": [0]}, "of several seeds each"),
+        ({"cluster": 2}, "a single training uses it only with --speculate"),
+        ({"speculate": True}, "need workers; also give --cluster"),
+        ({"cluster": 2, "speculate": True, "task": "train_seeds", "seeds": [0]}, "with several seeds, each"),
         ({"cluster": 0}, "--cluster 0: expected"),
         ({"cluster": 1.5}, "--cluster 1.5: expected"),
     ],

@@ -298,7 +298,7 @@ def test_what_has_no_table_says_so(tmp_path, run):
     measured = Core({"task": "measure_curvature", "load_dir": str(run), "eid": [3], "probes": 2}, "c").run()
     seeds = Core({"task": "train_seeds", "seeds": (0, 1), "dataset": "digits", "train_N": 100, "E": 1, "lr": 0.01,
                   "model": {"description": TINY}, "logs_dir": str(tmp_path)}, "s").run()  # fmt: skip
-    with pytest.raises(UserError, match="holds several runs; give the folder of one of them"):
+    with pytest.raises(UserError, match="has several runs; give the directory of one of them"):
         results.table(seeds)
     with pytest.raises(UserError, match="a measure_curvature; tables are made of train, measure_epochs, attack"):
         results.table(measured)

@@ -799,7 +799,7 @@ def spoiled(tmp_path, run, name):
         ("empty stats", "res: damaged, or not a result of the task train (it has no right stats"),
         ("list", "damaged"),
         ("flags", "flags.json: damaged"),
-        ("flags list", "flags.json: damaged: it not a JSON object"),
+        ("flags list", "flags.json: damaged: not a JSON object"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(run, tmp_path, capsys, name, says):

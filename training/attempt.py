@@ -111,7 +111,7 @@ def _finite(context: Context, stats: dict[str, Any]) -> bool:
 def _gradient_steps(
     context: Context, eid: int, number: int, lr: float, log_frame: float, update: Update
 ) -> tuple[bool, np.ndarray]:
-    """(whether no batch was bad, the losses of the batches done, float64)."""
+    """Return (whether no batch was bad, the losses of the batches done, float64)."""
     f, order, seed = context.f, permutation(context, eid, number), _augment_seed(context, eid, number)
     n_batches, left_over = divmod(len(order), f.B)
     batches = order[: n_batches * f.B].reshape(n_batches, f.B).astype(np.int32)

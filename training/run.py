@@ -134,7 +134,7 @@ class Training:
         planned: dict[tuple[int, ...], float] = {}  # lr after each attempt, if it is rejected
 
         def judge(unit: Unit, outcome: Outcome) -> bool:
-            """Whether later attempts are useless: this one is accepted, or they were made with another lr."""
+            """Return whether later attempts are useless: this one is accepted, or they were made with another lr."""
             made.append(outcome)
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
@@ -232,7 +232,7 @@ class Run(Training):
         return state
 
     def _res_is_current(self) -> bool:
-        """Whether `res` was written after the checkpoint, as `save` writes them."""
+        """Return whether `res` was written after the checkpoint, as `save` writes them."""
         files = [self.work_dir.path / name for name in ("checkpoint.npz", "res")]
         return all(f.exists() for f in files) and files[0].stat().st_mtime_ns <= files[1].stat().st_mtime_ns
 
@@ -281,7 +281,7 @@ class Run(Training):
         info["time"] += time.perf_counter() - began
 
     def _last_stored(self) -> tuple[int, list[np.ndarray]] | None:
-        """The last archived epoch before this one, and its weights."""
+        """Return the last archived epoch before this one, and its weights."""
         path = self.work_dir.path
         eids = [eid for eid in read.archived_eids(path) if eid < self.eid]
         return (eids[-1], self.context.stored_weights(path, eids[-1])) if eids else None

@@ -32,12 +32,12 @@ def dot(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 
 
 def norm(a: list[np.ndarray]) -> float:
-    """The length of a list of arrays, taken as one vector."""
+    """Return the length of a list of arrays, taken as one vector."""
     return math.sqrt(dot(a, a))
 
 
 def constraint_weights(d: np.ndarray, log_losses: np.ndarray, log_frame: float) -> tuple[np.ndarray, np.ndarray]:
-    """The gaps s_nj and p_nj = -dl_n/ds_nj = exp(-s_nj - l_n), in the frame: both float64 [N (C-1)].
+    """Return the gaps s_nj and p_nj = -dl_n/ds_nj = exp(-s_nj - l_n), in the frame: both float64 [N (C-1)].
 
     Args:
       d: -s_nj, and -inf at the label: [N, C] (`models.margins.gaps`).
@@ -85,7 +85,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def kkt(beta: float, s: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    """How far w is from a KKT point of min |w|^2 / 2 s.t. all gaps >= 1, with multipliers in proportion to p.
+    """Return how far w is from a KKT point of min |w|^2 / 2 s.t. all gaps >= 1, with multipliers in proportion to p.
 
     Section 4.2 and appendix C, relative to |w|: stationarity |w/|w| + g/|g|| = sqrt(2 (1 - beta)); with the best
     multiple of g instead, sqrt(1 - beta^2); complementarity 1 - q_min / (sum p s / sum p). NaN unless q_min > 0.
@@ -152,7 +152,7 @@ def growth_rate(beta: float, nu: float, order: int, log_loss: float, n: int) -> 
 
 
 def movement(before: list[np.ndarray], after: list[np.ndarray]) -> dict[str, float]:
-    """How the weights moved between two stored epochs, before to after.
+    """Return how the weights moved between two stored epochs, before to after.
 
     Returns: beta_delta, cos of the angle between w1 and w2 - w1; direction_moved, |w2/|w2| - w1/|w1||.
     """
@@ -164,7 +164,7 @@ def movement(before: list[np.ndarray], after: list[np.ndarray]) -> dict[str, flo
 
 
 def flow_bound(before: dict[str, Any], after: dict[str, Any], order: int, n: int) -> float:
-    """The most that the direction can move under the flow, |w2/|w2| - w1/|w1|| (derived; docs/theory.md).
+    """Return the most that the direction can move under the flow, |w2/|w2| - w1/|w1|| (derived; docs/theory.md).
 
     sqrt(log(m2 / m1) log(rho2 / rho1) / L), m the smoothed normalized margin. NaN where m or rho fell: there no
     flow leads from one to the other.
@@ -193,7 +193,7 @@ def log_flow_time(infos: list[dict[str, Any]], steps: int, n: int) -> float:
 
 
 def rates(log_loss: float, log_time: float, order: int, n: int) -> dict[str, float]:
-    """The two quantities of theorem 4.3 (S = Theta(1 / (T (log T)^(2-2/L))), rho = Theta((log T)^(1/L))).
+    """Return the two quantities of theorem 4.3 (S = Theta(1 / (T (log T)^(2-2/L))), rho = Theta((log T)^(1/L))).
 
     Returns: loss_rate, log S + log T + (2 - 2/L) log log T: stays bounded; norm_rate, (G / log T)^(1/L), which is
       rho times the L-th root of the smoothed normalized margin over (log T)^(1/L): tends to 1. NaN until log T > 0
@@ -209,7 +209,7 @@ def rates(log_loss: float, log_time: float, order: int, n: int) -> dict[str, flo
 
 
 def largest_margin(x: np.ndarray, y: np.ndarray, bias: bool) -> float:
-    """The largest normalized margin of a linear network of two classes: max over w of min_n gap_n / |w|.
+    """Return the largest normalized margin of a linear network of two classes: max over w of min_n gap_n / |w|.
 
     That is sqrt(2) times the hard-margin SVM's (scikit-learn's SVC) through 0: the best weights of the two classes
     are v/2 and -v/2. With a bias in the network, every image has one more pixel, 1.
@@ -268,7 +268,7 @@ def of_epoch(now: Any, history: Any) -> dict[str, Any]:
 
 
 def why_not(model: Any) -> str | None:
-    """Which of the theory's quantities a network has not, and why."""
+    """Return which of the theory's quantities a network has not, and why."""
     if model.why_not_homogeneous is None:
         return None
     return (
@@ -316,7 +316,7 @@ def max_margin(now: Any, history: Any) -> dict[str, float]:
 
 
 def why_no_max_margin(model: Any) -> str | None:
-    """Why a network's largest margin is not known; None for a linear network of two classes."""
+    """Return why a network's largest margin is not known; None for a linear network of two classes."""
     if len(model.specs) == 1 and model.n_classes == 2 and not model.specs[0].act and model.layers[0].bn is None:
         return None
     return "q_bar_svm is left out: it is known of a linear network of two classes, [['F', 2, {'act': False}]]"

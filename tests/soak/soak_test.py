@@ -216,6 +216,8 @@ def test_a_resumed_task_with_a_mutated_file_works_or_is_refused_in_one_line(trai
     records = path / ("eid-000006.npy" if task == "attack" else "journal.jsonl")
     if name.endswith("older version"):
         records.write_text("".join(re.sub(r', "crc32": \d+', "", line) for line in records.open()))
+        about = results.read_about(path)
+        results.WorkDir(path).write_json("about.json", {k: v for k, v in about.items() if k != "format"})
     changed = records if name.startswith("records") else path / name
     content, rng, found = changed.read_bytes(), random.Random(task + name), []
     kept = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
@@ -246,7 +248,7 @@ def test_hostile_pickles_end_in_an_error_within_bounded_memory(tmp_path):
     for k, content in enumerate(hostile):
         (tmp_path / f"{k:03d}").write_bytes(content)
     code = (
-        "import pathlib, resource, safe_pickle, sys\n"
+        "import pathlib, resource, sys; from support import safe_pickle\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
         "refused = 0\n"
         "for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n"
