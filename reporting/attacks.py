@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _curves(runs: list[Run]) -> list[tuple[Run, dict, dict]]:
-    """(run, the results of an epoch, line style) of every epoch of every attack."""
+    """Return (run, the results of an epoch, line style) of every epoch of every attack."""
     found = [(run, eid) for run in runs for eid in sorted(run.raw)]
     labels = [", ".join(filter(None, [run.label, f"epoch {eid}"])) for run, eid in found]
     looks = style.series(labels, in_order=len(runs) == 1)
@@ -25,7 +25,7 @@ def _curves(runs: list[Run]) -> list[tuple[Run, dict, dict]]:
 
 
 def distances(runs: list[Run]) -> "Figure":
-    """Distances of adversarial examples, and robust accuracy at every eps, a curve an epoch."""
+    """Distances of adversarial examples, and robust accuracy at every eps, one curve per epoch."""
     figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     curves = _curves(runs)
     method = runs[0].method  # the runs of a figure are of one norm
@@ -37,7 +37,7 @@ def distances(runs: list[Run]) -> "Figure":
         shares = np.histogram(found, bins)[0] / max(len(found), 1) / np.diff(bins)
         left.stairs(shares, bins, **look)
         eps, robust = robust_accuracy(res, method)
-        # No image falls after the last, so the curve goes on to the panel's edge.
+        # Extend the curve to the edge of the panel.
         right.plot([*eps, max(1.02 * far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **look)
     norm = {"L1": "L₁", "L2": "L₂", "Linf": "L∞"}[method.norm]
     left.set(xlabel=f"{norm} distance of an adversarial example", ylabel="density", ylim=(0, None))
@@ -48,9 +48,9 @@ def distances(runs: list[Run]) -> "Figure":
 
 
 def robust_accuracy(res: dict, method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """(eps [n + 1], percent of all images that are classified right and have no example within eps).
+    """Return (eps [n + 1], percent of all images that are classified correctly and have no example within eps).
 
-    The steps of a curve that is constant between two eps. An image without an example never falls.
+    These are the steps of a piecewise constant curve. An image without an example is always robust.
     """
     right = res["clean_correct"]
     fallen = np.sort(method.distances(res["errors"][right & res["success"]]))
@@ -59,7 +59,7 @@ def robust_accuracy(res: dict, method: Method) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linf_grid(runs: list[Run]) -> "Figure":
-    """At which eps (L-infinity) images fall, and robust accuracy at each eps, a curve an epoch."""
+    """Smallest eps (L-infinity) with an example, and robust accuracy at each eps, one curve per epoch."""
     figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     eps_list = sorted({eps for run in runs for eps in run.flags["attack_eps_list"]})
     for run, res, look in _curves(runs):
@@ -91,14 +91,14 @@ def _summary(run: Run) -> dict[str, dict]:
         bad = forms.wrong(numbers, SUMMARY) if forms.whole_text(eid) else [""]
         if bad:
             raise UserError(
-                f"{run.path / 'summary.json'}: epoch {eid:.20} has no right {', '.join(bad)}; "
-                "it is damaged or of another program: attack the run again"
+                f"{run.path / 'summary.json'}: epoch {eid:.20} misses or has invalid {', '.join(bad)}; "
+                "it is damaged or from another program: attack the run again"
             )
     return found
 
 
 def table(entries: list[Entry]) -> list[Table]:
-    """The summaries of all attacked epochs, of attacks in one norm."""
+    """Return the table of all attacked epochs, for attacks in one norm."""
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method

@@ -1,4 +1,4 @@
-"""Drawing working directories into figures and files."""
+"""Draws working directories into figures and files."""
 
 import contextlib
 import io
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def drawn(runs: list[Run]) -> dict[str, "Figure"]:
-    """Return the figures of runs, those of one kind in the same figures.
+def make_figures(runs: list[Run]) -> dict[str, "Figure"]:
+    """Return the figures of runs; runs of one kind share figures.
 
     Args:
       runs: as `kinds.read` gives them, in the order of their curves; they get their labels here.
@@ -41,8 +41,8 @@ def drawn(runs: list[Run]) -> dict[str, "Figure"]:
 
 
 def build(directories: Iterable[Path | str]) -> dict[str, "Figure"]:
-    """Return the figures of working directories: `drawn` of what `kinds.read` finds there. Raises as `kinds.read`."""
-    return drawn(read(directories))
+    """Return the figures of working directories, by name. Raises as `kinds.read`."""
+    return make_figures(read(directories))
 
 
 def draw(
@@ -59,10 +59,10 @@ def draw(
       out: a directory, made if it is not there; None: `figures` in the directory, and of several
         directories `figures` in the current one.
       formats: suffixes that matplotlib knows.
-      of_paper: draw the paper's figures instead (`reporting.paper`). say: is told each thing that they lack.
+      of_paper: draw the paper's figures instead (`reporting.paper`). say: called with each thing that they lack.
 
     Returns: {name of a figure: its files}. All are rendered before the first is written, and each
-      replaces an older one at once: nobody finds half a picture.
+      replaces an older one atomically.
 
     Raises: UserError as `kinds.read`, and when the files cannot be written.
     """
@@ -71,12 +71,12 @@ def draw(
     paths = list(dict.fromkeys(Path(d).resolve() for d in directories))
     runs = read(paths)
     out = Path(out) if out is not None else paths[0] / "figures" if len(paths) == 1 else Path("figures")
-    with _writing_into(out):  # what cannot be written is said now, not after seconds of drawing
+    with _writing_into(out):  # an unwritable place is reported now, not after seconds of drawing
         there = next(place for place in (out, *out.resolve().parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     contents = {}
     with matplotlib.rc_context(style.STYLE):
-        made = _of_paper(runs, say) if of_paper else drawn(runs)
+        made = _of_paper(runs, say) if of_paper else make_figures(runs)
         for name, figure in tqdm(made.items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
@@ -90,8 +90,8 @@ def draw(
 
 
 def _of_paper(runs: list[Run], say: Callable[[str], None]) -> dict[str, "Figure"]:
-    """`paper.drawn`, finished. Raises: UserError when nothing can be drawn."""
-    made, missing = paper.drawn(runs)
+    """Return `paper.make_figures`, laid out. Raises: UserError when nothing can be drawn."""
+    made, missing = paper.make_figures(runs)
     for line in missing:
         say(line)
     if not made:
@@ -114,7 +114,7 @@ def _writing_into(out: Path) -> Iterator[None]:
 
 
 def _rendered(figure: "Figure", suffix: str) -> bytes:
-    """Return the figure as a file; the same figure gives the same bytes."""
+    """Return the content of the figure's file; equal figures give equal bytes."""
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     file = io.BytesIO()
     dpi = style.DPI if suffix == "png" else style.RASTER_DPI

@@ -25,9 +25,9 @@ SURFACE_VIEWS = {  # (elevation, azimuth) in degrees, by (data set, random label
 
 
 def _places(runs: list[Run]) -> tuple[dict[str, int], bool]:
-    """Where each network of several measurements stands on an axis, and whether that is its epoch.
+    """Return the position of each network on an axis, and whether that is its epoch.
 
-    Networks stand side by side where they are not several epochs of one run.
+    Networks are placed side by side unless they are several epochs of one run.
     """
     names = list(dict.fromkeys(name for run in runs for name in networks_of(run)))
     epochs = {name: eid for run in runs for name, eid in run.measured.items() if name in names}
@@ -37,7 +37,7 @@ def _places(runs: list[Run]) -> tuple[dict[str, int], bool]:
 
 
 def networks_of(run: Run) -> dict[str, dict]:
-    """{name: results} of the networks that were measured."""
+    """Return {name: results} of the measured networks."""
     return run.raw.get("networks", run.raw)
 
 
@@ -47,7 +47,7 @@ def _epochs(axes: "Axes") -> None:
 
 
 def profiles(runs: list[Run]) -> "Figure":
-    """The loss along each random direction up to the radius, a panel a measurement.
+    """The loss along each random direction up to the radius, one panel per measurement.
 
     The walks to the flatness radius (arXiv 1801.02254, section IV).
     """
@@ -80,7 +80,7 @@ def profiles(runs: list[Run]) -> "Figure":
 def radii(runs: list[Run]) -> "Figure":
     """Every direction's radius, each network's mean, and the published mean ± standard deviation.
 
-    Epochs of a run stand at their numbers; other networks side by side, a group a measurement.
+    Epochs of a run are placed at their numbers; other networks side by side, one group per measurement.
     """
     figure, axes = style.panels(1, 1, title(runs, "dataset", "random_labels"), width=max(1, 0.47 * len(runs)))
     places, in_time = _places(runs)
@@ -120,7 +120,7 @@ def radii(runs: list[Run]) -> "Figure":
 def radius_loss(runs: list[Run]) -> "Figure | None":
     """Each network's radius, mean ± standard error over its directions, against its training loss.
 
-    Drawn for three networks or more: how far a training went moves its radius.
+    Drawn for three networks or more: the radius depends on the length of the training.
     """
     if sum(len(run.raw["networks"]) for run in runs) < 3:
         return None
@@ -142,7 +142,7 @@ def radius_loss(runs: list[Run]) -> "Figure | None":
 
 
 def surfaces(runs: list[Run]) -> "Figure":
-    """The loss in the plane of three networks, as the paper draws it and as a map, a row a surface."""
+    """The loss in the plane of three networks, as in the paper and as a map, one row per surface."""
     from matplotlib.ticker import MaxNLocator
 
     figure = style.blank(2 * style.PANEL[0], 2.6 * len(runs), title(runs, "dataset", "random_labels"))
@@ -168,13 +168,13 @@ def surfaces(runs: list[Run]) -> "Figure":
         chart.set(xlabel=f"share of {names[0]}", ylabel=f"share of {names[1]}", aspect="equal")
         chart.grid(False)
         bar = figure.colorbar(filled, ax=chart, ticks=MaxNLocator(7), pad=0.02)
-        bar.set_label("training loss" + (f" (cut at {SURFACE_CLIP})" if np.nanmax(Z) > SURFACE_CLIP else ""))
+        bar.set_label("training loss" + (f" (clipped at {SURFACE_CLIP})" if np.nanmax(Z) > SURFACE_CLIP else ""))
         chart.set_title(style.wrapped(run.label, style.PANEL[0]))
     return figure
 
 
 def view_of(run: Run) -> tuple[int, int]:
-    """Elevation and azimuth from which the paper looks at such a surface."""
+    """Return elevation and azimuth of the paper's view of such a surface."""
     random = run.flags["random_labels"] is not None
     return SURFACE_VIEWS.get((run.flags["dataset"], random), SURFACE_VIEWS["mnist", random])
 
@@ -184,7 +184,7 @@ def _clipped(Z: np.ndarray) -> np.ndarray:
 
 
 def _colour_range(clipped: np.ndarray) -> tuple[float, float]:
-    """The losses at the two ends of the colours, the same in the map and the picture beside it."""
+    """Return the losses at both ends of the colour scale, which map and surface share."""
     return clipped.min(), max(clipped.max(), clipped.min() + 1e-12)
 
 
@@ -195,7 +195,7 @@ def plot_surface(
 
     Args:
       axes: with projection='3d'.
-      X, Y, Z: [n, n]; Z is the loss. It is cut at 3.5; a loss that is no number counts as that.
+      X, Y, Z: [n, n]; Z is the loss. It is clipped at 3.5; NaN counts as that.
       view: elevation and azimuth, degrees: `view_of`.
       zoom: as in matplotlib's set_box_aspect.
     """
@@ -246,7 +246,7 @@ def curvature(runs: list[Run]) -> "Figure":
 
 
 def radius_tables(entries: list[Entry]) -> list[Table]:
-    """Table 1 of arXiv 1801.02254 with the published values beside ours, and the networks behind it."""
+    """Return Table 1 of arXiv 1801.02254 with the published and our values, and the table of the networks."""
     averaged = [e for e in entries if not are_epochs_of_one_run(list(e.run.measured.values()))]
     rows, networks = [], []
     for entry in averaged:
@@ -278,7 +278,7 @@ def radius_tables(entries: list[Entry]) -> list[Table]:
 
 
 def surface_table(entries: list[Entry]) -> list[Table]:
-    """Of each surface its networks, its grid and the range of its losses."""
+    """Return the table of surfaces: networks, grid, range of the losses."""
     rows = []
     for entry in entries:
         flags, Z = entry.run.flags, entry.run.raw["Z"]
@@ -292,7 +292,7 @@ def surface_table(entries: list[Entry]) -> list[Table]:
 
 
 def curvature_table(entries: list[Entry]) -> list[Table]:
-    """The largest eigenvalues and the trace at each network, in the true loss's units."""
+    """Return the table of largest eigenvalues and traces, in units of the true loss."""
     rows = []
     for entry in entries:
         for name, found in entry.run.raw.items():

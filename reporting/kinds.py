@@ -164,8 +164,7 @@ def _flags(path: Path) -> dict:
 
 
 def _run(path: Path) -> Run:
-    """Return a working directory's run. Its raw is {} when there are no results yet. Raises: UserError when
-    damaged."""
+    """Return the run of a working directory; raw is {} without results. Raises: UserError when damaged."""
     about = read_about(path) if (path / "about.json").exists() else {}
     run = Run(path, _flags(path), {}, about)
     task = run.flags["task"]
@@ -180,7 +179,7 @@ def _run(path: Path) -> Run:
         if not bad and part is not None and kind.task == "train":
             bad = forms.wrong(part["stats"], STATS)
         if bad:
-            which = f"it has no right {', '.join(bad)}" if bad != [""] else "it has no such numbers"
+            which = f"missing or invalid: {', '.join(bad)}" if bad != [""] else "it has no such numbers"
             raise UserError(f"{path / 'res'}: damaged, or not a result of the task {task} ({which}); run it again")
     run.raw = raw
     return run

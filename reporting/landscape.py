@@ -1,4 +1,4 @@
-"""Figures and tables of what a loss looks like around one run's networks: planes, spectra, sharpness."""
+"""Figures and tables of the loss around the networks of a run: planes, spectra, sharpness."""
 
 import math
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ OPERATORS = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton part"}
 
 
 def operator(name: str) -> str:
-    """'layer2' -> 'block of layer 2'."""
+    """Return the name of an operator in words: 'layer2' -> 'block of layer 2'."""
     return OPERATORS.get(name, name.replace("layer", "block of layer "))
 
 
@@ -57,9 +57,9 @@ def plane(runs: list[Run]) -> "Figure":
 
 
 def spectrum(runs: list[Run]) -> "Figure | None":
-    """The density of the Hessian's spectrum, its log against the eigenvalue over the loss, a panel an operator.
+    """Log density of the Hessian's spectrum against the eigenvalue over the loss, one panel per operator.
 
-    By stochastic Lanczos quadrature (Ghorbani et al. 2019): Gaussians at the Ritz values. A curve a network.
+    From stochastic Lanczos quadrature (Ghorbani et al. 2019): Gaussians at the Ritz values. One curve per network.
     """
     curves = [
         (run, name, which, found)
@@ -92,7 +92,7 @@ def spectrum(runs: list[Run]) -> "Figure | None":
 
 
 def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(where, density) at POINTS points: each value a Gaussian whose standard deviation is WIDTH of the spectrum."""
+    """Return (position, density) at POINTS points: each value becomes a Gaussian, WIDTH of the spectrum wide."""
     low, high = values.min(), values.max()
     width = WIDTH * max(high - low, 1e-300)
     at = np.linspace(low - 5 * width, high + 5 * width, POINTS)
@@ -101,9 +101,9 @@ def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def sharpness(runs: list[Run]) -> "Figure":
-    """log10 of the largest loss (solid) and of the mean loss (dashed) in a ball, against its size, a curve a network.
+    """log10 of the largest (solid) and the mean loss (dashed) in a ball, against its size, one curve per network.
 
-    A panel for each way to measure the ball.
+    One panel for each way to measure the ball.
     """
     kinds = list(dict.fromkeys(kind for run in runs for found in run.raw.values() for kind in found["sharpness"]))
     figure, axes = style.panels(1, len(kinds), title(runs, "dataset"))
@@ -129,7 +129,7 @@ def sharpness(runs: list[Run]) -> "Figure":
 
 
 def plane_table(entries: list[Entry]) -> list[Table]:
-    """Of each surface its network, its plane and the range of its losses."""
+    """Return the table of surfaces: network, plane, range of the losses."""
     rows = []
     for entry in entries:
         raw = entry.run.raw
@@ -144,7 +144,7 @@ def plane_table(entries: list[Entry]) -> list[Table]:
 
 
 def curvature_tables(entries: list[Entry]) -> list[Table]:
-    """The largest eigenvalues and the trace; of each density its trace and its ends."""
+    """Return the tables of eigenvalues and traces, and of the traces and ends of each density."""
     rows = []
     for entry in entries:
         for name, network in entry.run.raw.items():
@@ -165,7 +165,7 @@ def curvature_tables(entries: list[Entry]) -> list[Table]:
 
 
 def sharpness_table(entries: list[Entry]) -> list[Table]:
-    """Of each network, kind of ball and rho: the largest and the mean log loss."""
+    """Return the table of the largest and mean log loss for each network, kind of ball and rho."""
     rows = []
     for entry in entries:
         for name, network in entry.run.raw.items():

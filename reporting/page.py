@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from flags.table import DEFAULTS
 from reporting import style
-from reporting.drawing import drawn
+from reporting.drawing import make_figures
 from reporting.kinds import KINDS, read
 from reporting.runs import plain
 from reporting.tables import Code, Entry, Number, Soft, Table
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MOST_RUNS_FIRST = 4  # of more runs the figures and tables come first, and what is known of each run last
-TOLD_CURVES = 6  # of one panel, in a figure's alternative text
+MOST_RUNS_FIRST = 4  # with more runs, figures and tables come first, and the metadata of each run last
+TEXT_CURVES = 6  # of one panel, in a figure's alternative text
 
 
 def write(directories: Iterable[Path | str], out: Path | str | None = None) -> Path:
@@ -38,7 +38,7 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
     Args:
       out: the file; None: report.html in the first of directories.
 
-    Returns: the file. An older one is replaced at once.
+    Returns: the file. An older one is replaced atomically.
 
     Raises: UserError as `page`, and when the file cannot be written.
     """
@@ -57,8 +57,8 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
 def page(directories: Iterable[Path | str]) -> str:
     """Return the report on working directories, an HTML document.
 
-    Raises: UserError for a directory that is no run, damaged, of a kind without figures, or has no
-      results yet.
+    Raises: UserError for a directory that is not a run, is damaged, is of a kind without figures, or has no results
+      yet.
     """
     paths = list(dict.fromkeys(str(Path(d).resolve()) for d in directories))
     entries = [Entry(n, run) for n, run in enumerate(read(paths), 1)]
@@ -85,7 +85,7 @@ def page(directories: Iterable[Path | str]) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    """page.html. Whatever is put into it is escaped, except style."""
+    """Return the template page.html. Its values are escaped, except style."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -102,8 +102,8 @@ def _template() -> jinja2.Template:
 
 
 def _section(kind: str, entries: list[Entry]) -> dict[str, Any]:
-    """Figures and tables of the runs of one kind. The figures give the runs their labels."""
-    figures = [_figure(kind, *drawing) for drawing in drawn([entry.run for entry in entries]).items()]
+    """Return figures and tables of the runs of one kind. Drawing gives the runs their labels."""
+    figures = [_figure(kind, *drawing) for drawing in make_figures([entry.run for entry in entries]).items()]
     tables = KINDS[kind].tables(entries)
     return {"id": kind, "heading": KINDS[kind].heading, "entries": entries, "figures": figures, "tables": tables}
 
@@ -115,7 +115,7 @@ def word(text: str) -> str:
 
 
 def workers(about: dict[str, Any]) -> str:
-    """Return how many workers of what kind made a result."""
+    """Return the number and kind of workers that computed a result, in words."""
     cluster, threads = about.get("cluster"), (about.get("threads") or {}).get("threads")
     each = f", {threads} thread{'s' * (threads > 1)} each" if threads else ""
     if cluster is None:
@@ -124,7 +124,7 @@ def workers(about: dict[str, Any]) -> str:
 
 
 def _article(entry: Entry) -> dict[str, Any]:
-    """Who, where, when and with which flags."""
+    """Return the metadata and flags of a run."""
     about, flags = entry.run.about, entry.flags
     defaults = {name: plain(value) for name, value in DEFAULTS.items()}
     data, versions = about.get("data") or {}, about.get("versions") or {}
@@ -155,7 +155,7 @@ def _figure(kind: str, name: str, figure: "Figure") -> dict[str, Any]:
     return {
         "name": name,
         "source": "data:image/svg+xml;base64," + base64.b64encode(svg(figure)).decode(),
-        "told": seen(figure),
+        "alternative": alternative_text(figure),
         "width": width,
         "height": height,
         "caption": (KINDS[kind].figures[name].__doc__ or "").split("\n")[0],
@@ -163,7 +163,7 @@ def _figure(kind: str, name: str, figure: "Figure") -> dict[str, Any]:
 
 
 def svg(figure: "Figure") -> bytes:
-    """Return the figure as SVG without what names other places; the same figure gives the same bytes."""
+    """Return the figure as SVG, without references to other places; equal figures give equal bytes."""
     import matplotlib
 
     file = io.BytesIO()
@@ -173,14 +173,14 @@ def svg(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def seen(figure: "Figure") -> str:
-    """Return the figure in words: the axes of each panel, and where each curve begins and ends."""
+def alternative_text(figure: "Figure") -> str:
+    """Return the alternative text of a figure: the axes of each panel, and the ends of each curve."""
     panels = [panel(axes) for axes in figure.axes if axes.get_label() != "<colorbar>"]
     return ". ".join(panels) + "."
 
 
 def panel(axes: "Axes") -> str:
-    """One panel of `seen`."""
+    """Return the text of one panel."""
     x, y = axes.get_xlabel(), axes.get_ylabel()
     words = [spoken(axes.get_title())] if axes.get_title() else []
     if hasattr(axes, "get_zlim"):
@@ -190,18 +190,18 @@ def panel(axes: "Axes") -> str:
     words.append(f"{spoken(y)}{against}")
     lines = [line for line in axes.lines if len(line.get_xdata()) > 1 and _of_data(line)]
     named = [line for line in lines if not str(line.get_label()).startswith("_")] or lines[: len(lines) == 1]
-    told = [course(line) for line in named[:TOLD_CURVES]]
-    if len(named) > TOLD_CURVES:
-        told.append(f"and {len(named) - TOLD_CURVES} more curves")
+    texts = [course(line) for line in named[:TEXT_CURVES]]
+    if len(named) > TEXT_CURVES:
+        texts.append(f"and {len(named) - TEXT_CURVES} more curves")
     if not named:
         (x0, y0), (x1, y1) = axes.dataLim.get_points()
-        told = [f"{len(lines)} curves" if lines else "values"]
-        told[0] += f" between {y0:.4g} and {y1:.4g}" + (f", for {x0:.4g} to {x1:.4g}" if x else "")
-    return f"{', '.join(words)}: {'; '.join(told)}"
+        texts = [f"{len(lines)} curves" if lines else "values"]
+        texts[0] += f" between {y0:.4g} and {y1:.4g}" + (f", for {x0:.4g} to {x1:.4g}" if x else "")
+    return f"{', '.join(words)}: {'; '.join(texts)}"
 
 
 def _of_data(line: "Line2D") -> bool:
-    """Return whether both of a line's coordinates are data. Lines that mark a height have one."""
+    """Return whether both coordinates of a line are data; those of a line that marks a level are not."""
     return all(line.get_transform().contains_branch_seperately(line.axes.transData))
 
 
@@ -216,5 +216,5 @@ def course(line: "Line2D") -> str:
 
 
 def spoken(text: str) -> str:
-    """Text of a figure on one line, as it can be read aloud."""
+    """Return text of a figure on one line, for a screen reader."""
     return " ".join(text.replace("log₁₀", "log10").split())

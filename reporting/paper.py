@@ -1,7 +1,7 @@
-"""Figures 1, 3 and 5 to 8 of arXiv 1906.05890, in the paper's own form, from any runs that have what they need.
+"""Figures 1, 3 and 5 to 8 of arXiv 1906.05890, in the paper's form, from any suitable runs.
 
-A run's place follows from its flags: the scheduler (constant or loss-based), the biases, the data (CIFAR-10 or
-another), an attack's norm and images. Runs that share a place, as those of several seeds, are drawn together.
+The place of a run follows from its flags: the scheduler (constant or loss-based), the biases, the data (CIFAR-10 or
+another), an attack's norm and images. Runs that share a place, such as several seeds, are drawn together.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SCALE = {"log_loss": 1 / style.LN10, "acc": 100, "test_acc": 100}
 
 @dataclass(frozen=True)
 class Training:
-    """A figure of training runs: a row a scheduler, a column a quantity, curves with and without bias."""
+    """A figure of training runs: one row per scheduler, one column per quantity, curves with and without bias."""
 
     cifar: bool
     rows: tuple[str, ...]
@@ -42,10 +42,10 @@ FIGURES = {
 }
 
 
-def drawn(runs: list[Run]) -> tuple[dict[str, "Figure"], list[str]]:
+def make_figures(runs: list[Run]) -> tuple[dict[str, "Figure"], list[str]]:
     """Return the paper's figures from these runs.
 
-    Returns: {name: figure}, and a line for each thing that a figure lacks. A figure without any run is left out.
+    Returns: {name: figure}, and one line for each thing that a figure lacks. Figures without any run are omitted.
     """
     figures, missing = {}, []
     for number, form in FIGURES.items():
@@ -94,12 +94,12 @@ def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[st
 
 
 def _fullest(axes) -> "Axes":
-    """Return the panel that shows most curves by name: its legend is the figure's."""
+    """Return the panel with the most named curves: its legend is the figure's."""
     return max(axes, key=lambda panel: len(set(panel.get_legend_handles_labels()[1])))
 
 
 def _robustness(runs: list[Run]) -> tuple["Figure | None", list[str]]:
-    """Figure 8: L2 robust accuracy against eps, models of one run, on the training and on the test set."""
+    """Draw figure 8: L2 robust accuracy against eps, for models of one run, on the training and the test set."""
     own = [run for run in runs if run.kind == "attack_l2"]
     if not own:
         return None, ["not drawn: no L2 attack"]

@@ -1,4 +1,4 @@
-"""A run as figures and reports see it, and the labels that tell runs apart. No TensorFlow here."""
+"""A run as used by figures and reports, and the labels that distinguish runs."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,19 +14,19 @@ from flags.table import FLAGS, TASKS_OF
 from models.architectures import ARCHITECTURES
 from reporting import style
 
-MOST_SAID = 3  # flags in a label, where runs can be told apart by their experiments' names
+MOST_FLAGS = 3  # flags in a label, when experiment names also distinguish the runs
 
 
 @dataclass
 class Run:
-    """One curve's worth of results.
+    """The results behind one curve.
 
     Attributes:
       path: the working directory.
       flags: of the run, flat ({'model.bias_mode': ...}).
       raw: of `res`; of a training run {eid: info}.
       about: of about.json; empty where that is missing.
-      label: what tells it from the others of its kind.
+      label: distinguishes it from the others of its kind.
     """
 
     path: Path
@@ -37,36 +37,36 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """Runs of one kind stand in the same figures: the task, and of an attack its norm, or that it has a grid."""
+        """Runs of one kind share figures: the task, and for an attack its norm, or "grid"."""
         if self.flags["task"] == "attack":
             return f"attack_{'grid' if self.method.eps_grid else self.method.norm.lower()}"
         return self.flags["task"]
 
     @property
     def method(self) -> Method:
-        """Of an attack."""
+        """The row of an attack's method."""
         return METHODS[self.flags["attack_method"]]
 
     @property
     def meant(self) -> dict:
-        """The flags that its task or a training reads. Those of other tasks have values, too, and mean nothing."""
+        """The flags that its task or a training reads; those of other tasks have no meaning."""
         tasks = {self.flags["task"], *TRAINING}
         return {name: value for name, value in self.flags.items() if tasks.intersection(TASKS_OF[name])}
 
     @property
     def experiment(self) -> str:
-        """The name of the script that made it; '' where that is not recorded."""
+        """The name of its script; '' where that is not recorded."""
         return str(self.about.get("experiment", ""))
 
     @property
     def measured(self) -> dict[str, int]:
-        """Of a measurement: {network: its epoch}; empty where that is not recorded."""
+        """For a measurement: {network: its epoch}; empty where that is not recorded."""
         return self.about.get("measured", {})
 
 
-# How runs are told apart
+# Labels
 
-NOT_SAID = {  # where and how a run ran, but not what it computed
+UNLABELLED = {  # where and how a run ran, but not what it computed
     *(
         "task",
         "data_dir",
@@ -87,7 +87,7 @@ SCHEDULERS = {"loss-based-v1": "loss-based lr", "const-lr-and-loss-based-lr": "l
 
 
 def say(name: str, value: Any) -> str:
-    """Return a flag's value as a legend has it: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
+    """Return a flag's value for a legend: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
     short = name.removeprefix("model.").removeprefix("attack_")
     match name, value:
         case "lr", [scheduler, *_]:
@@ -129,8 +129,8 @@ def label(runs: list[Run]) -> list[Run]:
     names = ["dataset", "lr", "model.bias_mode"]
     names += [flag.name for flag in FLAGS if flag.name not in names]
     differing = [n for n in names if len({flat.get(n) for flat in flats}) > 1]
-    said = [n for n in differing if n not in NOT_SAID] or [n for n in differing if n == "E"]
-    if len(said) > MOST_SAID:
+    shown = [n for n in differing if n not in UNLABELLED] or [n for n in differing if n == "E"]
+    if len(shown) > MOST_FLAGS:
         by_experiment = groups(runs, lambda run: run.experiment)
         if len(by_experiment) > 1:
             for name, own in by_experiment.items():
@@ -138,11 +138,11 @@ def label(runs: list[Run]) -> list[Run]:
                     run.label = ", ".join(filter(None, [name, run.label]))
             return runs
     for run in runs:
-        given = [n for n in said if run.flags[n] is not None or n == "random_labels"]
-        run.label = ", ".join(say(n, run.flags[n]) for n in given or said)
+        given = [n for n in shown if run.flags[n] is not None or n == "random_labels"]
+        run.label = ", ".join(say(n, run.flags[n]) for n in given or shown)
 
     def in_full(same):
-        own = [n for n in said if len({json.dumps(run.flags[n]) for run in same}) > 1]
+        own = [n for n in shown if len({json.dumps(run.flags[n]) for run in same}) > 1]
         return [[f"{n} {plain(run.flags[n], '.4g')}" for n in own] for run in same]
 
     for more in (in_full, _differing_parts):

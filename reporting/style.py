@@ -1,8 +1,8 @@
-"""The look of all figures: sizes, colours, legends, axes, and how a figure is finished.
+"""The style of all figures: sizes, colours, legends, axes, final layout.
 
 A panel is about as wide as a column of a two-column paper (3.3 inches), its smallest letters have 7 points.
-Curves differ in colour and in line style, so that they can be told apart without colours as well. matplotlib is
-imported when something is drawn.
+Curves differ in colour and in line style, so that they can be distinguished without colours. matplotlib is imported
+when something is drawn.
 """
 
 import itertools
@@ -51,11 +51,11 @@ DPI = 200  # of a PNG; in a PDF, of the parts that have too many points for vect
 RASTER_DPI = 400
 COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows
 LETTERS_PER_INCH = 16  # of a legend, about
-MOST_NAMED = 8  # curves in a legend, where there are more that stand in an order
+MOST_NAMED = 8  # curves in a legend, of an ordered series of more
 
 
 def blank(width: float, height: float, heading: str) -> "Figure":
-    """Return an empty figure of so many inches, with a canvas, known to no global state."""
+    """Return an empty figure of this size in inches, with a canvas, outside global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,13 +71,13 @@ def panels(n_rows: int, n_columns: int, heading: str, width: float = 1, **option
 
 
 def cycle(n: int) -> list[dict]:
-    """n line styles, no two the same (up to 35)."""
+    """Return n different line styles (up to 35)."""
     pairs = zip(itertools.cycle(COLOURS), itertools.cycle(DASHES), strict=False)
     return [{"color": colour, "linestyle": dash} for colour, dash in itertools.islice(pairs, n)]
 
 
 def series(labels: list[str], in_order: bool = True) -> list[dict]:
-    """Return a style for each; many that stand in an order go from dark to light. At most eight are named."""
+    """Return one style per label; many in an order are shaded from dark to light. At most eight are named."""
     styles = cycle(len(labels))
     if in_order and len(labels) > len(COLOURS):
         from matplotlib import colormaps
@@ -89,12 +89,12 @@ def series(labels: list[str], in_order: bool = True) -> list[dict]:
 
 
 def wrapped(text: str, inches: float, beside: int = 6) -> str:
-    """In lines that fit into so many inches, with a legend's handle, or so many letters, beside them."""
+    """Wrap text to this width in inches, with room for a legend's handle, or `beside` letters."""
     return textwrap.fill(text, int(LETTERS_PER_INCH * inches) - beside)
 
 
 def with_legend(figure: "Figure", axes: "Axes") -> "Figure":
-    """Return a legend of what `axes` shows, above all panels, where it covers no data; none for a single curve."""
+    """Add a legend of `axes` above all panels, where it covers no data; none for a single curve."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     if unique:
@@ -116,8 +116,8 @@ def with_legend(figure: "Figure", axes: "Axes") -> "Figure":
 
 
 def finish(figure: "Figure") -> None:
-    """Thin the curves, mark those of a single point, write ticks as plain text (formulas are not parsed),
-    lay the panels out."""
+    """Thin the curves, mark single points, format ticks as plain text (formulas are not parsed), and lay out
+    the panels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     class Scalar(ScalarFormatter):
@@ -144,15 +144,15 @@ def finish(figure: "Figure") -> None:
 
 
 def power_of_ten(exponent: float) -> str:
-    """'0.01', '2', '1000', '10⁻⁶': a number as an axis has it, given its log10."""
+    """Return a number for an axis, given its log10: '0.01', '2', '1000', '10⁻⁶'."""
     if -3 < exponent < 3.5 or exponent != round(exponent):
         return f"{10**exponent:.4g}"
     return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def thin(figure: "Figure") -> None:
-    """Leave out of every long curve what cannot be seen: in each column of 1/300 inch that a curve
-    passes it keeps the points where it enters, leaves, is highest and is lowest."""
+    """Remove invisible points of long curves: in each column of 1/300 inch, keep the first, the last, the
+    highest and the lowest point."""
     for axes in figure.axes:
         axes.autoscale_view()
         width = axes.get_window_extent().width / figure.dpi * COLUMNS_PER_INCH
@@ -165,7 +165,7 @@ def thin(figure: "Figure") -> None:
 
 
 def visible(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Indices, ascending, of the first, last, highest and lowest point of each stretch in one column.
+    """Return the indices, ascending, of the first, last, highest and lowest point of each stretch in one column.
 
     Args:
       columns: of each point, [n]; y: its height, [n].
@@ -187,8 +187,8 @@ def epochs_by_decade(axes: "Axes") -> None:
 
 
 def show_the_rise(axes: "Axes") -> None:
-    """Let the margin's axis begin at 0, of what lies below only the end: until all examples are
-    classified right the margin is negative, and by its size it would hide the rise."""
+    """Start the margin's axis near 0: until all examples are classified correctly the margin is negative, and
+    its size would hide the rise."""
     bottom, top = axes.dataLim.intervaly
     axes.axhline(0, color="0.4", linewidth=0.6, zorder=1)
     if not 0 < top < math.inf:
@@ -204,7 +204,7 @@ def show_the_rise(axes: "Axes") -> None:
 
 
 def loss_axis(axes: "Axes") -> None:
-    """x: log10 of the training loss, falling to the right; from -1 on itself on a logarithmic scale."""
+    """Format x as log10 of the training loss, decreasing to the right; below -1 on a logarithmic scale."""
     low, high = axes.dataLim.intervalx
     if low < -3:
         axes.set_xscale("symlog", linthresh=1, linscale=0.4)

@@ -12,7 +12,7 @@ from reporting.runs import Run, plain
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is read, with all its digits beside it."""
+    """A number as displayed, and with all its digits."""
 
     text: str
     value: str
@@ -20,14 +20,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Code:
-    """Text as it is typed."""
+    """Text as typed."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Soft:
-    """Text in the second rank."""
+    """Secondary text."""
 
     text: str
 
@@ -39,7 +39,7 @@ class Table:
     Attributes:
       rows: of cells. A cell is None, text, a Number, Code or Soft, an Entry (shown as a link to it), or a list of
         these.
-      entries: whose commands made the numbers: they stand below.
+      entries: the runs whose commands are listed below.
     """
 
     caption: str
@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Entry:
-    """A run in the report, with its number there."""
+    """A run in the report, with its number."""
 
     n: int
     run: Run
@@ -86,17 +86,17 @@ def number(value: float | None, shown: str = ".5g") -> Number | None:
 
 
 def percent(part: float | None) -> Number | None:
-    """Return a part of one in percent."""
+    """Return a fraction in percent."""
     return None if part is None else Number(f"{part:.2%}", repr(float(part)))
 
 
 def plus_minus(mean: float, sd: float) -> list:
-    """'mean ± standard deviation'."""
+    """Return 'mean ± standard deviation'."""
     return [number(mean, ".4f"), " ± ", number(sd, ".4f")]
 
 
 def power(value: float, log_unit: float) -> str:
-    """value * exp(log_unit) in scientific notation, also far below the smallest float: '1.234e-803'."""
+    """Return value * exp(log_unit) in scientific notation, even far below the smallest float: '1.234e-803'."""
     if not value or not math.isfinite(value):
         return f"{value:g}"
     log10 = math.log10(abs(value)) + log_unit / style.LN10

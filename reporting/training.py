@@ -9,7 +9,7 @@ import numpy as np
 from catalogue.measures import ASKED_FOR, PANELS, cadence, describe
 from models.lr_scheduler import steps_of
 from reporting import style
-from reporting.runs import NOT_SAID, Run, columns, groups, styles, title
+from reporting.runs import UNLABELLED, Run, columns, groups, styles, title
 from reporting.tables import Code, Entry, Soft, Table, number, percent
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _plot(axes: "Axes", runs: list[Run], *names: str, to: Callable = lambda *values: values) -> None:
-    """A curve a run: what `to` makes of the numbers with these names."""
+    """Plot one curve per run: `to` maps the numbers with these names to coordinates."""
     for run, look in zip(runs, styles(runs), strict=True):
         axes.plot(*to(*columns(run, *names)), **look)
 
@@ -49,7 +49,7 @@ SMOOTHED = {"q_bar_min": "smoothed_q_bar", "q_bar2_min": "smoothed_q_bar2"}
 
 
 def _smoothed(axes: "Axes", runs: list[Run], x: str, name: str, to: Callable) -> None:
-    """The smoothed margin, thin, and the band from its lower bound to q_min that it provably lies in."""
+    """Plot the smoothed margin, thin, and the band between its lower bound and q_min."""
     for run, look in zip(runs, styles(runs), strict=True):
         at, log_loss, q_min, margin, smoothed = columns(run, x, "log_loss", "q_min", name, SMOOTHED[name])
         there = np.isfinite(smoothed)
@@ -64,7 +64,7 @@ def _smoothed(axes: "Axes", runs: list[Run], x: str, name: str, to: Callable) ->
 def margins(runs: list[Run]) -> "Figure":
     """Both normalized margins against epoch and against the loss, on axes that show every decade.
 
-    Thin: the smoothed margins, G / rhoL and G / norm_prod. Band: where these must lie (docs/theory.md).
+    Thin: the smoothed margins, G / rhoL and G / norm_prod. Band: their bounds (docs/theory.md).
     """
     figure, axes = style.panels(2, 2, title(runs), sharex="col", sharey="row")
     for (name, shown), row in zip(MARGINS.items(), axes, strict=True):
@@ -104,9 +104,9 @@ def accuracy(runs: list[Run]) -> "Figure":
 
 
 def norms(runs: list[Run]) -> "Figure":
-    """Each layer's norm, and how much its square has grown, a row a run.
+    """Each layer's norm, and the growth of its square, one row per run.
 
-    Under gradient flow it grows as much in every layer of a homogeneous network (Du, Hu and Lee,
+    Under gradient flow the growth is equal in every layer of a homogeneous network (Du, Hu and Lee,
     arXiv 1806.00900).
     """
     keys = [set().union(*(info["stats"] for info in run.raw.values())) for run in runs]
@@ -131,7 +131,7 @@ def norms(runs: list[Run]) -> "Figure":
 
 
 def steps(runs: list[Run]) -> "Figure":
-    """Learning rates in the frame and as they are, attempts and time of each epoch."""
+    """Learning rates in the frame and true ones, attempts and time of each epoch."""
     figure, axes = style.panels(2, 2, title(runs), sharex=True)
     (relative, true), (attempts, seconds) = axes
     _plot(relative, runs, "eid", "lr")
@@ -141,8 +141,8 @@ def steps(runs: list[Run]) -> "Figure":
     relative.set(ylabel="lr in the frame", yscale="log")
     true.set(ylabel="log₁₀ lr")
     mean = ", running mean" if max(len(run.raw) for run in runs) >= 100 else ""
-    attempts.set(ylabel=f"attempts an epoch{mean}", xlabel="epoch", ylim=(0, None))
-    seconds.set(ylabel=f"seconds an epoch{mean}", xlabel="epoch", ylim=(0, None))
+    attempts.set(ylabel=f"attempts per epoch{mean}", xlabel="epoch", ylim=(0, None))
+    seconds.set(ylabel=f"seconds per epoch{mean}", xlabel="epoch", ylim=(0, None))
     attempts.set_xlim(0, None)
     return style.with_legend(figure, relative)
 
@@ -150,7 +150,7 @@ def steps(runs: list[Run]) -> "Figure":
 def over_seeds(runs: list[Run]) -> "Figure | None":
     """Mean over seeds, and a band of one standard deviation: loss, normalized margin, test error.
 
-    Runs whose flags differ in the seed only are one curve, up to the last epoch that all of them have.
+    Runs that differ only in the seed are one curve, up to the last epoch that all of them have.
     """
     same = groups(runs, lambda run: tuple(sorted((k, str(v)) for k, v in run.meant.items() if k not in PER_SEED)))
     same = {key: own for key, own in same.items() if len({run.flags["seed"] for run in own}) > 1}
@@ -177,27 +177,27 @@ def over_seeds(runs: list[Run]) -> "Figure | None":
     return style.with_legend(figure, axes[0])
 
 
-PER_SEED = {"seed", *NOT_SAID}
+PER_SEED = {"seed", *UNLABELLED}
 
 
 def drop_seed(label: str) -> str:
-    """A run's label without its seed."""
+    """Return a run's label without its seed."""
     return ", ".join(part for part in label.split(", ") if not part.startswith("seed "))
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean of the fiftieth part of all values that lies around each; near the ends, of those there are."""
+    """Return the running mean over a fiftieth of all values; near the ends, over those that exist."""
     ones = np.ones(max(1, len(values) // 50))
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
 
 
 def _recorded(runs: list[Run]) -> dict[str, None]:
-    """All keys of stats, in their order."""
+    """Return all keys of stats, in their order."""
     return {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
 
 
 def _of_registry(runs: list[Run], name: str) -> "Figure | None":
-    """A figure of `training.measures.PANELS`: a colour a run, a dash a key. None without numbers."""
+    """Draw a figure of `catalogue.measures.PANELS`: one colour per run, one dash per key. None without numbers."""
 
     def seen(key: str) -> bool:
         return any(np.isfinite(columns(run, key)).any() for run in runs)
@@ -229,17 +229,17 @@ def _of_registry(runs: list[Run], name: str) -> "Figure | None":
 
 
 def direction(runs: list[Run]) -> "Figure | None":
-    """How equal the layers' norms are, and how far all weights turn in an epoch."""
+    """Balance of the layers' norms, and the angle by which all weights turn in an epoch."""
     return _of_registry(runs, "direction")
 
 
 def theory(runs: list[Run]) -> "Figure | None":
-    """What arXiv 1906.05890 proves of gradient flow, beside what was seen (docs/theory.md)."""
+    """Quantities that arXiv 1906.05890 bounds for gradient flow, as measured (docs/theory.md)."""
     return _of_registry(runs, "theory")
 
 
 def kkt(runs: list[Run]) -> "Figure | None":
-    """How near the weights are to a KKT point of the max-margin problem (docs/theory.md)."""
+    """Distance of the weights from a KKT point of the max-margin problem (docs/theory.md)."""
     return _of_registry(runs, "kkt")
 
 
@@ -249,9 +249,9 @@ def stability(runs: list[Run]) -> "Figure | None":
 
 
 def linear(runs: list[Run]) -> "Figure | None":
-    """A linear network's normalized margin against that of the hard-margin SVM, and the gap against log T.
+    """A linear network's normalized margin relative to the hard-margin SVM's, and the gap against log T.
 
-    T is the flow's time. The gap falls about as 1 / log T.
+    T is the time of the flow. The gap falls approximately as 1 / log T.
     """
     own = [run for run in runs if columns(run, "q_bar_svm").size]
     if not own:
@@ -283,13 +283,13 @@ def linear(runs: list[Run]) -> "Figure | None":
 
 
 def _log_steps(run: Run) -> float:
-    """log(gradient steps an epoch / examples); without the examples' number, 0."""
+    """Return log(gradient steps per epoch / examples); 0 where the number of examples is unknown."""
     n = run.about.get("data", {}).get("train")
     return math.log(max(steps_of(n, run.flags["B"], run.flags["drop_last"]), 1) / n) if n else 0.0
 
 
 def asked_for(runs: list[Run]) -> "Figure | None":
-    """The numbers that `--measure` asked for and that have no figure of their own, a panel a quantity."""
+    """The numbers requested by `--measure` without a figure of their own, one panel per quantity."""
     drawn = {"since_eid", "log_time", "q_bar_svm", *(key for own in PANELS.values() for p in own for key in p.keys)}
     keys = [key for key in _recorded(runs) if cadence(key) == ASKED_FOR and key not in drawn]
     if not keys:
@@ -314,7 +314,7 @@ FEW = 60  # points: each is marked
 
 
 def course(values: np.ndarray) -> dict[str, float]:
-    """How a quantity that the theory lets only rise went: dips between epochs, over windows, and from its peak.
+    """Return the decreases of a quantity that should only rise: between epochs, over windows, from its peak.
 
     Args:
       values: positive, at consecutive epochs, [n].
@@ -335,8 +335,8 @@ def course(values: np.ndarray) -> dict[str, float]:
 
 
 def course_table(entries: list[Entry]) -> list[Table]:
-    """The course of the smoothed margin of each run that has one."""
-    rows, told = [], []
+    """Return the table of the decreases of the smoothed margin, of the runs that have one."""
+    rows, listed = [], []
     for entry in entries:
         for key in SMOOTHED.values():
             eid, values = columns(entry.run, "eid", key)
@@ -348,16 +348,16 @@ def course_table(entries: list[Entry]) -> list[Table]:
                 falls = [percent(found[key] or None) for key in ("worst_dip", "drawdown")]
                 windows = windows if found["windows"] else []
                 rows.append([entry, Code(key), counts, falls[0], windows, falls[1]])
-                told += [entry] if entry not in told else []
+                listed += [entry] if entry not in listed else []
     if not rows:
         return []
     head = ["run", "", "epochs that fell", "worst fall", f"windows of {WINDOW} that fell", "largest fall from a peak"]
-    about = "gradient flow never lets it fall; plain SGD may (docs/theory.md)"
-    return [Table(f"The smoothed margin's course: {about}", head, rows, told)]
+    about = "gradient flow never decreases it; plain SGD may (docs/theory.md)"
+    return [Table(f"Decreases of the smoothed margin: {about}", head, rows, listed)]
 
 
 def table(entries: list[Entry]) -> list[Table]:
-    """The stats of each run's last epoch that has all of them, and the course of the smoothed margin."""
+    """Return the tables of each run's last fully evaluated epoch, and of the smoothed margin."""
     raws = [entry.run.raw for entry in entries]
     last = [max((eid for eid in raw if "acc" in raw[eid]["stats"]), default=max(raw)) for raw in raws]
     infos = [raw[eid] for raw, eid in zip(raws, last, strict=True)]
@@ -374,7 +374,7 @@ def table(entries: list[Entry]) -> list[Table]:
     attempts = [number(sum(info["stats"].get("attempts", 0) for info in raw.values())) for raw in raws]
     seconds = [number(sum(info["time"] for info in raw.values()), ".1f") for raw in raws]
     rows = [
-        row("eid", "epoch, of so many", epochs),
+        row("eid", "epoch, of the total", epochs),
         row("log10_loss", "log10 of the training loss", log10),
         *(row(key, describe(key)[0], [shown(key, i["stats"].get(key)) for i in infos]) for key in keys),
         row("lr", "learning rate, in the frame", [number(info["lr"]) for info in infos]),

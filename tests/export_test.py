@@ -300,5 +300,7 @@ def test_what_has_no_table_says_so(tmp_path, run):
                   "model": {"description": TINY}, "logs_dir": str(tmp_path)}, "s").run()  # fmt: skip
     with pytest.raises(UserError, match="has several runs; give the directory of one of them"):
         results.table(seeds)
-    with pytest.raises(UserError, match="a measure_curvature; tables are made of train, measure_epochs, attack"):
+    with pytest.raises(
+        UserError, match="there is no table for the task measure_curvature, only for train, measure_epochs, attack"
+    ):
         results.table(measured)

@@ -754,7 +754,7 @@ def test_the_command_draws_into_the_directory_the_same_files_from_the_same_resul
 def test_several_directories_are_drawn_where_the_user_is_and_not_over_the_first_ones(run, tmp_path, monkeypatch):
     own = shutil.copytree(run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawing, "drawn", lambda given: {"margins": style.blank(1, 1, "")})
+    monkeypatch.setattr(drawing, "make_figures", lambda given: {"margins": style.blank(1, 1, "")})
     assert figures.main([str(own), str(run)]) == 0
     assert (tmp_path / "figures" / "margins.png").is_file() and not (own / "figures").exists()
     assert figures.main([str(own), str(own / ".")]) == 0
@@ -794,9 +794,9 @@ def spoiled(tmp_path, run, name):
         ("unfinished attack", "--resume"),
         ("peek", "for the task train_peek"),
         ("cut res", "not a pickle"),
-        ("other res", "it has no right log_frame, lr, stats, time"),
-        ("no stats", "res: damaged, or not a result of the task train (it has no right stats"),
-        ("empty stats", "res: damaged, or not a result of the task train (it has no right stats"),
+        ("other res", "missing or invalid: log_frame, lr, stats, time"),
+        ("no stats", "res: damaged, or not a result of the task train (missing or invalid: stats"),
+        ("empty stats", "res: damaged, or not a result of the task train (missing or invalid: stats"),
         ("list", "damaged"),
         ("flags", "flags.json: damaged"),
         ("flags list", "flags.json: damaged: not a JSON object"),
@@ -836,7 +836,7 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_drawn(run,
         return temporary(dir=dir)
 
     monkeypatch.setattr(drawing.tempfile, "TemporaryFile", refuses)
-    monkeypatch.setattr(drawing, "drawn", lambda given: pytest.fail("drawn"))
+    monkeypatch.setattr(drawing, "make_figures", lambda given: pytest.fail("drawn"))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=r"cannot write figures into .*: (Not a dir|Permission)"):
         figures.draw([run], tmp_path / place)
@@ -853,7 +853,7 @@ def test_a_failure_while_rendering_leaves_no_file_and_the_older_ones_alone(run, 
             raise RuntimeError("no ink")
         return b"picture"
 
-    monkeypatch.setattr(drawing, "drawn", lambda given: {"accuracy": None, "margins": None})
+    monkeypatch.setattr(drawing, "make_figures", lambda given: {"accuracy": None, "margins": None})
     monkeypatch.setattr(drawing, "_rendered", fails)
     with pytest.raises(RuntimeError):
         figures.draw([run], out)
@@ -977,7 +977,7 @@ def test_the_papers_figures_are_drawn_in_its_form_and_what_they_lack_is_said(tmp
     assert "figure 5: not drawn: no training run on CIFAR-10 with constant lr" in said
     assert "figure 6: no run with bias at loss-based lr" in said
     assert "figure 8: no L2 attack on the test set" in said
-    made, _ = paper.drawn(figures.read(runs_))
+    made, _ = paper.make_figures(figures.read(runs_))
     stats = [info["stats"] for info in results.load(runs_[1])["raw"].values()]
     panel = made["paper-figure-1"].axes[1]  # constant lr: the margin over the product of norms
     with_bias = [line for line in panel.lines if line.get_label() == "with bias"]

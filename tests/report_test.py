@@ -338,7 +338,7 @@ def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
 
 
 def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "drawn", lambda runs: {})
+    monkeypatch.setattr(page, "make_figures", lambda runs: {})
     run = training(tmp_path / "my runs" / "1", command="'my scripts/exper.py' --E 3")
     document = JustHTML(report.page([run]), strict=True, sanitize=False)
     assert "python 'my scripts/exper.py' --E 3" in {code.to_text() for code in document.query("code")}
@@ -391,7 +391,7 @@ def mistakes(root):
         "no epoch was accepted": [run, young],
         "not a pickle of plain data": [torn],
         "not a result of the task train": [odd],
-        "summary.json: epoch 7 has no right certified_median, clean_acc": [unsummed],
+        "summary.json: epoch 7 misses or has invalid certified_median, clean_acc": [unsummed],
         "about.json: missing": [silent],
         "about.json: damaged: not a JSON object": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],
