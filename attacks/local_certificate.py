@@ -136,7 +136,7 @@ def largest_eigenvalue_bound(gram: Any) -> float:
     """Return a tight upper bound of the largest eigenvalue of a positive semidefinite matrix, dense or sparse.
 
     For a large matrix, Lanczos approximates it from below. A Cholesky decomposition of b I - gram then certifies that
-    all eigenvalues are below a slightly larger b: only positive definite matrices have one, and in floats its existence
+    all eigenvalues are below a slightly larger b: only positive definite matrices have one, and in floats it
     certifies that up to n * 1.2e-16 of the trace (Rump 2006, BIT 46).
     """
     n = gram.shape[0]
