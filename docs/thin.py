@@ -36,7 +36,7 @@ def main(directory: Path, place: Path) -> None:
     """Write the small record of `directory` to `place`."""
     res, about = results.load(directory), results.read_about(directory)
     flags = results.read_flags(directory) | dict.fromkeys(OF_THE_MACHINE)
-    kept = ("experiment", "git", "versions", "device", "threads", "data", "measured")
+    kept = ("format", "experiment", "git", "versions", "device", "threads", "data", "measured")
     about = {key: about[key] for key in kept if key in about}
     script = flatten(complete(importlib.import_module(about["experiment"]).flags))
     now = flatten(complete(flags))
