@@ -27,7 +27,7 @@ from flags.command_line import Parser, exit_status, refuse_empty
 from storage import read
 from storage.run_flags import of_trained
 from support.device import compiled
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.files import arrays_of
 
 SUFFIX = {"keras": ".keras", "saved_model": "", "onnx": ".onnx", "npz": ".npz"}
@@ -337,7 +337,7 @@ def _in_place(place: Path) -> Iterator[Path]:
             remove(place)
         os.replace(temporary, place)
     except OSError as error:
-        raise UserError(f"{place}: cannot be written ({error.strerror}); choose another place with --out") from None
+        raise UserError(f"{place}: cannot be written ({reason(error)}); choose another place with --out") from None
     finally:
         remove(temporary)
 

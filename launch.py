@@ -10,12 +10,13 @@ import os
 import runpy
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import core
 from reporting import drawing, kinds
 from storage.run_flags import of_command_line, stored
-from support.errors import Stopped, TrainingDiverged, UserError, nearest
+from support.errors import Stopped, TrainingDiverged, UserError, nearest, reason
 from support.files import ROOT
 from support.screen import Screen, give_streams, log, logging_to, one_line, shown_path, silence_stdout
 
@@ -55,18 +56,22 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
         status = _complain(f"error: {error}; everything up to the last accepted epoch is saved", 1)
     except Stopped as error:
         status = 128 + error.number
+        if threading.active_count() > 1:  # a thread may compute for a minute before it can end; it writes nothing
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(status)
     except KeyboardInterrupt:
         status = _complain("interrupted before the work began", 130)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        status = _complain(f"error: {where}{error.strerror}; what was saved before is untouched", 1)
+        status = _complain(f"error: {where}{reason(error)}; what was saved before is untouched", 1)
     sys.exit(status)
 
 
 class Signals:
     """Context manager: Ctrl-C and SIGTERM end the task between two pieces of work; a second one acts immediately.
 
-    Until the task first calls `update` no work has begun, and a signal acts immediately.
+    Until the task first calls `update`, just before it creates its directory, a signal acts immediately.
     """
 
     def __init__(self) -> None:

@@ -7,11 +7,7 @@ res["raw"][300]["stats"]["q_bar_min"]
 python results.py <working directory> [--csv FILE]
 """
 
-import sys
-
 from storage.read import (
-    archive_path,
-    archived_eids,
     check_run,
     choose_eids,
     load,
@@ -25,29 +21,11 @@ from storage.read import (
     stored_eids,
 )
 from storage.table import main, table
-from storage.workdir import WorkDir, create, locked
-from support.files import ROOT
 
-__all__ = [
-    "ROOT",
-    "WorkDir",
-    "archive_path",
-    "archived_eids",
-    "check_run",
-    "choose_eids",
-    "create",
-    "load",
-    "load_checkpoint",
-    "load_weights",
-    "locked",
-    "read_about",
-    "read_flags",
-    "read_journal",
-    "read_res",
-    "read_summary",
-    "stored_eids",
-    "table",
-]
+__all__ = ["check_run", "choose_eids", "load", "load_checkpoint", "load_weights", "read_about", "read_flags"]
+__all__ += ["main", "read_journal", "read_res", "read_summary", "stored_eids", "table"]
 
 if __name__ == "__main__":
+    import sys
+
     raise SystemExit(main(sys.argv[1:]))

@@ -11,16 +11,23 @@ from attacks.measurement import padded
 from models.step_size import MOMENTUM, StepSize, periods
 from support.device import compiled
 
+TIED = 1e-6  # relative difference of two logits that float32 cannot tell apart
+
 
 def dlr(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_pi1 - z_pi3), pi sorting them down; float32 [B].
 
-    It does not depend on the scale of the logits. With two classes it is the gap itself.
+    It does not depend on the scale of the logits. With two classes it is the gap itself. Where the second and the
+    third logit are equal it would be -1 whatever the image, without a gradient: there the gap is divided by the
+    largest magnitude, as a constant.
     """
     if z.shape[1] < 3:
         return gap(z, y)
     top = tf.math.top_k(z, 3).values
-    return tf.math.divide_no_nan(gap(z, y), top[:, 0] - top[:, 2])
+    spread = top[:, 0] - top[:, 2]
+    tied = top[:, 1] - top[:, 2] <= TIED * spread
+    size = tf.stop_gradient(tf.reduce_max(tf.abs(z), axis=1))
+    return tf.math.divide_no_nan(gap(z, y), tf.where(tied, size, spread))
 
 
 class Climb(NamedTuple):

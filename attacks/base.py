@@ -67,14 +67,18 @@ def divide(a: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
 
 
 def normalized(logits: Logits, how: str) -> Logits:
-    """Logits divided, image by image, by sum_j abs(z_j) ('sum') or max_j abs(z_j) ('max'), or as they are."""
+    """Logits divided, image by image, by sum_j abs(z_j) ('sum') or max_j abs(z_j) ('max'), or as they are.
+
+    Of two classes, the divisor counts as a constant: logits z and -z would otherwise have no gradient.
+    """
     if how == "none":
         return logits
     reduce = {"sum": tf.reduce_sum, "max": tf.reduce_max}[how]
 
     def scaled(images):
         z = logits(images)
-        return tf.math.divide_no_nan(z, reduce(tf.abs(z), axis=1, keepdims=True))
+        size = reduce(tf.abs(z), axis=1, keepdims=True)
+        return tf.math.divide_no_nan(z, tf.stop_gradient(size) if z.shape[1] == 2 else size)
 
     return scaled
 

@@ -17,7 +17,7 @@ from attacks.base import Attack
 from attacks.certificate import Certifier
 from catalogue.attacks import L1, L2, LINF, Method
 from storage import migrate
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.screen import Update, ignore, within
 
 
@@ -66,7 +66,7 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         migrate.records(path, np.dtype(fields), crc_of)
         records = np.lib.format.open_memmap(path, "r+")
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be opened: {reason(error)}") from None
     except Exception as error:  # a damaged header can raise nearly anything
         raise UserError(f"{path}: damaged ({type(error).__name__}); {otherwise}") from None
     if records.dtype != np.dtype(fields) or records.shape != (n,):
@@ -167,19 +167,20 @@ def errors(
     return eps[np.searchsorted(eps + 1e-6, difference.max(axis=(1, 2, 3)))]
 
 
-def summary(records: np.ndarray, eps_list: tuple[float, ...], method: Method) -> dict:
+def summary(
+    records: np.ndarray, eps_list: tuple[float, ...], method: Method, target: str | int | None = None
+) -> dict:
     """Summarize the results of a set.
 
-    `robust_acc` is {eps: fraction of all images that are classified correctly and have no example within eps}. The
-    median is over all images; one without an example is at infinite distance (on a grid of eps: at 1). The mean is
-    over those with an example. A misclassified image is at distance 0.
+    `robust_acc` is {eps: fraction of all images without an example within eps}. The median is over all images, the
+    mean over those with an example. Distances: `Method.distances`.
+
+    Args:
+      records: of `open_records`. eps_list, target: the flags.
     """
-    distance = np.where(records["clean_correct"], method.distances(records["error"]), 0.0)
+    distance = method.distances(records["error"], records["clean_correct"], target)
     finite = distance[records["success"]]
-    robust = {
-        str(eps): float((records["clean_correct"] & (~records["success"] | (distance > eps))).mean())
-        for eps in eps_list
-    }
+    robust = {str(eps): float(((distance > eps) | (~records["success"] & (distance > 0))).mean()) for eps in eps_list}
     return {
         "n": len(records),
         "clean_acc": float(records["clean_correct"].mean()),

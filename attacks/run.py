@@ -13,7 +13,7 @@ from attacks.base import Attack, Logits, normalized
 from attacks.certificate import Certifier
 from catalogue.attacks import METHODS
 from engine.cluster import executor
-from engine.context import Context, first_files, resumed, writing
+from engine.context import Context, directory, writing
 from engine.units import Executor, Unit, Worker
 from storage import migrate, read, workdir
 from support.errors import UserError
@@ -36,16 +36,13 @@ def attack(context: Context) -> Path:
     Raises: UserError for missing epochs, images or data, and damaged checkpoints, before it begins; Stopped.
     """
     run = AttackRun(context)
-    path = run.work_dir.path
     at_once = AT_ONCE if context.compute.device.startswith("CPU") else 1
-    with (
-        writing(context, path),
-        workdir.resumable(f"./eval.sh {context.name}", path, lambda: run.progress),
-        executor(run.context, at_once) as workers,
-    ):
-        log.info("attacking: %s", shown_path(run.source))
-        run.attack_all(workers)
-        log.info("done: results in %s", shown_path(path))
+    with executor(run.context, at_once) as workers:
+        path = run.open_directory()
+        with writing(context, path, lambda: run.progress, "./eval.sh"):
+            log.info("attacking: %s", shown_path(run.source))
+            run.attack_all(workers)
+            log.info("done: results in %s", shown_path(path))
     return path
 
 
@@ -118,7 +115,7 @@ class AttackRun:
     """One attack on the stored epochs of one run.
 
     Args:
-      context: its flags define the attack; the directory is created here, or is the one to resume.
+      context: its flags define the attack.
 
     Raises: as `attack`.
     """
@@ -137,15 +134,14 @@ class AttackRun:
         self.indices = choose_images(context)
         self.images, self.labels = (array[self.indices] for array in attacked_set(context))
         self.progress = "no images"  # what is done, in words
-        if f.resume is not None:
-            path = resumed(context, "./eval.sh")
-            if migrate.certified_in_l2(read.read_json(path / "flags.json")):
-                raise UserError(
-                    f"--resume {path}: of an earlier version, whose certified bounds are in L2; attack again"
-                )
-        else:
-            path = workdir.create(self.source, context.name, first_files(self.context))
+
+    def open_directory(self) -> Path:
+        """Return the directory of the attack, a new one or the one to resume."""
+        path = directory(self.context, self.source, "./eval.sh")
+        if self.context.f.resume and migrate.certified_in_l2(read.read_json(path / "flags.json")):
+            raise UserError(f"--resume {path}: of an earlier version, whose certified bounds are in L2; attack again")
         self.work_dir = workdir.WorkDir(path)
+        return path
 
     def _records_path(self, eid: int) -> Path:
         return self.work_dir.path / f"eid-{eid:06d}.npy"
@@ -161,13 +157,13 @@ class AttackRun:
         # The last epoch may be in the checkpoint only, which a run that is still running replaces.
         workers.publish("last", self.last_weights)
         raw, summaries = read.read_journal(self.source), {}
-        n, eps_list = len(self.images), self.context.f.attack_eps_list
+        n, f = len(self.images), self.context.f
         opened = [self._records(eid) for eid in self.eids]
         found = sum(int(records["done"].sum()) for records in opened)
         with Bar(len(self.eids) * n, "image", self.context.update, found) as bar:
             for eid, records in zip(self.eids, opened, strict=True):
                 workers.run(self.blocks(eid, records["done"]), partial(self._store, records, bar), bar)
-                summaries[eid] = measurement.summary(records, eps_list, self.method)
+                summaries[eid] = measurement.summary(records, f.attack_eps_list, self.method, f.attack_target)
                 stats = raw.get(eid, {}).get("stats") or {}
                 summaries[eid] |= {name: stats.get(name) for name in ("log_loss", "q_bar_min")}
                 log.info("epoch #%d: %s", eid, measurement.summary_line(summaries[eid], self.method))

@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import results
 from core import Core
 from data import loading
+from storage import workdir
+from support.files import ROOT
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
@@ -69,9 +71,9 @@ def watch_run(watch: Stopwatch, run: Core) -> None:
     watch.wrap(model, "train_epoch", "training")
     watch.wrap(model, "evaluate", lambda x, *_: "train loss" if x is train_images else "test set")
     watch.wrap(attempt, "stats", "stats")
-    watch.wrap(results.WorkDir, "save", "checkpoint")
-    watch.wrap(results.WorkDir, "append", "journal")
-    watch.wrap(results.WorkDir, "write_res", "res")
+    watch.wrap(workdir.WorkDir, "save", "checkpoint")
+    watch.wrap(workdir.WorkDir, "append", "journal")
+    watch.wrap(workdir.WorkDir, "write_res", "res")
 
 
 def process_seconds() -> float:
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--flags", default="{}", help="more flags, as JSON")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
-    path = results.ROOT / f"{args.experiment}.py"
+    path = ROOT / f"{args.experiment}.py"
     if not path.is_file() or args.epochs < 1:
         parser.error(f"no experiment {args.experiment}, or fewer than 1 epoch")
     flags = runpy.run_path(str(path), run_name="bench")["flags"]

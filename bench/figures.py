@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import flags as flag_table
-import results
+from storage import workdir
+from support.files import ROOT
 
 
 def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **flags) -> Path:
@@ -58,7 +59,7 @@ def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **f
     ) | flag_table.flatten(flags)
     full = flag_table.complete(flags)
     directory.mkdir(parents=True)
-    work_dir = results.WorkDir(directory)
+    work_dir = workdir.WorkDir(directory)
     work_dir.write_json("flags.json", full)
     data = {"train": 1500, "test": 297, "classes": 10, "crc32": 1}
     work_dir.write_json("about.json", {"experiment": "made-up", "data": data})

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import results
+from catalogue.attacks import METHODS
 
 LN10 = math.log(10)
 
@@ -67,7 +68,8 @@ def columns(run: Path) -> dict[str, dict[int, float]]:
     for attack, norm in (("l2-ddn", "L2"), ("l1-fmn", "L1"), ("linf-fmn", "L-infinity")):
         for flags, res in measurements(run, f"eval-final-mnist-{attack}"):
             for eid, part in res.items():
-                distance = np.sqrt(part["errors"]) if norm == "L2" else part["errors"]
+                method = METHODS[flags["attack_method"]]
+                distance = method.distances(part["errors"], part["clean_correct"], flags["attack_target"])
                 add(f"median distance, {norm}", eid, np.median(distance))
                 add(f"certified, {norm}, {flags['attack_certificate']}, median", eid, np.median(part["certified"]))
     for attack, name in (("inf", "PGD"), ("apgd", "APGD")):

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import results
 from core import Core
 from models import margins
+from storage import read
 from support.screen import log
 from training import measures
 from training import run as training_run
@@ -60,7 +61,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
         steady = [info for eid, info in raw.items() if eid > 5]
         context, infos = core.context, list(raw.values())
         context.model.set_weights(context.stored_weights(path, epochs))
-        before = results.archived_eids(path)[0]
+        before = read.archived_eids(path)[0]
         found = {
             "epoch": statistics.mean(info["time"] for info in steady),
             "always": sum(clock.seconds for clock in clocks) / epochs,

@@ -4,7 +4,8 @@ A new attack is a file with its class, a row here, and a script `eval-*.py`.
 """
 
 from dataclasses import dataclass
-from typing import Any
+
+import numpy as np
 
 NORMALIZATIONS = ("none", "sum", "max")
 ABORT_RULES = ("image", "batch", "none")
@@ -36,9 +37,20 @@ class Method:
         """What its distances are called in a table: 'L2', or 'eps' of a grid."""
         return "eps" if self.eps_grid else self.norm
 
-    def distances(self, errors: Any) -> Any:
-        """Distances, from the errors that `res` has of them: those in L2 are squared there, as published."""
-        return errors**0.5 if self.norm == L2 else errors
+    def distances(self, errors: np.ndarray, clean_correct: np.ndarray, target: str | int | None) -> np.ndarray:
+        """Return the distance of each image to its example, float64 [N].
+
+        It is 0 where the image itself is one: with a target, an image in that class; otherwise a misclassified image.
+        Without an example it is infinite, or 1 on a grid of eps.
+
+        Args:
+          errors: as in `res`: of attacks in L2, squared distances, as published; [N].
+          clean_correct: whether the image itself is classified correctly, [N].
+          target: the flag attack_target.
+        """
+        found = np.asarray(errors, np.float64)
+        found = np.sqrt(found) if self.norm == L2 else found
+        return found if target is not None else np.where(clean_correct, found, 0.0)
 
 
 METHODS = {

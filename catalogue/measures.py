@@ -143,32 +143,52 @@ class Panel:
     level: float | None = None
 
 
-PANELS = {  # {figure: its panels}; what else --measure asks for has a panel in the figure `measures`
-    "direction": (
-        Panel("balance of the layers' norms", ("balance",), level=1),
-        Panel("angle to the weights of the epoch before, rad", ("angle_to_last_epoch",), log=True),
-    ),
-    "theory": (
-        Panel("cosine of w and -g; of w and its change", ("beta", "beta_delta"), level=1),
-        Panel("flow: d log(smoothed margin) / d log(rho)", ("growth_rate",), log=True),
-        Panel("movement of w / rho between stored epochs", ("direction_moved", "flow_bound"), log=True),
-        Panel("movement / the flow's bound", ("flow_ratio",), log=True, level=1),
-        Panel("theorem 4.3: loss_rate, bounded", ("loss_rate",)),
-        Panel("theorem 4.3: norm_rate, to 1", ("norm_rate",), level=1),
-    ),
-    "kkt": (
-        Panel(
-            "distance from stationarity, relative",
-            ("kkt_stationarity", "kkt_stationarity_best", "kkt_certificate"),
-            level=0,
+@dataclass(frozen=True)
+class Figure:
+    """A figure of recorded numbers: its caption and its panels."""
+
+    caption: str
+    panels: tuple[Panel, ...]
+
+
+FIGURES = {  # the other numbers that --measure asks for have a panel each in the figure `measures`
+    "direction": Figure(
+        "Balance of the layers' norms, and the angle by which all weights turn in an epoch.",
+        (
+            Panel("balance of the layers' norms", ("balance",), level=1),
+            Panel("angle to the weights of the epoch before, rad", ("angle_to_last_epoch",), log=True),
         ),
-        Panel("complementarity: 1 - q_min / mean gap", ("kkt_complementarity",), log=True),
-        Panel("gaps that support the margin", ("n_eff",), log=True),
-        Panel("residual of Euler's identity", ("euler_residual",), log=True),
     ),
-    "stability": (
-        Panel("largest eigenvalue of the Hessian / loss", ("sharpness",), log=True),
-        Panel("largest eigenvalue × learning rate", ("lr_sharpness",), log=True, level=2),
+    "theory": Figure(
+        "Quantities that arXiv 1906.05890 bounds for gradient flow, as measured (docs/theory.md).",
+        (
+            Panel("cosine of w and -g; of w and its change", ("beta", "beta_delta"), level=1),
+            Panel("flow: d log(smoothed margin) / d log(rho)", ("growth_rate",), log=True),
+            Panel("movement of w / rho between stored epochs", ("direction_moved", "flow_bound"), log=True),
+            Panel("movement / the flow's bound", ("flow_ratio",), log=True, level=1),
+            Panel("theorem 4.3: loss_rate, bounded", ("loss_rate",)),
+            Panel("theorem 4.3: norm_rate, to 1", ("norm_rate",), level=1),
+        ),
+    ),
+    "kkt": Figure(
+        "Distance of the weights from a KKT point of the max-margin problem (docs/theory.md).",
+        (
+            Panel(
+                "distance from stationarity, relative",
+                ("kkt_stationarity", "kkt_stationarity_best", "kkt_certificate"),
+                level=0,
+            ),
+            Panel("complementarity: 1 - q_min / mean gap", ("kkt_complementarity",), log=True),
+            Panel("gaps that support the margin", ("n_eff",), log=True),
+            Panel("residual of Euler's identity", ("euler_residual",), log=True),
+        ),
+    ),
+    "stability": Figure(
+        "The largest eigenvalue of the loss's Hessian: over the loss, and times the learning rate against 2.",
+        (
+            Panel("largest eigenvalue of the Hessian / loss", ("sharpness",), log=True),
+            Panel("largest eigenvalue × learning rate", ("lr_sharpness",), log=True, level=2),
+        ),
     ),
 }
 ALWAYS = tuple(name for name, measure in MEASURES.items() if measure.cadence == EVERY_EPOCH)

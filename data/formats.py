@@ -13,6 +13,7 @@ import numpy as np
 from support import safe_pickle
 from support.errors import UserError
 from support.files import arrays_of, parsed, read_bytes
+from support.screen import log
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR_FOLDER = "cifar-10-batches-py"
@@ -61,13 +62,22 @@ def checked(
         if not np.issubdtype(x.dtype, np.integer) or x.ndim not in (3, 4) or 0 in x.shape:
             raise UserError(
                 f"{where}: x_{part} is {x.dtype} {list(x.shape)}; expected integer pixels [N, h, w] or [N, h, w, c]"
+                + _conversion_of_pixels(x)
+            )
+        if x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[2] == x.shape[3] > 4:
+            raise UserError(
+                f"{where}: x_{part} is {list(x.shape)}, which looks like [N, c, h, w]; expected [N, h, w, c]: "
+                "x.transpose(0, 2, 3, 1)"
             )
         if x.min() < 0 or x.max() > levels:
             raise UserError(f"{where}: x_{part} has pixels from {x.min()} to {x.max()}; expected 0 to {levels}")
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
-            raise UserError(f"{where}: y_{part} is {y.dtype} {list(y.shape)}; expected integer labels [N]")
+            raise UserError(
+                f"{where}: y_{part} is {y.dtype} {list(y.shape)}; expected integer labels [N]"
+                + _conversion_of_labels(y)
+            )
         if len(x) != len(y):
             raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected as many")
         top = n_classes - 1
@@ -83,7 +93,42 @@ def checked(
     if shape and a.shape[1:] != shape:
         raise UserError(f"{where}: images are {list(a.shape[1:])}; {name} has {list(shape)}")
     train, test = parts
+    _warn_of_the_unusual(where, levels, max(a.max(), b.max()), train[1])
     return Dataset(train, test, name, 1 / levels)
+
+
+def _conversion_of_pixels(x: np.ndarray) -> str:
+    """Return how to convert such an array of pixels, in words; '' where that is not known."""
+    if x.dtype.kind == "f" and x.size and np.isfinite(x).all() and x.min() >= 0:
+        return ": " + ("(x * 255).round().astype('uint8')" if x.max() <= 1 else "x.round().astype('uint8')")
+    if x.dtype.kind == "b":
+        return ": x.astype('uint8'), and levels=1"
+    return ""
+
+
+def _conversion_of_labels(y: np.ndarray) -> str:
+    if y.ndim == 2 and y.shape[1] > 1 and y.size and np.isin(y, (0, 1)).all():
+        if (y.sum(axis=1) == 1).all():
+            return ": y.argmax(axis=1)"
+        return "; several labels of one image are not supported: choose one class, such as y[:, 0]"
+    if y.ndim == 1 and y.dtype.kind in "fb" and np.isfinite(y).all() and (y == np.round(y)).all():
+        return ": y.astype('int64')"
+    return ""
+
+
+def _warn_of_the_unusual(where: str, levels: int, largest: int, labels: np.ndarray) -> None:
+    """Log a line about pixels far below their range, and about classes without an example."""
+    if largest <= levels // 8:
+        log.warning("warning: %s: largest pixel %d of %d; did you mean `levels=%d`?", where, largest, levels, largest)
+    present = np.unique(labels)
+    n_classes = int(labels.max()) + 1
+    if len(present) < n_classes:
+        missing = np.setdiff1d(np.arange(n_classes), present)
+        listed = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        log.warning(
+            "warning: %s: labels go from %d to %d, but %d of these %d classes have no training example: %s",
+            where, present[0], present[-1], len(missing), n_classes, listed,
+        )  # fmt: skip
 
 
 # .npz
@@ -94,17 +139,23 @@ def read_npz(path: Path, name: str, **facts: Any) -> Dataset:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     arrays = parsed(read_bytes(path), arrays_of, f"{path}: not an .npz of plain arrays", "get it again")
-    if {"train_images", "train_labels", "test_images", "test_labels"} <= set(arrays):  # as in MedMNIST
+    medmnist = {"train_images", "train_labels", "test_images", "test_labels"} & set(arrays)
+    if medmnist and {"x_train", "y_train", "x_test", "y_test"} & set(arrays):
+        raise UserError(
+            f"{path}: has {', '.join(sorted(arrays))}: two names for the same arrays; keep x_train, y_train, x_test, "
+            "y_test"
+        )
+    if len(medmnist) == 4:
         for part in ("train", "test"):
             arrays |= {f"x_{part}": arrays[f"{part}_images"], f"y_{part}": arrays[f"{part}_labels"]}
     missing = {"x_train", "y_train", "x_test", "y_test"} - set(arrays)
     if missing:
         raise UserError(f"{path}: has no {', '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}")
-    levels = parsed(arrays.get("levels", 255), int, f"{path}: levels", "expected one number")
+    levels = np.asarray(arrays.get("levels", 255))
+    if levels.size != 1 or levels.dtype.kind not in "iuf" or levels.item() not in range(1, 256):
+        raise UserError(f"{path}: levels is {levels.tolist()}; expected one whole number, 1 to 255")
     parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
-    if not 1 <= levels <= 255:
-        raise UserError(f"{path}: levels is {levels}; expected 1 to 255")
-    return checked(parts, name, str(path), levels, **facts)
+    return checked(parts, name, str(path), int(levels.item()), **facts)
 
 
 # IDX

@@ -74,4 +74,6 @@ def with_labels_of(dataset: Dataset, path: Path) -> Dataset:
             f"{path}: made for other data than these of {dataset.name}; "
             "give another --random_labels, or delete it and make it again with make_random_labels"
         )
+    if len(np.unique(labels)) < 2:
+        raise UserError(f"{path}: all labels are {labels[0]}; {otherwise}, for at least two classes")
     return Dataset((x, labels.astype(np.int32)), test, dataset.name, dataset.scale)

@@ -25,7 +25,7 @@ from data.formats import (
     read_npz,
 )
 from support.device import import_tensorflow
-from support.errors import UserError, nearest
+from support.errors import UserError, nearest, reason
 
 N_DIGITS_TRAIN = 1500
 
@@ -70,6 +70,10 @@ def load(
         order = np.random.default_rng(subset_seed).permutation(len(train[1]))
         train = train[0][order], train[1][order]
     train = _first(train, train_N, f"train_N is {train_N}, but {name} has {len(train[1])} training examples")
+    if len(np.unique(train[1])) < 2:
+        raise UserError(
+            f"{name}: all {len(train[1])} training examples are of class {train[1][0]}; use at least two classes"
+        )
     test = _first(test, test_N, f"test_N is {test_N}, but {name} has {len(test[1])} test examples")
     return Dataset(train, test, dataset.name, dataset.scale)
 
@@ -206,7 +210,7 @@ SOURCES = {
 
 
 def _roots(data_dir: str | Path | None) -> list[Path]:
-    keras = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "datasets"
+    keras = Path(os.environ.get("KERAS_HOME", os.path.expanduser("~/.keras"))) / "datasets"  # also without a home
     given = [data_dir, os.environ.get("DATA_DIR"), "data", keras]
     return [Path(root) for root in given if root]
 
@@ -224,9 +228,8 @@ def _find(name: str, source: Source, data_dir: str | Path | None) -> Dataset:
     except UserError:
         raise
     except Exception as error:  # no network, a proxy, a server that is down: equivalent for the user
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{name}: not found in {', '.join(map(str, roots))}, and the download failed ({reason}); "
+            f"{name}: not found in {', '.join(map(str, roots))}, and the download failed ({reason(error)}); "
             f"put {source.files} into one of these, or give --data_dir"
         ) from None
 

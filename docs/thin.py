@@ -20,6 +20,7 @@ from catalogue.tasks import TRAINING
 from flags import complete, flatten
 from flags.table import DATA, TASKS_OF
 from flags.values import shown
+from storage import workdir
 
 EPOCHS = 250
 OF_THE_MACHINE = ("logs_dir", "data_dir", "resume", "load_dir")
@@ -47,7 +48,7 @@ def main(directory: Path, place: Path) -> None:
     words = [f"--{name} {shown(tuple(v) if isinstance(v, list) else v)}" for name, v in changed.items()]
     about["command"] = " ".join([f"{about['experiment']}.py", *([] if training else ["<run>"]), *words])
     place.mkdir(parents=True, exist_ok=True)
-    written = results.WorkDir(place)
+    written = workdir.WorkDir(place)
     written.write_json("flags.json", flags)
     written.write_json("about.json", about)
     if flags["task"] == "attack":

@@ -5,6 +5,7 @@ is the workers' side. Dask is an optional package (requirements-cluster.txt).
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -125,7 +126,8 @@ class Cluster:
         except BaseException:
             self.close()
             raise
-        log.info("cluster: %s; dashboard: %s", self.described(), self.client.dashboard_link or "none")
+        dashboard = self.client.dashboard_link if importlib.util.find_spec("bokeh") else "none (it needs bokeh)"
+        log.info("cluster: %s; dashboard: %s", self.described(), dashboard or "none")
         return self
 
     def __exit__(self, *exception: Any) -> None:

@@ -107,7 +107,11 @@ class Context:
 
     @cached_property
     def fingerprint(self) -> int:
-        """CRC-32 of all images and labels."""
+        """CRC-32 of what the network sees: all images and labels, their shapes, and the scale of the pixels."""
+        facts = ([(x.shape, len(y)) for x, y in self.dataset], self.dataset.scale)
+        return zlib.crc32(repr(facts).encode(), self._crc_of_arrays())
+
+    def _crc_of_arrays(self) -> int:
         crc = 0
         for x, y in self.dataset:
             crc = zlib.crc32(y, zlib.crc32(x, crc))
@@ -115,7 +119,14 @@ class Context:
 
     def check_data(self, path: Path) -> None:
         """Raises: UserError when a run used other data or labels than those loaded now."""
-        if read.read_about(path).get("data", {}).get("crc32") != self.fingerprint:
+        data = read.read_about(path).get("data", {})
+        # Format 0 has the CRC-32 of the arrays alone.
+        same = (
+            data["fingerprint"] == self.fingerprint
+            if "fingerprint" in data
+            else (data.get("crc32") == self._crc_of_arrays())
+        )
+        if not same:
             raise UserError(
                 f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
             )
@@ -220,7 +231,7 @@ def first_files(context: Context, **more: Any) -> dict[str, dict]:
             "train": len(x),
             "test": len(x_test),
             "classes": context.model.n_classes,
-            "crc32": context.fingerprint,
+            "fingerprint": context.fingerprint,
         },
     }
     return {"about.json": workdir.about(context.name) | facts | more, "flags.json": context.flags}
@@ -237,26 +248,51 @@ def resumed(context: Context, command: str = "./run.sh") -> Path:
     return path
 
 
+def directory(context: Context, parent: Path, command: str = "./run.sh", **more: Any) -> Path:
+    """Return the directory to resume, or a new one below `parent`; `more` goes into its about.json.
+
+    Raises: UserError where it cannot be resumed or created; nothing is left behind then.
+    """
+    if context.f.resume:
+        return resumed(context, command)
+    files = first_files(context, **more)
+    context.update(0.0)  # from here on a signal ends the task with the command that resumes it
+    return workdir.create(parent, context.name, files)
+
+
 @contextlib.contextmanager
-def writing(context: Context, path: Path) -> Iterator[None]:
+def writing(
+    context: Context, path: Path, after: Callable[[], str] | None = None, command: str = "./run.sh"
+) -> Iterator[None]:
     """Context manager: lock the working directory, and copy the log, which begins with flags and data, to `stdout`.
+
+    Args:
+      after: what is done, in words; logged with the command that resumes the task when a signal ends it. None: of a
+        part of another run, which logs that itself.
+      command: of the experiment, without its name.
 
     Raises: UserError when another process writes there.
     """
-    made, ((x, _), (x_test, _)) = context.compute, context.dataset
-    with workdir.locked(path), logging_to(path / "stdout"):
-        log.info("experiment: %s", context.name)
-        for name, value in flag_table.flatten(context.flags).items():
-            log.info("  --%s %s", name, value)
-        parts = f", batches in {made.parts} parts" if made.parts > 1 else ""
-        compiled = ", turns compiled by XLA" if made.xla else ""
-        log.info("device: %s, %d threads%s%s", made.device, made.threads, parts, compiled)
-        if made.began != (made.threads, made.parts):
-            log.info(
-                "note: the run began with %d threads and %d parts: its last bits change from here on", *made.began
-            )
-        shape = list(x.shape[1:])
-        log.info("data: %s, %d train, %d test, images %s", context.f.dataset, len(x), len(x_test), shape)
-        log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in context.model.weights))
-        log.info("working directory: %s", shown_path(path))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workdir.locked(path))
+        stack.enter_context(logging_to(path / "stdout"))
+        if after is not None:
+            stack.enter_context(workdir.resumable(f"{command} {context.name}", path, after))
+        _log_header(context, path)
+        context.update(0.0)
         yield
+
+
+def _log_header(context: Context, path: Path) -> None:
+    made, ((x, _), (x_test, _)) = context.compute, context.dataset
+    log.info("experiment: %s", context.name)
+    for name, value in flag_table.flatten(context.flags).items():
+        log.info("  --%s %s", name, value)
+    parts = f", batches in {made.parts} parts" if made.parts > 1 else ""
+    compiled = ", turns compiled by XLA" if made.xla else ""
+    log.info("device: %s, %d threads%s%s", made.device, made.threads, parts, compiled)
+    if made.began != (made.threads, made.parts):
+        log.info("note: the run began with %d threads and %d parts: its last bits change from here on", *made.began)
+    log.info("data: %s, %d train, %d test, images %s", context.f.dataset, len(x), len(x_test), list(x.shape[1:]))
+    log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in context.model.weights))
+    log.info("working directory: %s", shown_path(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cluster import executor
-from engine.context import Context, first_files, resumed, writing
+from engine.context import Context, directory, writing
 from engine.units import Unit
 from storage import read, workdir
 from storage.run_flags import Place, networks
@@ -51,39 +51,36 @@ def measure(
     Raises: UserError; Stopped; OSError when the disk fails.
     """
     measured = {name: eid for name, (_, eid) in places.items()}
-    if context.f.resume:
-        path = resumed(context)
+    number = {unit.key: k for k, unit in enumerate(units)}
+    done: dict[int, dict] = {}
+    with executor(context) as workers:
+        path = directory(context, Path(context.f.load_dir), measured=measured)
         before = read.read_about(path).get("measured", measured)
         if before != measured:
             raise UserError(
                 f"--resume {path}: {context.f.load_dir} was trained further since this measurement began: then "
                 f"{_listed(before)}, now {_listed(measured)}; measure it again"
             )
-    else:
-        path = workdir.create(Path(context.f.load_dir), context.name, first_files(context, measured=measured))
-    work_dir = workdir.WorkDir(path)
-    number = {unit.key: k for k, unit in enumerate(units)}
-    done: dict[int, dict] = {}
+        work_dir = workdir.WorkDir(path)
 
-    def store(unit: Unit, result: Any) -> None:
-        k = number[unit.key]
-        done[k] = {"part": k} | entry(unit, result)
-        work_dir.append(done[k])
+        def store(unit: Unit, result: Any) -> None:
+            k = number[unit.key]
+            done[k] = {"part": k} | entry(unit, result)
+            work_dir.append(done[k])
 
-    def stopped_after() -> str:
-        return f"{len(done)} of {len(units)} units"
-
-    with writing(context, path), workdir.resumable(f"./run.sh {context.name}", path, stopped_after):
-        done |= work_dir.rewind(key="part")
-        for k, found in done.items():
-            if k not in range(len(units)) or forms.wrong(found, form):
-                journal = path / "journal.jsonl"
-                raise UserError(f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure again")
-        log.info("measures: %s", shown_path(Path(context.f.load_dir)))
-        with executor(context) as workers, Bar(len(units), "unit", context.update, len(done)) as bar:
-            workers.run([u for u in units if number[u.key] not in done], store, bar)
-        work_dir.write_res({"flags": context.flags, "raw": finish([done[k] for k in sorted(done)])})
-        log.info("results in %s", shown_path(path))
+        with writing(context, path, lambda: f"{len(done)} of {len(units)} units"):
+            done |= work_dir.rewind(key="part")
+            for k, found in done.items():
+                if k not in range(len(units)) or forms.wrong(found, form):
+                    journal = path / "journal.jsonl"
+                    raise UserError(
+                        f"{journal}: damaged: unit {k} has no such result; delete {path}, and measure again"
+                    )
+            log.info("measures: %s", shown_path(Path(context.f.load_dir)))
+            with Bar(len(units), "unit", context.update, len(done)) as bar:
+                workers.run([u for u in units if number[u.key] not in done], store, bar)
+            work_dir.write_res({"flags": context.flags, "raw": finish([done[k] for k in sorted(done)])})
+            log.info("results in %s", shown_path(path))
     return path
 
 

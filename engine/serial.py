@@ -2,13 +2,14 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from engine.context import Context
 from engine.units import Done, Unit, Worker
 from support.screen import Progress
+
+LOOK = 0.2  # seconds between two checks of `progress` while a thread computes
 
 
 class Serial:
@@ -46,22 +47,21 @@ class Serial:
 
     def _in_threads(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, Any]]:
         waiting: deque[tuple[Unit, Future[Any]]] = deque()
-        units = iter(units)
-        with ThreadPoolExecutor(self.at_once) as pool:
-            submit = partial(self._submit, pool, units, progress)
-            try:
-                for _ in range(2 * self.at_once):
-                    waiting += submit()
-                while waiting:
-                    unit, future = waiting.popleft()
-                    yield unit, future.result()
-                    waiting += submit()
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        pool = ThreadPoolExecutor(self.at_once)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, units: Iterator[Unit], progress: Progress
-    ) -> list[tuple[Unit, Future[Any]]]:
-        """Start the next unit, if there is one."""
-        return [(unit, pool.submit(self._work, unit, progress)) for unit in [next(units, None)] if unit is not None]
+        def first() -> tuple[Unit, Any]:
+            unit, future = waiting[0]
+            while not wait([future], LOOK).done:
+                progress.check()
+            waiting.popleft()
+            return unit, future.result()
+
+        try:
+            for unit in units:
+                waiting.append((unit, pool.submit(self._work, unit, progress)))
+                if len(waiting) == 2 * self.at_once:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:  # without waiting: a thread ends at its next call of `progress`
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -9,7 +9,7 @@ from typing import Any
 from catalogue.tasks import MEASUREMENTS
 from flags.table import ALIASES, BY_NAME, PATHS, SECTIONS, complete, flatten
 from flags.values import boolean, from_text, shown
-from support.errors import UserError, nearest
+from support.errors import UserError, nearest, reason
 from support.screen import give_streams, one_line, silence_stdout
 
 
@@ -134,7 +134,7 @@ def exit_status(answer: Callable[[], None], when_the_disk_fails: str) -> int:
         return 2
     except OSError as error:
         silence_stdout()
-        print(f"error: {one_line(error.strerror or error)}; {when_the_disk_fails}", file=sys.stderr)
+        print(f"error: {one_line(reason(error))}; {when_the_disk_fails}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written", file=sys.stderr)

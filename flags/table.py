@@ -4,16 +4,15 @@ A script's dict, a run's flags.json and the command line all go through `complet
 and has one form.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from catalogue.attacks import ABORT_RULES, METHODS
+from catalogue.attacks import ABORT_RULES, CERTIFICATES, METHODS
 from catalogue.measures import ON_REQUEST
 from catalogue.tasks import MEASUREMENTS, TASKS, TRAINING
 from flags import values
-from flags.values import boolean, boolean_or_auto, choice, number, optional, path, several, text, whole
+from flags.values import boolean, choice, number, optional, path, several, text, whole
 from models import lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
@@ -90,7 +89,7 @@ SECTIONS = (
         Flag("B", 100, whole(1), "batch size"),
         Flag("parts", "auto", whole(1, "auto"),
              "slices of a batch computed concurrently; auto: one per core for a small network on a CPU"),
-        Flag("xla", "auto", boolean_or_auto,
+        Flag("xla", "auto", values.boolean_or_auto,
              "compile a turn of an epoch into one program with XLA; auto: on a GPU, or as a resumed run began"),
         Flag("speculate", False, boolean,
              "with a cluster: compute the next attempts concurrently, in case the first is rejected"),
@@ -103,7 +102,9 @@ SECTIONS = (
              "a constant learning rate, or (scheduler, arguments ...), also written scheduler,argument,..."),
         Flag("lr_lb", 1e-50, number(0), "a next lr below this ends the run with an error"),
         Flag("loss_ub", 600.0, number(0), "a batch loss above this (in the frame) makes the attempt fail"),
-        Flag("log_frame0", math.log(math.log(10)), number(-1e6, most=700), "natural log of the first epoch's frame"),
+        Flag("log_frame0", "auto", values.first_frame,
+             "natural log of the first epoch's frame; auto: that of a uniform guess's loss, or if no epoch can be "
+             "accepted there, of the initial loss"),
         Flag("archive", "idle", values.archive,
              "epochs to archive: idle, n (every n-th), two-phase-const-epoch,n1,n2 or logloss,base"),
         Flag("include_all_rt_loss_in_res", False, boolean, "keep every batch loss in res"),
@@ -153,7 +154,7 @@ SECTIONS = (
              "divide an image's logits by: none, sum (of magnitudes), max (magnitude)"),
         Flag("attack_eps_list", (0.5, 1.0, 1.5, 2.0, 2.5, 3.0), values.radii,
              "pgd, apgd: the radii tried; other attacks: radii of the summary's robust accuracies"),
-        Flag("attack_certificate", "norms", values.certificate,
+        Flag("attack_certificate", "norms", choice(*CERTIFICATES),
              "certified lower bounds of the distances: by norms of layers, local (near an image, slow), none"),
     )),
     Section("Which run to measure when no directory is given", MEASUREMENTS, (
@@ -281,7 +282,7 @@ def complete(flags: dict) -> dict:
 def _check_together(flat: dict) -> None:
     """Raises: UserError for flags that contradict one another."""
     try:
-        lr_scheduler.build(flat["lr"], flat["train_mode"], flat["log_frame0"])
+        lr_scheduler.build(flat["lr"], flat["train_mode"])
     except (ValueError, OverflowError) as error:
         raise UserError(f"--lr {values.shown(flat['lr'])}: {error}") from None
     if flat["stats_every"] > 1 and not (isinstance(flat["lr"], float) and flat["train_mode"] == "NORMAL"):

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from catalogue.attacks import CERTIFICATES, NORMALIZATIONS
+from catalogue.attacks import NORMALIZATIONS
 from models import archivers, lr_scheduler
 from models.architectures import ARCHITECTURES, parse
 from support.errors import nearest
@@ -123,15 +123,7 @@ def boolean(value):
 
 def cluster(value):
     """Accept a number of workers of this machine, a scheduler's address, or a scheduler file."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return whole(1, most=1024)(value)
-    return text(value) if isinstance(value, str) else whole(1)(value)
-
-
-def boolean_or_auto(value):
-    if value != "auto" and not isinstance(value, bool):
-        raise Bad("true, false or auto")
-    return value
+    return text(value) if isinstance(value, str) else whole(1, most=1024)(value)
 
 
 def text(value):
@@ -209,7 +201,7 @@ def different(kind: Callable, at_least: int = 1) -> Callable:
 
 epochs = expecting(
     "last, all, or epochs such as 100 or 10,20,30",
-    either("last", either("all", lambda value: list(ascending(whole(1))(value)))),
+    either("last", either("all", lambda value: list(ascending(whole(0))(value)))),
 )
 indices = expecting("indices into the set, such as 0 or 3,14,15", ascending(whole(0)))
 radii = expecting("positive numbers, such as 0.5,1,2", ascending(number(0)))
@@ -218,6 +210,8 @@ confidence = expecting("a number, at least 0", number(-1e-300))
 layers = expecting("all, or layers such as 0 or 0,2", either("all", ascending(whole(0))))
 classes = expecting("two or more different classes, such as 3,5", different(whole(0), at_least=2))
 seeds = expecting("different whole numbers such as 0,1,2", different(whole(0)))
+boolean_or_auto = expecting("true, false or auto", either("auto", boolean))
+first_frame = expecting("auto, or a number above -1e6 and at most 700", either("auto", number(-1e6, most=700)))
 input_statistic = either("auto", expecting("a number, or one for each channel", several(number())))
 
 
@@ -230,9 +224,6 @@ def input_std(value):
 
 def normalization(value):
     return choice(*NORMALIZATIONS)({True: "sum", False: "none"}[value] if isinstance(value, bool) else value)
-
-
-certificate = choice(*CERTIFICATES)
 
 
 def _tuples(value):

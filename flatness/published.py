@@ -7,6 +7,7 @@ import numpy as np
 
 from flags import complete
 from models.architectures import MLP, VGG16_BN
+from storage.read import are_epochs_of_one_run
 
 # (data set, params, random labels): mean and standard deviation over three networks.
 RADII = {
@@ -60,14 +61,6 @@ def published_radius(trained: dict, measured: dict) -> tuple[float, float] | Non
     if not is_papers_training(trained) or as_measured != ("last", step, 0.05, "none"):
         return None
     return RADII.get((trained["dataset"], measured["params"], random))
-
-
-def are_epochs_of_one_run(eids: list[int]) -> bool:
-    """Return whether measured networks, of these epochs, are several epochs of one run: a mean over them says little.
-
-    Networks of several seeds have an epoch in common.
-    """
-    return len(eids) > 1 and len(set(eids)) == len(eids)
 
 
 def table_row(

@@ -15,30 +15,20 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from support.forms import whole
+
 BIAS_MODES = ("NONE", "FIRST_LAYER", "ALL")
 ACT_TYPES = ("relu", "linear", "relu2")
 
 CNN: list[Any] = [["C", 32, [5, 5]], ["P"], ["C", 64, [3, 3]], ["P"], ["F", 1024], ["F", 10, {"act": False}]]
 
+
+def _block(channels: int, convolutions: int) -> list[Any]:
+    return [["C", channels, [3, 3]] for _ in range(convolutions)] + [["P"]]
+
+
 VGG16: list[Any] = [
-    ["C", 64, [3, 3]],
-    ["C", 64, [3, 3]],
-    ["P"],
-    ["C", 128, [3, 3]],
-    ["C", 128, [3, 3]],
-    ["P"],
-    ["C", 256, [3, 3]],
-    ["C", 256, [3, 3]],
-    ["C", 256, [3, 3]],
-    ["P"],
-    ["C", 512, [3, 3]],
-    ["C", 512, [3, 3]],
-    ["C", 512, [3, 3]],
-    ["P"],
-    ["C", 512, [3, 3]],
-    ["C", 512, [3, 3]],
-    ["C", 512, [3, 3]],
-    ["P"],
+    *(*_block(64, 2), *_block(128, 2), *_block(256, 3), *_block(512, 3), *_block(512, 3)),
     ["F", 10, {"act": False}],
 ]
 
@@ -68,10 +58,6 @@ class LayerSpec:
     flops: int = 0
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
     """Return (kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
     where = f"layer {number} of the description, {entry!r}"
@@ -80,11 +66,11 @@ def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
     kind, *args = entry
     overrides = args.pop() if args and isinstance(args[-1], dict) else {}
     if kind == "C":
-        ok = len(args) == 2 and _whole(args[0]) and isinstance(args[1], list | tuple)
-        ok = ok and len(args[1]) == 2 and all(map(_whole, args[1]))
+        ok = len(args) == 2 and whole(args[0]) and isinstance(args[1], list | tuple)
+        ok = ok and len(args[1]) == 2 and all(map(whole, args[1]))
         expected = "['C', channels, [kh, kw]]"
     elif kind == "F":
-        ok, expected = len(args) == 1 and _whole(args[0]), "['F', units]"
+        ok, expected = len(args) == 1 and whole(args[0]), "['F', units]"
     else:
         ok, expected = kind in ("P", "A") and not args, "a 'C', 'P', 'A' or 'F' layer"
     if not ok:
@@ -126,16 +112,8 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
                 weight_shape = (math.prod(shape), args[0])
                 out_shape = (args[0],)
                 flops = 2 * math.prod(weight_shape)
-            spec = LayerSpec(
-                kind,
-                shape,
-                out_shape,
-                weight_shape,
-                act=overrides.get("act", True),
-                bias=overrides.get("bias", bias),
-                bn=overrides.get("bn", False),
-                flops=flops,
-            )
+            flags = {"act": True, "bias": bias, "bn": False} | overrides
+            spec = LayerSpec(kind, shape, out_shape, weight_shape, flops=flops, **flags)
             weighted += 1
         specs.append(spec)
         shape = spec.out_shape

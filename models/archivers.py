@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from support.forms import whole
+
 
 class Archiver:
     """`wants(eid, log_loss)` is asked once for each accepted epoch, in order.
@@ -70,10 +72,6 @@ def build(archive: Any) -> Archiver:
 
     Raises: ValueError when it names none.
     """
-
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
     if archive == "idle":
         return Idle()
     if whole(archive):

@@ -18,7 +18,8 @@ from typing import Any
 from support.errors import TrainingDiverged
 
 USE_FRAME, NORMAL = "USE_FRAME", "NORMAL"
-LOG_FRAME0 = math.log(math.log(10))  # log of the loss of a uniform guess among ten classes
+TEN_CLASSES = math.log(10)  # the loss of a uniform guess among ten classes
+LOG_FRAME0 = math.log(TEN_CLASSES)
 
 
 class LRScheduler:
@@ -90,12 +91,15 @@ class ConstLR(LRScheduler):
 class _LossComparing(LRScheduler):
     """Base of the schedulers that accept an epoch only when its loss did not grow.
 
-    In NORMAL mode the first epoch is compared with loss0, as it is (through log_frame0) in a frame.
+    In NORMAL mode the first epoch is compared with loss0, as it is (through log_frame0) in a frame; None: with
+    exp(log_frame0).
     """
 
-    def __init__(self, lr: float, eps: float = 0.0, loss0: float = math.log(10), **frame: Any):
+    def __init__(self, lr: float, eps: float = 0.0, loss0: float | None = None, **frame: Any):
         super().__init__(lr, **frame)
         self.eps = eps
+        if loss0 is None:  # the exponential of the logarithm is not always the number itself
+            loss0 = TEN_CLASSES if self.log_frame0 == LOG_FRAME0 else math.exp(self.log_frame0)
         self.loss0 = loss0
         self.last_loss = 1.0 if self.train_mode == USE_FRAME else loss0
 
@@ -129,7 +133,7 @@ class LossBasedLRv1(_LossComparing):
         alpha1: float = 2 ** (1 / 5),
         alpha2: float = 2 ** (1 / 10),
         eps: float = 0.0,
-        loss0: float = math.log(10),
+        loss0: float | None = None,
         **frame: Any,
     ):
         super().__init__(lr, eps=eps, loss0=loss0, **frame)

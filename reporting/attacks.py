@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catalogue.attacks import Method
 from reporting import style
 from reporting.runs import Run, title
 from reporting.tables import Entry, Table, number, percent
@@ -29,14 +28,15 @@ def distances(runs: list[Run]) -> "Figure":
     figure, (left, right) = style.panels(1, 2, title(runs, "dataset", "attack_method", "attack_set"))
     curves = _curves(runs)
     method = runs[0].method  # the runs of a figure are of one norm
-    distances = [method.distances(res["errors"][res["success"] & res["clean_correct"]]) for _, res, _ in curves]
+    distances = [run.distances(res) for run, res, _ in curves]
+    distances = [d[res["success"] & (d > 0)] for d, (_, res, _) in zip(distances, curves, strict=True)]
     everything = np.concatenate(distances)
     far = 1.05 * np.quantile(everything, 0.999) if len(everything) else 1.0
     bins = np.linspace(0, far, int(np.clip(np.sqrt(min(map(len, distances))), 10, 60)) + 1)
-    for (_, res, look), found in zip(curves, distances, strict=True):
+    for (run, res, look), found in zip(curves, distances, strict=True):
         shares = np.histogram(found, bins)[0] / max(len(found), 1) / np.diff(bins)
         left.stairs(shares, bins, **look)
-        eps, robust = robust_accuracy(res, method)
+        eps, robust = robust_accuracy(run, res)
         # Extend the curve to the edge of the panel.
         right.plot([*eps, max(1.02 * far, eps[-1])], [*robust, robust[-1]], drawstyle="steps-post", **look)
     norm = {"L1": "L₁", "L2": "L₂", "Linf": "L∞"}[method.norm]
@@ -47,15 +47,14 @@ def distances(runs: list[Run]) -> "Figure":
     return style.with_legend(figure, right)
 
 
-def robust_accuracy(res: dict, method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """Return (eps [n + 1], percent of all images that are classified correctly and have no example within eps).
+def robust_accuracy(run: Run, res: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return (eps [n + 1], percent of all images without an example within eps), the n distances above 0 ascending.
 
     These are the steps of a piecewise constant curve. An image without an example is always robust.
     """
-    right = res["clean_correct"]
-    fallen = np.sort(method.distances(res["errors"][right & res["success"]]))
-    eps = np.concatenate([[0.0], fallen])
-    return eps, 100 * (right.sum() - np.arange(len(eps))) / len(right)
+    distance = run.distances(res)
+    eps = np.concatenate([[0.0], np.sort(distance[res["success"] & (distance > 0)])])
+    return eps, 100 * ((distance > 0).sum() - np.arange(len(eps))) / len(distance)
 
 
 def linf_grid(runs: list[Run]) -> "Figure":
@@ -64,12 +63,10 @@ def linf_grid(runs: list[Run]) -> "Figure":
     eps_list = sorted({eps for run in runs for eps in run.flags["attack_eps_list"]})
     for run, res, look in _curves(runs):
         eps = np.sort(np.asarray(run.flags["attack_eps_list"], np.float64))
-        right_before, n = res["clean_correct"], len(res["success"])
-        fell = right_before & res["success"]
-        first = [100 * (fell & np.isclose(res["errors"], e)).sum() / n for e in eps]
-        stood = [100 * (right_before & ~(fell & (res["errors"] <= e + 1e-9))).sum() / n for e in eps]
-        left.plot(eps, first, marker="o", **look)
-        right.plot([0, *eps], [100 * right_before.mean(), *stood], marker="o", **look)
+        distance = run.distances(res)
+        distance[~res["success"] & (distance > 0)] = np.inf
+        left.plot(eps, [100 * np.isclose(distance, e).mean() for e in eps], marker="o", **look)
+        right.plot([0, *eps], [100 * (distance > e + 1e-9).mean() for e in (-1e-9, *eps)], marker="o", **look)
     left.set(xlabel="smallest ε with an example", ylabel="images, %", ylim=(0, None))
     right.set(xlabel="ε (L∞)", ylabel="robust accuracy, %", ylim=(0, 102))
     left.set_xlim(0, 1.05 * eps_list[-1])

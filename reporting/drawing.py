@@ -12,7 +12,7 @@ from tqdm import tqdm
 from reporting import paper, style
 from reporting.kinds import KINDS, read
 from reporting.runs import Run, groups, label
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.files import replace_atomically
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def make_figures(runs: list[Run]) -> dict[str, "Figure"]:
     """
     import matplotlib
 
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(fname=style.STYLE):
         made: dict = {}
         for kind, own in groups(runs, lambda run: run.kind).items():
             label(own)
-            made |= {name: function(own) for name, function in KINDS[kind].figures.items()}
+            made |= {name: figure.draw(own) for name, figure in KINDS[kind].figures.items()}
         made = {name: figure for name, figure in made.items() if figure is not None}
         for figure in made.values():
             style.finish(figure)
@@ -75,7 +75,7 @@ def draw(
         there = next(place for place in (out, *out.resolve().parents) if place.exists())
         tempfile.TemporaryFile(dir=there).close()
     contents = {}
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(fname=style.STYLE):
         made = _of_paper(runs, say) if of_paper else make_figures(runs)
         for name, figure in tqdm(made.items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
@@ -109,7 +109,7 @@ def _writing_into(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write figures into {out}: {error.strerror}; make the place writable or choose another with --out"
+            f"cannot write figures into {out}: {reason(error)}; make the place writable or choose another with --out"
         ) from None
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from catalogue.measures import FIGURES
 from catalogue.tasks import SEVERAL
 from flags.table import DEFAULTS, flatten
 from reporting import attacks, flatness, landscape, training
@@ -17,6 +19,14 @@ from support.forms import each, matrix, number, number_or_none, numbers, pair_or
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure of runs: its caption, and the function that draws it, or returns None without anything to draw."""
+
+    caption: str
+    draw: Callable[[list[Run]], Any]
+
+
+@dataclass(frozen=True)
 class Kind:
     """A kind of working directory.
 
@@ -25,15 +35,14 @@ class Kind:
       heading: its section's in a report.
       form: of each part of its results (`forms`).
       parts: `raw` of `res` -> these parts.
-      figures: {name: its function of runs}. A function's docstring begins with the caption; it returns None
-        where there is nothing to draw.
+      figures: by name.
       tables: a function of the report's entries.
     """
 
     task: str
     heading: str
     form: dict[str, forms.Form]
-    figures: dict[str, Callable[[list[Run]], Any]]
+    figures: dict[str, Figure]
     tables: Callable[[list[Entry]], list[Table]]
     parts: Callable[[dict], Iterable[dict]] = lambda raw: raw.values()
 
@@ -50,53 +59,55 @@ NETWORK |= dict.fromkeys(("I", "mean", "norm", "mean_by_norm"), number)
 ROW = dict.fromkeys(("mean", "sd", "by_norm_mean", "by_norm_sd"), number) | {"published": pair_or_none}
 CURVATURE = dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss", "parameters"), number)
 SHARPNESS = dict.fromkeys(("rho", "worst", "average", "average_error"), numbers)
+
+
+def _figures(*functions: Callable[[list[Run]], Any], **named: Callable[[list[Run]], Any]) -> dict[str, Figure]:
+    """Return figures by the names of their functions, or by these. A docstring's first line is the caption."""
+    found = {function.__name__: function for function in functions} | named
+    return {name: Figure((function.__doc__ or "").split("\n")[0], function) for name, function in found.items()}
+
+
+def _of_catalogue(*names: str, prefix: str = "") -> dict[str, Figure]:
+    return {prefix + name: Figure(FIGURES[name].caption, partial(training.of_catalogue, name)) for name in names}
+
+
 KINDS = {
     "train": Kind(
         "train",
         "Training",
         INFO,
-        {
-            "loss_margin": training.loss_margin,
-            "margins": training.margins,
-            "accuracy": training.accuracy,
-            "norms": training.norms,
-            "direction": training.direction,
-            "steps": training.steps,
-            "theory": training.theory,
-            "kkt": training.kkt,
-            "stability": training.stability,
-            "linear": training.linear,
-            "measures": training.asked_for,
-            "seeds": training.over_seeds,
-        },
+        _figures(training.loss_margin, training.margins, training.accuracy, training.norms)
+        | _of_catalogue("direction")
+        | _figures(training.steps)
+        | _of_catalogue("theory", "kkt", "stability")
+        | _figures(training.linear, measures=training.asked_for, seeds=training.over_seeds),
         training.table,
     ),
     "measure_epochs": Kind(
         "measure_epochs",
         "Stored epochs, measured",
         INFO,
-        {
-            "stored_theory": training.theory,
-            "stored_kkt": training.kkt,
-            "stored_stability": training.stability,
-            "stored_measures": training.asked_for,
-        },
+        _of_catalogue("theory", "kkt", "stability", prefix="stored_") | _figures(stored_measures=training.asked_for),
         training.table,
     ),
     **{
         f"attack_{norm}": Kind(
-            "attack", f"Attacks, {said}", ATTACKED, {f"attack_{norm}": attacks.distances}, attacks.table
+            "attack", f"Attacks, {words}", ATTACKED, _figures(**{f"attack_{norm}": attacks.distances}), attacks.table
         )
-        for norm, said in (("l2", "L2"), ("l1", "L1"), ("linf", "L-infinity"))
+        for norm, words in (("l2", "L2"), ("l1", "L1"), ("linf", "L-infinity"))
     },
     "attack_grid": Kind(
-        "attack", "Attacks, L-infinity, at given eps", ATTACKED, {"attack_grid": attacks.linf_grid}, attacks.table
+        "attack",
+        "Attacks, L-infinity, at given eps",
+        ATTACKED,
+        _figures(attack_grid=attacks.linf_grid),
+        attacks.table,
     ),
     "measure_radius": Kind(
         "measure_radius",
         "Flatness radius",
         {"networks": each(NETWORK), "row": ROW},
-        {"profiles": flatness.profiles, "radii": flatness.radii, "radius_loss": flatness.radius_loss},
+        _figures(flatness.profiles, flatness.radii, flatness.radius_loss),
         flatness.radius_tables,
         _whole,
     ),
@@ -104,7 +115,7 @@ KINDS = {
         "make_points",
         "Loss surfaces",
         {"X": matrix, "Y": matrix, "Z": matrix, "networks": several(text)},
-        {"surface": flatness.surfaces},
+        _figures(surface=flatness.surfaces),
         flatness.surface_table,
         _whole,
     ),
@@ -112,7 +123,7 @@ KINDS = {
         "make_surface",
         "Planes through a run",
         {"x": numbers, "y": numbers, "log_loss": matrix, "plane": text, "network": text},
-        {"plane": landscape.plane},
+        _figures(landscape.plane),
         landscape.plane_table,
         _whole,
     ),
@@ -120,14 +131,14 @@ KINDS = {
         "measure_curvature",
         "Curvature",
         CURVATURE | {"eigenvalues": numbers},
-        {"curvature": flatness.curvature, "spectrum": landscape.spectrum},
+        _figures(flatness.curvature, landscape.spectrum),
         landscape.curvature_tables,
     ),
     "measure_sharpness": Kind(
         "measure_sharpness",
         "Sharpness",
         {"log_loss": number, "sharpness": each(SHARPNESS)},
-        {"sharpness": landscape.sharpness},
+        _figures(landscape.sharpness),
         landscape.sharpness_table,
     ),
 }

@@ -20,7 +20,7 @@ from reporting.kinds import KINDS, read
 from reporting.runs import plain
 from reporting.tables import Code, Entry, Number, Soft, Table
 from storage.read import read_about
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.files import replace_atomically
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
         replace_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(
-            f"cannot write the report {path}: {error.strerror}; make the place writable or give another --out"
+            f"cannot write the report {path}: {reason(error)}; make the place writable or give another --out"
         ) from None
     return path
 
@@ -158,7 +158,7 @@ def _figure(kind: str, name: str, figure: "Figure") -> dict[str, Any]:
         "alternative": alternative_text(figure),
         "width": width,
         "height": height,
-        "caption": (KINDS[kind].figures[name].__doc__ or "").split("\n")[0],
+        "caption": KINDS[kind].figures[name].caption,
     }
 
 
@@ -167,7 +167,7 @@ def svg(figure: "Figure") -> bytes:
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context(style.STYLE | {"svg.hashsalt": "report"}):
+    with matplotlib.rc_context({"svg.hashsalt": "report"}, style.STYLE):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", dpi=style.DPI, metadata=nothing)
     return file.getvalue()

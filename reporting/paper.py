@@ -110,7 +110,7 @@ def _robustness(runs: list[Run]) -> tuple["Figure | None", list[str]]:
     for (which, name), panel in zip(SETS.items(), panels, strict=True):
         for run in _attacks(own, which):
             for eid, found in sorted(run.raw.items()):
-                eps, robust = robust_accuracy(found, run.method)
+                eps, robust = robust_accuracy(run, found)
                 panel.plot(eps, robust, drawstyle="steps-post", **looks[eid])
         panel.set(xlabel="ε (L₂)", title=name, ylim=(0, 102))
         panel.set_xlim(0, None)

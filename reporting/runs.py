@@ -47,6 +47,10 @@ class Run:
         """The row of an attack's method."""
         return METHODS[self.flags["attack_method"]]
 
+    def distances(self, found: dict) -> np.ndarray:
+        """`Method.distances` of an epoch's results of an attack, [N]."""
+        return self.method.distances(found["errors"], found["clean_correct"], self.flags["attack_target"])
+
     @property
     def meant(self) -> dict:
         """The flags that its task or a training reads; those of other tasks have no meaning."""
@@ -67,18 +71,8 @@ class Run:
 # Labels
 
 UNLABELLED = {  # where and how a run ran, but not what it computed
-    *(
-        "task",
-        "data_dir",
-        "load_dir",
-        "logs_dir",
-        "resume",
-        "measured_experiment",
-        "gpu",
-        "checkpoint_every",
-        "archive",
-    ),
-    *("deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
+    *("task", "data_dir", "load_dir", "logs_dir", "resume", "measured_experiment", "gpu", "checkpoint_every"),
+    *("archive", "deterministic", "include_all_rt_loss_in_res", "early_reject", "seeds", "eid", "attack_B", "method"),
     *("on_random_labels", "figures", "tensorboard", "stats_every", "E", "attack_certificate", "parts", "threads"),
     *("xla", "cluster", "speculate", "axes"),
 }

@@ -8,6 +8,7 @@ when something is drawn.
 import itertools
 import math
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,32 +22,7 @@ PANEL = (3.3, 2.3)  # inches
 # Okabe and Ito's palette, distinct to the colour-blind; without its yellow, too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "figure.titlesize": 8.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.title_fontsize": 8.5,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.5,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.linewidth": 0.4,
-    "grid.color": "0.88",
-    "axes.axisbelow": True,
-    "axes.formatter.limits": (-3, 5),
-    "pdf.fonttype": 42,  # TrueType, embedded: many publishers refuse Type 3
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # a $ in a data set's name is a $
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
 DPI = 200  # of a PNG; in a PDF, of the parts that have too many points for vectors: RASTER_DPI
 RASTER_DPI = 400
 COLUMNS_PER_INCH = 300  # a curve of more points is thinned to what this resolution shows

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catalogue.measures import ASKED_FOR, PANELS, cadence, describe
+from catalogue.measures import ASKED_FOR, FIGURES, cadence, describe
 from models.lr_scheduler import steps_of
 from reporting import style
 from reporting.runs import UNLABELLED, Run, columns, groups, styles, title
@@ -196,13 +196,13 @@ def _recorded(runs: list[Run]) -> dict[str, None]:
     return {key: None for run in runs for info in run.raw.values() for key in info["stats"]}
 
 
-def _of_registry(runs: list[Run], name: str) -> "Figure | None":
-    """Draw a figure of `catalogue.measures.PANELS`: one colour per run, one dash per key. None without numbers."""
+def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
+    """Draw a figure of `catalogue.measures.FIGURES`: one colour per run, one dash per key. None without numbers."""
 
     def seen(key: str) -> bool:
         return any(np.isfinite(columns(run, key)).any() for run in runs)
 
-    panels = [panel for panel in PANELS[name] if any(map(seen, panel.keys))]
+    panels = [panel for panel in FIGURES[name].panels if any(map(seen, panel.keys))]
     if not panels:
         return None
     figure, axes = style.panels(math.ceil(len(panels) / 2), 2, title(runs), squeeze=False)
@@ -226,26 +226,6 @@ def _of_registry(runs: list[Run], name: str) -> "Figure | None":
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
     return figure if several else style.with_legend(figure, axes.flat[0])
-
-
-def direction(runs: list[Run]) -> "Figure | None":
-    """Balance of the layers' norms, and the angle by which all weights turn in an epoch."""
-    return _of_registry(runs, "direction")
-
-
-def theory(runs: list[Run]) -> "Figure | None":
-    """Quantities that arXiv 1906.05890 bounds for gradient flow, as measured (docs/theory.md)."""
-    return _of_registry(runs, "theory")
-
-
-def kkt(runs: list[Run]) -> "Figure | None":
-    """Distance of the weights from a KKT point of the max-margin problem (docs/theory.md)."""
-    return _of_registry(runs, "kkt")
-
-
-def stability(runs: list[Run]) -> "Figure | None":
-    """The largest eigenvalue of the loss's Hessian: over the loss, and times the learning rate against 2."""
-    return _of_registry(runs, "stability")
 
 
 def linear(runs: list[Run]) -> "Figure | None":
@@ -290,7 +270,12 @@ def _log_steps(run: Run) -> float:
 
 def asked_for(runs: list[Run]) -> "Figure | None":
     """The numbers requested by `--measure` without a figure of their own, one panel per quantity."""
-    drawn = {"since_eid", "log_time", "q_bar_svm", *(key for own in PANELS.values() for p in own for key in p.keys)}
+    drawn = {
+        "since_eid",
+        "log_time",
+        "q_bar_svm",
+        *(key for own in FIGURES.values() for p in own.panels for key in p.keys),
+    }
     keys = [key for key in _recorded(runs) if cadence(key) == ASKED_FOR and key not in drawn]
     if not keys:
         return None

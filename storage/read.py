@@ -13,7 +13,7 @@ import numpy as np
 
 from storage import migrate
 from support import checksums, forms
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.files import arrays_of, parsed, read_bytes
 
 FORMAT = 1  # of new directories; `storage.migrate` has what earlier ones lack
@@ -34,7 +34,7 @@ def check_run(directory: Path | str) -> Path:
     except FileNotFoundError:
         is_dir, what = False, "no such directory"
     except (OSError, ValueError) as error:  # a loop of links, a name too long, no permission
-        is_dir, what = False, f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        is_dir, what = False, f"cannot be read ({reason(error)})"
     if not is_dir:
         raise UserError(f"{path}: {what}; expected a working directory, logs/<experiment>/<time>")
     if not os.path.lexists(path / "flags.json"):

@@ -35,6 +35,17 @@ def of_trained(directory: Path | str) -> dict:
     return flags
 
 
+def check_same(directory: Path, flags: dict) -> None:
+    """Raises: UserError where a stored run has other flags than these, except for FREE_ON_RESUME."""
+    before, now = flatten(stored(directory)), flatten(flags)
+    for name, value in before.items():
+        if name not in FREE_ON_RESUME and value != now[name]:
+            raise UserError(
+                f"{directory}: has --{name} {shown(value)}, not {shown(now[name])}; it was moved or edited: "
+                "put the right run there, or delete it"
+            )
+
+
 @dataclass(frozen=True)
 class Inherited:
     """What a task takes over from the run `load_dir`.
@@ -65,8 +76,8 @@ def resolve(script: dict, given: dict[str, Any]) -> dict:
     Raises: UserError for a flag that is wrong or contradicts the run, and when there is no such run.
     """
     given = renamed(given)
-    if given.get("resume") is not None:
-        return _resumed(given)
+    if given.get("resume") is not None:  # resolved once: `latest` may be another run a moment later
+        return _resumed(given | {"resume": str(read.check_run(given["resume"]).resolve())})
     flags = complete(flatten(script) | given)
     rule = INHERITED.get(flags["task"])
     run = _run_of(flags) if rule else None

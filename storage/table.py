@@ -14,7 +14,7 @@ from catalogue.tasks import SEVERAL
 from flags.command_line import Parser, exit_status
 from flags.table import flatten
 from storage import read
-from support.errors import UserError
+from support.errors import UserError, reason
 from support.files import replace_atomically
 
 FIRST = ("eid", "lr", "log_frame", "rt_loss", "time")  # of a training run, before its stats
@@ -71,12 +71,13 @@ def _epochs(path: Path, res: dict) -> dict[str, Any]:
 
 
 def _images(path: Path, res: dict) -> dict[str, Any]:
-    method = _method(path)
+    flags = flatten(read.read_flags(path))
+    method, target = METHODS[flags.get("attack_method", "cw")], flags.get("attack_target")
     parts: dict[str, list] = {}
     for eid in sorted(res):
         found = res[eid]
         n = len(found["errors"])
-        distance = method.distances(np.asarray(found["errors"], np.float64))
+        distance = method.distances(found["errors"], np.asarray(found["clean_correct"], bool), target)
         columns = {
             "eid": np.full(n, eid),
             "index": np.asarray(found["indices"]),
@@ -89,10 +90,6 @@ def _images(path: Path, res: dict) -> dict[str, Any]:
         for name, values in columns.items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _method(path: Path) -> Any:
-    return METHODS[flatten(read.read_flags(path)).get("attack_method", "cw")]
 
 
 def _directions(path: Path, res: dict) -> dict[str, Any]:
@@ -146,5 +143,5 @@ def _to_file(rows: np.ndarray, path: Path) -> None:
     try:
         replace_atomically(path, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
-        raise UserError(f"--csv {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--csv {path}: cannot be written: {reason(error)}") from None
     print(f"{path}: {len(rows)} rows, {len(rows.dtype.names or ())} columns")

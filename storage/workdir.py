@@ -36,7 +36,7 @@ import numpy as np
 
 from storage.read import FORMAT, KEPT, archive_path, read_journal
 from support import __version__, checksums
-from support.errors import Stopped, UserError
+from support.errors import Stopped, UserError, reason
 from support.files import ROOT, read_bytes, replace_atomically
 from support.screen import log, shown_path
 
@@ -66,7 +66,7 @@ def _lasting(word: str) -> str:
     """Return a word of the command line. A path through the symlink `latest` becomes the path that it points to
     now."""
     if "latest" in Path(word).parts and Path(word).exists():
-        return os.path.relpath(Path(word).resolve())
+        return shlex.split(shown_path(Path(word)))[0]
     return word
 
 
@@ -100,7 +100,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
             raise UserError(f"cannot make the working directory {path}: a file is in the way") from None
         except OSError as error:
             raise UserError(
-                f"cannot make the working directory {path}: {error.strerror}; "
+                f"cannot make the working directory {path}: {reason(error)}; "
                 "make the place writable; a training's can be chosen with --logs_dir"
             ) from None
         fill(path, files or {})
@@ -142,9 +142,7 @@ def locked(path: Path) -> Iterator[None]:
             owner = " ".join(file.read().split()) or "another process"
             raise UserError(f"{path}: {owner} is writing there; wait until it ends, or stop it") from None
         except OSError as error:
-            log.info(
-                "note: this file system has no locks (%s); start only one process at a time here", error.strerror
-            )
+            log.info("note: this file system has no locks (%s); start only one process at a time here", reason(error))
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
@@ -153,7 +151,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(command: str, path: Path, after: Callable[[], str]) -> Iterator[None]:
-    """Context manager: when `Stopped` ends it, log how far the task got, and the command that resumes it.
+    """Context manager: when a signal ends it, log how far the task got, and the command that resumes it.
 
     Args:
       command: such as './run.sh <experiment>'. path: the directory to resume.
@@ -161,7 +159,7 @@ def resumable(command: str, path: Path, after: Callable[[], str]) -> Iterator[No
     """
     try:
         yield
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         log.info("stopped after %s; resume with:", after())
         log.info("  %s --resume %s", command, shown_path(path))
         raise

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import zlib
+from functools import cache
 from typing import Any
 
 from support import safe_pickle
@@ -75,11 +76,7 @@ def checked_pickle(content: bytes, required: bool = True) -> Any:
     return value
 
 
+@cache
 def note_without_checksums() -> None:
     """Warn, once per process, that a directory was written by a version without checksums."""
-    if not _noted:
-        _noted.append(True)
-        log.warning("note: these results, of an earlier version, have no checksums: a flipped bit goes unnoticed")
-
-
-_noted: list[bool] = []
+    log.warning("note: these results, of an earlier version, have no checksums: a flipped bit goes unnoticed")

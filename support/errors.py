@@ -27,6 +27,12 @@ class Stopped(Exception):
         self.number = number
 
 
+def reason(error: BaseException) -> str:
+    """Return why something failed, in words on one line; never empty."""
+    words = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return str(words)
+
+
 def nearest(word: object, words: Iterable[object]) -> str:
     """Return '; did you mean X?' with the most similar word; '' without words."""
     by_lower = {str(w).lower().strip("-"): w for w in words}

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from support.errors import UserError
+from support.errors import UserError, reason
 
 ROOT = Path(__file__).resolve().parent.parent  # of the program
 MOST_BYTES = 1 << 33  # of one array in an .npz
@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: str) -> Any:
@@ -44,8 +44,8 @@ def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: 
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{what}: damaged or truncated ({reason}); {otherwise}") from None
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{what}: damaged or truncated ({words}); {otherwise}") from None
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:

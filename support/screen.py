@@ -12,6 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from support.errors import reason
+
 log = logging.getLogger("margin")
 
 # The one progress callback: called about once per second with the completed fraction, 0 to 1. It may raise `Stopped`.
@@ -29,8 +31,10 @@ def within(update: Update, low: float, high: float) -> Update:
 
 def shown_path(path: Path) -> str:
     """Return a path as the user would type it in the current directory."""
-    path, here = path.resolve(), Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    path = path.resolve()
+    with contextlib.suppress(OSError, ValueError):  # the current directory is deleted, or is another one
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def one_line(message: object) -> str:
@@ -65,7 +69,7 @@ class Screen(logging.Handler):
         except OSError as error:
             silence_stdout()
             print(
-                f"warning: stdout: {error.strerror}; the run continues, and its file stdout is complete",
+                f"warning: stdout: {reason(error)}; the run continues, and its file stdout is complete",
                 file=sys.stderr,
             )
 

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 import pytest
+from builders import TINY, soak
 from commands_test import ENV, QUICK, SMALL, assert_one_line
-from conftest import ROOT, TINY, soak
 from core_test import assert_same_weights, without_times
 
 import flags as flag_table
@@ -23,6 +23,7 @@ from engine.units import Unit
 from reporting import page
 from storage.run_flags import of_command_line
 from support.errors import Stopped, UserError
+from support.files import ROOT
 from support.screen import Progress
 from training import sweep
 

@@ -11,7 +11,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, soak
+from builders import soak
 from core_test import assert_same_weights, without_times
 
 import flags
@@ -19,6 +19,7 @@ import results
 from core import Core
 from storage.run_flags import of_command_line
 from support.errors import UserError
+from support.files import ROOT
 
 QUICK = "exper-quick-digits-cnn-loss-based-lr"
 SCRIPT = importlib.import_module(QUICK).flags
@@ -191,13 +192,14 @@ def test_a_full_disk_is_one_line_and_exit_1_and_earlier_results_stay(tmp_path, u
 def test_a_write_that_fails_in_the_middle_of_a_run_is_exit_1_with_the_last_checkpoint_whole(tmp_path):
     """The same without root: archiving fails from the third time on."""
     code = (
-        "import errno, sys, results, runpy\n"
-        "real, calls = results.WorkDir.save, []\n"
+        "import errno, sys, runpy\n"
+        "from storage import workdir\n"
+        "real, calls = workdir.WorkDir.save, []\n"
         "def save(self, *args, **kwargs):\n"
         "    calls.append(1)\n"
         "    if len(calls) > 2: raise OSError(errno.ENOSPC, 'No space left on device', 'checkpoint.npz')\n"
         "    return real(self, *args, **kwargs)\n"
-        "results.WorkDir.save = save\n"
+        "workdir.WorkDir.save = save\n"
         f"sys.argv[0] = script = {str(ROOT / (QUICK + '.py'))!r}\n"
         "runpy.run_path(script, run_name='__main__')\n"
     )

@@ -1,40 +1,22 @@
-"""Shared by the tests: a tiny network on the bundled digits, and where real data sets are."""
+"""Fixtures that several files of tests share; `builders` has the functions."""
 
+import functools
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.device import cores, import_tensorflow, set_threads
-from support.files import ROOT
 
-__all__ = ["ROOT", "TINY", "soak", "trained_on_digits"]
-import_tensorflow()  # once, before any test module: without its start-up chatter
+import_tensorflow()  # before anything else imports it: without its start-up messages
 set_threads(2, 2)  # the same in every process of tests, on any machine: a process has its pools once
 
-soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; ./test.sh --soak runs it")
-TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
+from builders import L2_ATTACKS, SMALL, TINY, N, trained_on_digits
 
-
-def trained_on_digits(description, train_N):
-    """(network, images float32 in [0, 1], labels) after 15 epochs of so many digits."""
-    from engine.context import Context
-    from training.run import Training
-
-    script = {
-        "dataset": "digits",
-        "train_N": train_N,
-        "B": 50,
-        "gpu": -1,
-        "lr": 0.1,
-        "model": {"description": description, "init": {"weight": "he_normal"}},
-    }
-    context = Context(script)
-    progress = Training(context)
-    for _ in range(15):
-        progress.epoch()
-    (x, y), _ = context.dataset
-    return context.model, context.model.pixels(x).numpy(), y
+import figures
+from bench.figures import made_up
+from core import Core
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -64,3 +46,102 @@ def real_data():
     if not directory or not (Path(directory) / "mnist").is_dir():
         pytest.skip("DATA_DIR does not name a folder with mnist/ and cifar-10-batches-py/")
     return directory
+
+
+# Figures
+
+
+@pytest.fixture(scope="session")
+def made_up_run(tmp_path_factory):
+    """A made-up run of 120 epochs, its last loss 1e-800."""
+    return made_up(tmp_path_factory.mktemp("runs") / "run", 120)
+
+
+@pytest.fixture(scope="session")
+def long_run(tmp_path_factory):
+    return made_up(tmp_path_factory.mktemp("runs") / "run", 10_000)
+
+
+@pytest.fixture(scope="session")
+def long_drawn(long_run):
+    return figures.build([long_run])
+
+
+@pytest.fixture(scope="session")
+def drawn(made_up_run):
+    """{name: Figure} of the run."""
+    return figures.build([made_up_run])
+
+
+@pytest.fixture(scope="session")
+def drawn_files(made_up_run, tmp_path_factory):
+    return figures.draw([made_up_run], tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """{script: directory} of what is measured on three tiny networks."""
+    tmp_path = tmp_path_factory.mktemp("flat")
+    common = {
+        "dataset": "digits",
+        "train_N": 300,
+        "gpu": -1,
+        "logs_dir": str(tmp_path),
+        "model": {"description": [["F", 16], ["F", 10, {"act": False}]], "bias_mode": "ALL"},
+    }
+    run = Core(
+        common | {"task": "train_seeds", "seeds": (0, 1, 2), "E": 3, "lr": 0.05, "train_mode": "NORMAL"}, "train"
+    ).run()
+    options = {"load_dir": str(run), "eid": "last", "gpu": -1}
+    return {"train_seeds": run} | {
+        task: Core(options | {"task": task} | more, task).run()
+        for task, more in (
+            ("measure_radius", {"directions": 3, "step": 0.5}),
+            ("make_points", {"grid": 9}),
+            (
+                "measure_curvature",
+                {
+                    "eigenvalues": 2,
+                    "probes": 3,
+                    "density": True,
+                    "density_probes": 2,
+                    "density_steps": 6,
+                    "layer": (1,),
+                },
+            ),
+            ("measure_sharpness", {"rho": (0.01, 0.1)}),
+        )
+    }
+
+
+@pytest.fixture(scope="session")
+def small_network():
+    """A small CNN after 15 epochs of digits, and N images that it classifies right: (model, x, y)."""
+    model, x, y = trained_on_digits(SMALL, 500)
+    right = np.flatnonzero(model.logits(x).numpy().argmax(1) == y)[:N]
+    return model, x[right], y[right]
+
+
+@pytest.fixture(scope="session")
+def found_examples(small_network):
+    """What each of L2_ATTACKS finds on the small network: name -> float32 [N, h, w, c]."""
+    model, x, y = small_network
+    return functools.cache(lambda name: L2_ATTACKS[name](model.logits)(x, y))
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory):
+    """A run that fits 300 digits: (flags, directory), theory and sharpness at every 50th epoch, stored there."""
+    flags = {
+        "dataset": "digits",
+        "train_N": 300,
+        "B": 50,
+        "E": 250,
+        "gpu": -1,
+        "archive": 50,
+        "model": {"description": TINY, "init": {"weight": "he_normal"}},
+        "logs_dir": str(tmp_path_factory.mktemp("logs")),
+        "measure": ("theory", "sharpness"),
+        "measure_every": 50,
+    }
+    return flags, Core(flags, "fitted").run()

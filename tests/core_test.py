@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import recompute
-from conftest import ROOT, TINY, soak
+from builders import TINY, soak
 
 import results
 from core import Core
@@ -19,8 +19,10 @@ from engine.compute import choose_parts
 from engine.context import Context, logs_dir
 from models import lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
+from storage import read
 from support.device import cores
 from support.errors import Stopped, TrainingDiverged, UserError
+from support.files import ROOT
 from training import attempt as attempts
 from training.run import Training
 
@@ -280,8 +282,8 @@ def test_what_came_after_the_last_checkpoint_is_done_again_the_same(tiny_flags):
     flags = tiny_flags | {"E": 8, "archive": 3}
     whole = Core(flags).run()
     path = Core(flags).run()
-    (path / "checkpoint.npz").write_bytes(results.archive_path(path, 3).read_bytes())
-    results.archive_path(path, 6).unlink()
+    (path / "checkpoint.npz").write_bytes(read.archive_path(path, 3).read_bytes())
+    read.archive_path(path, 6).unlink()
     with open(path / "journal.jsonl", "ab") as file:
         file.write(b'{"eid": 9, "l')
     Core(flags | {"resume": str(path)}).run()

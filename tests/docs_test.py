@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, soak
+from builders import soak
 from nbclient import NotebookClient
 
 import figures
@@ -25,6 +25,7 @@ from engine.context import Context
 from models import lr_scheduler
 from storage.run_flags import of_command_line
 from support.errors import UserError
+from support.files import ROOT
 from training import measures
 
 

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, soak
+from builders import TINY, soak
 
 import flags
 import launch
@@ -20,8 +20,10 @@ from attacks import run as attack_run
 from core import Core
 from data import loading
 from engine.context import build_network
+from storage import read
 from storage.run_flags import of_command_line
 from support.errors import Stopped, UserError
+from support.files import ROOT
 from support.screen import log
 
 DDN = {"task": "attack", "attack_method": "ddn", "attack_K": 30}
@@ -247,7 +249,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
 
 
 def test_a_checkpoint_cut_short_anywhere_is_named_before_anything_is_attacked(own, refused):
-    path = results.archive_path(own, 6)
+    path = read.archive_path(own, 6)
     content = path.read_bytes()
     for length in (0, 10, 100, len(content) // 2, len(content) - 30, len(content) - 1):
         path.unlink()  # the current checkpoint may be the same file

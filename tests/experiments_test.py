@@ -4,11 +4,12 @@ import runpy
 
 import numpy as np
 import pytest
-from conftest import ROOT, soak
+from builders import soak
 
 import results
 from core import Core
 from storage.run_flags import of_command_line
+from support.files import ROOT
 
 PARAMETERS = {"exper-quick-separable-linear": 128, "exper-quick-digits": 291648}
 

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
-from conftest import TINY, soak
+from builders import TINY, soak
 from onnx.reference import ReferenceEvaluator
 
 import export
@@ -18,6 +18,7 @@ import results
 from core import Core
 from engine.context import Context
 from models.architectures import VGG16_BN
+from storage import workdir
 from storage.run_flags import of_trained
 from support.errors import UserError
 
@@ -194,7 +195,7 @@ def test_logits_of_ten_thousand_are_exported_as_well(run, form, capsys):
     for name in ("flags.json", "about.json", "journal.jsonl"):
         large.mkdir(exist_ok=True)
         (large / name).write_bytes((run / name).read_bytes())
-    results.WorkDir(large).save(weights, {"eid": 3})
+    workdir.WorkDir(large).save(weights, {"eid": 3})
     export.export(large, form)
     said = capsys.readouterr().out
     assert float(said.split("logits up to ")[1]) > 2000

@@ -14,8 +14,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from builders import soak
 from commands_test import ENV, QUICK, SCRIPT, SMALL, command
-from conftest import ROOT, soak
 from results_test import READERS
 
 import figures
@@ -26,9 +26,11 @@ from attacks import measurement
 from core import Core
 from data import labels, loading
 from engine.context import Context
+from storage import workdir
 from storage.run_flags import of_command_line
 from support import checksums, device, safe_pickle
 from support.errors import UserError
+from support.files import ROOT
 from training import attempt as attempts
 from training.run import Training
 
@@ -52,7 +54,7 @@ def own(trained, tmp_path):
 def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
     before = (own / "journal.jsonl").read_bytes()
     said = rf"^{own}: process {os.getpid()} on .* is writing there; wait until it ends"
-    with results.locked(own), pytest.raises(UserError, match=said):
+    with workdir.locked(own), pytest.raises(UserError, match=said):
         Core(of_command_line(["--resume", str(own), "--E", "9"], SCRIPT), QUICK).run()
     assert (own / "journal.jsonl").read_bytes() == before
 
@@ -71,9 +73,10 @@ def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
 
 
 def test_a_lock_ends_with_its_owner(own):
-    code = f"import results, os\nwith results.locked({str(own)!r} and __import__('pathlib').Path({str(own)!r})):"
-    subprocess.run([sys.executable, "-c", code + " os._exit(9)"], cwd=ROOT)
-    with results.locked(own):
+    code = "import os, sys, pathlib\nfrom storage import workdir\n"
+    code += "with workdir.locked(pathlib.Path(sys.argv[1])): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(own)], cwd=ROOT)
+    with workdir.locked(own):
         pass
 
 
@@ -150,7 +153,7 @@ def test_plain_pickle_reads_res_and_older_files_load_and_that_is_said_once(own, 
         del line["crc32"]
     (own / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     said = []
-    monkeypatch.setattr(checksums, "_noted", [])
+    checksums.note_without_checksums.cache_clear()
     monkeypatch.setattr(checksums.log, "warning", said.append)
     np.testing.assert_equal(results.load(own), res)
     assert len(results.read_journal(own)) == 6

@@ -5,13 +5,13 @@ import math
 import sys
 
 import pytest
-from conftest import ROOT
 
 import flags
 from flags.command_line import command_line
 from models.architectures import CNN, VGG16
 from storage.run_flags import of_command_line
 from support.errors import UserError
+from support.files import ROOT
 
 SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
 

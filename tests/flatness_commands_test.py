@@ -7,14 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+from builders import soak
 from commands_test import assert_one_line, command
-from conftest import soak
 
 import flags as flag_table
 import launch
 import results
 from core import Core
 from flatness import published, radius
+from storage import workdir
 from support.errors import Stopped, UserError
 
 LAST = ["F", 10, {"act": False}]
@@ -118,7 +119,7 @@ def test_only_two_of_three_seeds_trained_is_one_clear_line(chain, tmp_path):
 def test_networks_of_different_shapes_are_one_clear_line(chain, tmp_path):
     path = copied(chain, tmp_path)
     weights, state = results.load_checkpoint(path / "seed-1")
-    results.WorkDir(path / "seed-1").save([(name, w[..., :8]) for name, w in weights], state)
+    workdir.WorkDir(path / "seed-1").save([(name, w[..., :8]) for name, w in weights], state)
     with pytest.raises(UserError, match=rf"{path}/seed-1: holds another network .*\(64, 800\).*\(64, 8\)"):
         run("make_points_mnist", tmp_path, load_dir=str(path))
 

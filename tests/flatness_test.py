@@ -9,7 +9,6 @@ import weakref
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
 
 from data import labels as random_labels
 from data import loading
@@ -24,6 +23,7 @@ from models.layers import BatchNorm
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v1 as hp_loss
 from models.network import Network
 from support.errors import UserError
+from support.files import ROOT
 
 TORCH = {"weight": "torch_default", "bias": "torch_default"}
 LAST = ["F", 10, {"act": False}]

@@ -5,7 +5,8 @@ import sys
 
 import golden
 import pytest
-from conftest import ROOT
+
+from support.files import ROOT
 
 # The reference updates all weights of a step at once in the first three, as this program does. The last one is of
 # the published code as it is: its in-place update lets a lower layer's gradient read a weight that the same step has

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from conftest import ROOT
+
+from support.files import ROOT
 
 LAYERS = (  # each imports only from itself and from those above
     *("support", "models", "data", "catalogue", "flags", "storage", "engine"),

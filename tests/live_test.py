@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TINY
+from builders import TINY
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 

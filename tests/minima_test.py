@@ -16,6 +16,7 @@ from flatness.hessian import Hessian, LogLoss
 from flatness.span import Examples, FastSpan, PlainSpan
 from models import margins
 from models.network import Network
+from storage import workdir
 from support.errors import Stopped, UserError
 
 
@@ -334,14 +335,14 @@ def test_stopped_and_resumed_a_measurement_leaves_the_same_results(run, task, mo
     whole = results.load(measure(run, task))["raw"]
     units = []
 
-    def stopping(self, entry, append=results.WorkDir.append):
+    def stopping(self, entry, append=workdir.WorkDir.append):
         append(self, entry)
         units.append(entry)
         if len(units) == 3:
             raise Stopped(2)
 
     with monkeypatch.context() as patched:
-        patched.setattr(results.WorkDir, "append", stopping)
+        patched.setattr(workdir.WorkDir, "append", stopping)
         with pytest.raises(Stopped):
             measure(run, task)
     path = max((run / task).glob("2*"))

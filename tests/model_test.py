@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY
+from builders import TINY
 
 from models import network
 from models.architectures import CNN, VGG16, parse

@@ -7,12 +7,13 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from builders import TINY
 from nbclient import NotebookClient
 
 from core import Core
 from data import loading
 from storage.run_flags import of_command_line
+from support.files import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OURS = ("LOGS", "RUN", "OTHER", "ATTACK", "POINTS", "RADIUS")

@@ -8,12 +8,13 @@ import golden
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY, soak
+from builders import TINY, soak
 
 import results
 from bench import gpu, gpu_placement
 from core import Core
 from models.network import Network, on_device
+from support.files import ROOT
 
 
 @pytest.mark.parametrize("xla", [False, True])

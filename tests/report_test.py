@@ -9,16 +9,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from justhtml import JustHTML
 
 import figures
 import flags as flag_table
 import report
 import results
-from catalogue.measures import PANELS
+from catalogue.measures import FIGURES
 from reporting import kinds, page, tables
 from reporting.tables import Entry
+from storage import workdir
+from support.files import ROOT
 
 LN10 = math.log(10)
 HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""
@@ -27,7 +28,7 @@ HOSTILE = """<script>alert("x")</script> & 'q' </code> {} $1"""
 def made(path, task, res, command, **flags):
     """A working directory as a run leaves it."""
     path.mkdir(parents=True)
-    run = results.WorkDir(path)
+    run = workdir.WorkDir(path)
     given = {"task": task, "dataset": "mnist", "model.description": "CNN"} | flags
     run.write_json("flags.json", flag_table.complete(given))
     run.write_json(
@@ -55,7 +56,7 @@ def epoch(eid):
         **{"q_bar2_min": (eid - 1.5) / 12, **{f"n_supp_{k}": k for k in range(1, 8)}},
         **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2, "q_bar_svm": 0.02},
         **{"smoothed_q_bar": (eid - 1.6) / 100, "smoothed_q_bar2": (eid - 1.6) / 12},
-        **{key: 0.3 * eid for panels in PANELS.values() for panel in panels for key in panel.keys},
+        **{key: 0.3 * eid for figure in FIGURES.values() for panel in figure.panels for key in panel.keys},
     }
     return {"eid": eid, "lr": 0.1, "log_frame": -1.0, "rt_loss": 1.0, "time": 0.25, "stats": stats}
 
@@ -84,7 +85,7 @@ def attack(path, method="ddn", **flags):
         **{"certified_median": 0.125, "robust_acc": dict(zip(eps, (0.75, 0.25), strict=False))},
         **{"log_loss": -5 * LN10, "q_bar_min": None},
     }
-    results.WorkDir(path).write_json("summary.json", {"7": summary})
+    workdir.WorkDir(path).write_json("summary.json", {"7": summary})
     return path
 
 
@@ -409,9 +410,9 @@ def test_epochs_of_one_run_are_not_averaged(tmp_path):
     res = results.load(path)
     one = res["raw"]["networks"]["seed 0"]
     res["raw"]["networks"] = {"epoch 10": one, "epoch 30": one | {"mean": 3.5}}
-    results.WorkDir(path).write_res(res)
+    workdir.WorkDir(path).write_res(res)
     about = results.read_about(path) | {"measured": {"epoch 10": 10, "epoch 30": 30}}
-    results.WorkDir(path).write_json("about.json", about)
+    workdir.WorkDir(path).write_json("about.json", about)
     document = JustHTML(report.page([path]), strict=True, sanitize=False)
     captions = [caption.to_text() for caption in document.query("section.box caption")]
     assert [c for c in captions if c.startswith("Flatness")] == ["Flatness radius of each network"]

@@ -30,25 +30,25 @@ class Malicious:
 
 @pytest.fixture
 def run(tmp_path):
-    work_dir = WorkDir(results.create(tmp_path, "exper"))
+    work_dir = WorkDir(workdir.create(tmp_path, "exper"))
     work_dir.write_json("flags.json", {"E": 3})
     return work_dir
 
 
 def test_two_runs_in_the_same_second_get_different_directories(tmp_path):
-    made = {results.create(tmp_path, "exper") for _ in range(5)}
+    made = {workdir.create(tmp_path, "exper") for _ in range(5)}
     assert len(made) == 5
     assert (tmp_path / "exper" / "latest").resolve() in {path.resolve() for path in made}
 
 
 def test_latest_points_to_the_newest(tmp_path):
-    results.create(tmp_path, "exper")
-    newest = results.create(tmp_path, "exper")
+    workdir.create(tmp_path, "exper")
+    newest = workdir.create(tmp_path, "exper")
     assert (tmp_path / "exper" / "latest").resolve() == newest.resolve()
 
 
 def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):
-    first = results.create(tmp_path, "exper", {"flags.json": {"E": 1}})
+    first = workdir.create(tmp_path, "exper", {"flags.json": {"E": 1}})
     assert results.read_flags(first) == {"E": 1}
 
     def full(*args):
@@ -56,7 +56,7 @@ def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_
 
     monkeypatch.setattr(workdir, "replace_atomically", full)
     with pytest.raises(OSError, match="No space"):
-        results.create(tmp_path, "exper", {"flags.json": {"E": 2}})
+        workdir.create(tmp_path, "exper", {"flags.json": {"E": 2}})
     assert [p.name for p in (tmp_path / "exper").iterdir() if not p.is_symlink()] == [first.name]
     assert (tmp_path / "exper" / "latest").resolve() == first.resolve()
 
@@ -64,7 +64,7 @@ def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_
 def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path):
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(UserError, match="cannot make the working directory"):
-        results.create(tmp_path / "logs", "exper")
+        workdir.create(tmp_path / "logs", "exper")
 
 
 @pytest.mark.parametrize("protocol", range(6))

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from scipy.linalg import eigh_tridiagonal
 
 from attacks.apgd import AutoPGD
@@ -17,6 +16,7 @@ from attacks.fmn import FMN, FMNL1, FMNLinf
 from engine.context import Context
 from flatness import curvature, hessian
 from flatness.span import Examples
+from support.files import ROOT
 from training.run import Training
 
 missing = [name for name in ("torch", "hessian_eigenthings", "adv_lib") if find_spec(name) is None]

@@ -29,12 +29,20 @@ class Outcome:
         all_rt_loss when that flag is set.
       weights: after the attempt, on the device, in the order of `Network.tensors`; None without stats.
       train_time, eval_time: seconds.
+      moved: whether the weights changed by more than rounding; only known of the first epoch's attempts, else True.
     """
 
     info: dict[str, Any]
     weights: Any
     train_time: float
     eval_time: float
+    moved: bool = True
+
+
+def first_frame(context: Context) -> float:
+    """Return log_frame0, the natural log of the first epoch's frame: the flag, or log(log C) for C classes."""
+    given = context.f.log_frame0
+    return given if given != "auto" else math.log(math.log(context.model.n_classes))
 
 
 def permutation(context: Context, eid: int, number: int) -> np.ndarray:
@@ -91,7 +99,19 @@ def attempt(
     if f.include_all_rt_loss_in_res:
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
-    return Outcome(info, after, trained - began, time.perf_counter() - trained)
+    moved = eid > 1 or _moved(context.model, weights)
+    return Outcome(info, after, trained - began, time.perf_counter() - trained, moved)
+
+
+def _moved(model: Any, before: Any) -> bool:
+    """Return whether the trainable weights differ from `before`, in the order of `Network.tensors`, beyond rounding.
+
+    A weight near 0 changes at any learning rate; what counts is the change relative to the largest weight.
+    """
+    pairs = [(v.numpy(), np.asarray(w)) for v, w in zip(model.tensors, before, strict=True) if v.trainable]
+    change = max(float(np.abs(now - then).max()) for now, then in pairs)
+    largest = max(float(np.abs(then).max()) for _, then in pairs)
+    return not change <= np.finfo(np.float32).eps * largest  # NaN has moved
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> Outcome:

@@ -1,7 +1,8 @@
 """The live view of a run in TensorBoard.
 
 The event files are written with TensorBoard's own package, which is optional (requirements-tensorboard.txt). Each
-accepted epoch becomes one event with all its numbers, in float64: rhoL of a VGG is beyond float32.
+accepted epoch becomes one event with all its numbers, in float32: TensorBoard's default reader takes no other type. A
+number beyond its range, such as rhoL of a VGG, is infinite there; the journal has all digits.
 
 The journal remains the reference. A resumed run writes all epochs of its journal again, into a new event file. That
 file begins with a session start, which makes a running TensorBoard discard the run's earlier events; then the older
@@ -16,10 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 from catalogue.measures import INFO, describe
+from flags.values import shown
 from reporting import drawing, style
 from support.errors import UserError
 from support.screen import log
@@ -39,29 +42,55 @@ def require_tensorboard() -> None:
         )
 
 
-class Live:
-    """Write a run into <working directory>/tensorboard.
+def events_dir(path: Path, whole: Path) -> Path:
+    """Return where the events of the working directory `path` go: logs/tensorboard/<experiment>/<time>.
+
+    They lie outside of the working directory. TensorBoard follows links, so that a run would appear twice: below its
+    own name, and below `latest`.
 
     Args:
-      directory: the run's working directory.
+      whole: path, or the run that it is a part of.
+    """
+    whole, path = whole.resolve(), path.resolve()
+    return whole.parent.parent / "tensorboard" / whole.parent.name / whole.name / path.relative_to(whole)
+
+
+class Live:
+    """Write a run for TensorBoard.
+
+    Args:
+      directory: the run's working directory. events: `events_dir`.
       raw: {eid: info} of the epochs accepted so far.
       E: the last epoch, whose figures are always drawn.
       write_res: makes `res` current: figures are drawn from it.
+      point: the flags in which the run differs from the others of its sweep: TensorBoard's hyperparameters.
 
     Raises: OSError when the disk fails.
     """
 
-    def __init__(self, directory: Path, raw: dict[int, dict], E: int, write_res: Callable[[], None]):
+    def __init__(
+        self,
+        directory: Path,
+        events: Path,
+        raw: dict[int, dict],
+        E: int,
+        write_res: Callable[[], None],
+        point: dict[str, Any] | None = None,
+    ):
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.run, self.directory, self.E, self.write_res = directory, directory / "tensorboard", E, write_res
-        self.directory.mkdir(exist_ok=True)
+        self.run, self.directory, self.E, self.write_res = directory, events, E, write_res
+        self.directory.mkdir(parents=True, exist_ok=True)
         older = list(self.directory.glob("events.out.tfevents.*"))
         # TensorBoard reads the files of a directory in the order of their names.
         path = self.directory / f"events.out.tfevents.{time.time():.6f}"
         self._writer = RecordWriter(open(path, "xb"))  # noqa: SIM115 (stays open for the run)
         self._write(file_version="brain.Event:2")
         self._write(step=0, session_log={"status": "START"})  # events from this step on are no longer true
+        if point:
+            plain = {k: v if isinstance(v, bool | int | float | str) else shown(v) for k, v in point.items()}
+            self._write(step=0, summary=hparams_pb(plain, trial_id=str(events)))
         for info in raw.values():
             self._write(step=info["eid"], summary={"value": scalars(info)})
         self._writer.flush()
@@ -86,7 +115,7 @@ class Live:
         self.write_res()
         pictures = []
         try:
-            with matplotlib.rc_context(style.STYLE):
+            with matplotlib.rc_context(fname=style.STYLE):
                 for name, figure in drawing.build([self.run]).items():
                     png = io.BytesIO()
                     figure.savefig(png, format="png", dpi=FIGURES_DPI)
@@ -122,7 +151,7 @@ def scalars(info: dict) -> list[dict]:
     return [
         {
             "tag": tag,
-            "tensor": {"dtype": "DT_DOUBLE", "tensor_shape": {}, "double_val": [value]},
+            "tensor": {"dtype": "DT_FLOAT", "tensor_shape": {}, "float_val": [value]},
             "metadata": {"plugin_data": {"plugin_name": "scalars"}, "summary_description": meanings[tag]},
         }
         for tag, value in values.items()

@@ -12,7 +12,7 @@ from storage import read, workdir
 from support.errors import UserError
 from support.screen import log
 from training import measures
-from training.attempt import attempt, stats
+from training.attempt import attempt, first_frame, stats
 from training.measures import Evaluation, History
 from training.run import stats_line
 
@@ -34,7 +34,9 @@ def train_peek(context: Context) -> Path:
         raise UserError(f"--task train_peek needs a fixed --lr, a number; it is {f.lr}")
     source = read.check_run(f.load_dir)
     weights = {eid: context.stored_weights(source, eid) for eid in read.choose_eids(source, f.eid)}
-    work_dir = workdir.WorkDir(workdir.create(source, "train_peek", first_files(context)))
+    files = first_files(context)
+    context.update(0.0)
+    work_dir = workdir.WorkDir(workdir.create(source, "train_peek", files))
     raw = {}
     with writing(context, work_dir.path):
         try:
@@ -48,15 +50,16 @@ def train_peek(context: Context) -> Path:
 def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
     f = context.f
     context.model.set_weights(weights)
-    now, history = Evaluation(context, f.log_frame0), History()
-    peeked: dict[str, Any] = {"stats": stats(context, f.log_frame0), "q": now.q, "epochs": []}
+    log_frame = first_frame(context)
+    now, history = Evaluation(context, log_frame), History()
+    peeked: dict[str, Any] = {"stats": stats(context, log_frame), "q": now.q, "epochs": []}
     peeked["stats"] |= measures.record(now, history, f.measure or ())
     log.info("epoch #%d: %s", eid, stats_line(peeked["stats"]))
     for more in range(1, f.E + 1):
         began = time.perf_counter()
-        outcome = attempt(context, weights, eid + more, 1, f.lr, f.log_frame0, math.inf, context.update)
+        outcome = attempt(context, weights, eid + more, 1, f.lr, log_frame, math.inf, context.update)
         info, weights = outcome.info, outcome.weights
-        now = Evaluation(context, f.log_frame0)
+        now = Evaluation(context, log_frame)
         info |= {"time": time.perf_counter() - began, "q": now.q}
         peeked["epochs"].append(info)
         if info["stats"] is None:

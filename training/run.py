@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from catalogue.measures import ALWAYS
 from engine.cluster import executor
-from engine.context import Context, first_files, logs_dir, resumed, writing
+from engine.context import Context, directory, logs_dir, writing
 from engine.serial import Serial
 from engine.units import Executor, Unit
 from models import archivers, lr_scheduler, margins
@@ -24,7 +24,7 @@ from support.errors import TrainingDiverged, UserError
 from support.screen import Progress, log, shown_path
 from training import attempt, measures
 from training.attempt import Outcome
-from training.live import Live, require_tensorboard
+from training.live import Live, events_dir, require_tensorboard
 from training.measures import Evaluation, History
 
 ATTEMPTS_FIRST = 10  # their priority on a cluster: a run waits for each of them
@@ -40,11 +40,9 @@ def train(context: Context) -> Path:
     Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
     """
     _check(context)
-    if context.f.resume is not None:
-        path = resumed(context)
-    else:
-        path = workdir.create(logs_dir(context), context.name, first_files(context))
-    return train_in(context, path, path)
+    alone = context if context.f.speculate else context.changed(cluster=None)
+    with executor(alone, priority=ATTEMPTS_FIRST) as workers:
+        return train_in(context, directory(context, logs_dir(context)), workers=workers)
 
 
 def _check(context: Context) -> None:
@@ -58,15 +56,27 @@ def _check(context: Context) -> None:
     context.model  # noqa: B018 (made now)
 
 
-def train_in(context: Context, path: Path, whole: Path) -> Path:
+def train_in(
+    context: Context,
+    path: Path,
+    whole: Path | None = None,
+    point: dict[str, Any] | None = None,
+    workers: Executor | None = None,
+) -> Path:
     """Train as `train`, in a working directory that has its first files, from its last checkpoint if it has one.
 
     Args:
-      whole: the directory to resume: path, or the run that it is a part of.
+      whole: the run that it is a part of.
+      point: of a run of a sweep, the flags that vary.
+      workers: make the attempts.
     """
-    alone = context if context.f.speculate else context.changed(cluster=None)
-    with writing(context, path), executor(alone, priority=ATTEMPTS_FIRST) as workers:
-        run = Run(context, path, workers)
+    run: Run | None = None
+
+    def after() -> str:
+        return f"epoch #{run.eid if run else 0}"
+
+    with writing(context, path, after if whole is None else None):
+        run = Run(context, path, workers, whole, point)
         if run.live:
             log.info("to watch it: tensorboard --logdir %s", shown_path(run.live.directory))
         if run.eid or context.f.resume:
@@ -75,14 +85,13 @@ def train_in(context: Context, path: Path, whole: Path) -> Path:
             log.info("nothing to do: the run has its %d epochs already", run.eid)
         for line in measures.lacking(context.model, (*ALWAYS, *(context.f.measure or ()))):
             log.info("%s", line)
-        with workdir.resumable(f"./run.sh {context.name}", whole, lambda: f"epoch #{run.eid}"):
-            try:
-                run.train()
-            except OSError:
-                raise  # the disk is full: what it holds is consistent, and saving more would fail again
-            except BaseException:
-                run.save()
-                raise
+        try:
+            run.train()
+        except OSError:
+            raise  # the disk is full: what it holds is consistent, and saving more would fail again
+        except BaseException:
+            run.save()
+            raise
         run.save()
         log.info("done: %d epochs, results in %s", run.eid, shown_path(path))
     return path
@@ -117,20 +126,24 @@ class Training:
     """
 
     def __init__(self, context: Context, executor: Executor | None = None):
-        f = context.f
         self.context, self.executor = context, executor or Serial(context)
-        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
-        self.eid, self.weights = 0, context.model.initial_weights(f.seed)
-        self.log_frame: float = f.log_frame0 if f.train_mode == USE_FRAME else 0.0
-        _, self.lr = self.scheduler.get()
+        self.eid, self.weights = 0, context.model.initial_weights(context.f.seed)
+        self.begin(attempt.first_frame(context))
         self.watch: Callable[[int, float], None] = lambda number, fraction: None
+
+    def begin(self, log_frame0: float) -> None:
+        """Start the scheduler with this first frame."""
+        f = self.context.f
+        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, log_frame0)
+        self.log_frame: float = log_frame0 if f.train_mode == USE_FRAME else 0.0
+        _, self.lr = self.scheduler.get()
 
     def epoch(self) -> dict[str, Any]:
         """Make attempts at the next epoch until the scheduler accepts one; returns its info.
 
         Raises: TrainingDiverged when no learning rate makes an acceptable epoch; Stopped.
         """
-        began, made, accepted = time.perf_counter(), [], []  # type: ignore[var-annotated]
+        began, made, accepted, discarded = time.perf_counter(), [], [], []  # type: ignore[var-annotated]
         planned: dict[tuple[int, ...], float] = {}  # lr after each attempt, if it is rejected
 
         def judge(unit: Unit, outcome: Outcome) -> bool:
@@ -139,6 +152,10 @@ class Training:
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
                 accepted.append(outcome)
+            elif not outcome.moved:
+                self._begin_again()
+                discarded.extend(made)
+                return True
             return command == "go" or self.lr != planned[unit.key]
 
         def update(fraction: float) -> None:
@@ -147,8 +164,9 @@ class Training:
 
         self.executor.publish("before", self.weights)
         while not accepted:
-            self._check_lr(self.eid + 1, len(made) + 1)
-            self.executor.run(self._attempts(len(made) + 1, planned), judge, Progress(update))
+            number = len(made) - len(discarded) + 1
+            self._check_lr(self.eid + 1, number)
+            self.executor.run(self._attempts(number, planned), judge, Progress(update))
         info = accepted[0].info
         times = {name: sum(getattr(outcome, name) for outcome in made) for name in ("train_time", "eval_time")}
         info["stats"] |= times | {"attempts": len(made)}
@@ -156,6 +174,25 @@ class Training:
         info["time"] = time.perf_counter() - began
         self._accept(info, accepted[0].weights)
         return info
+
+    def _begin_again(self) -> None:
+        """Start with the frame at the initial loss: in the present one even steps that change nothing are rejected.
+
+        Raises: TrainingDiverged where the flag log_frame0 gives the frame.
+        """
+        context = self.context
+        context.model.set_weights(self.weights)
+        log_frame0 = Evaluation(context, self.log_frame).log_loss
+        if context.f.log_frame0 != "auto" or log_frame0 == self.scheduler.log_frame0:
+            raise TrainingDiverged(
+                f"epoch 1: the initial loss is above exp(log_frame0), and no learning rate decreases it enough: give "
+                f"--log_frame0 {math.ceil(100 * log_frame0) / 100:g}, or leave the flag out"
+            )
+        log.info(
+            "note: no epoch can be accepted at log_frame0=%.6g; starting again at the log of the initial loss, %.6g",
+            *(self.scheduler.log_frame0, log_frame0),
+        )
+        self.begin(log_frame0)
 
     def _attempts(self, number: int, planned: dict[tuple[int, ...], float]) -> Iterator[Unit]:
         """Attempt `number` at the next epoch, and those that follow if each is rejected."""
@@ -174,10 +211,9 @@ class Training:
 
     def _check_lr(self, eid: int, number: int) -> None:
         if self.lr < self.context.f.lr_lb:
-            first = " (below exp(log_frame0): raise --log_frame0, or try another seed)" if eid == 1 else ""
             raise TrainingDiverged(
                 f"epoch {eid}, attempt {number}: the next lr {self.lr:.3g} is below "
-                f"lr_lb={self.context.f.lr_lb:g}: no learning rate decreases the loss any further{first}"
+                f"lr_lb={self.context.f.lr_lb:g}: no learning rate decreases the loss any further"
             )
 
     def _accept(self, info: dict[str, Any], weights: Any) -> None:
@@ -194,13 +230,21 @@ class Run(Training):
 
     Args:
       path: a working directory that has its first files. Training continues from its checkpoint, if it has one.
+      whole, point: as of `train_in`.
 
     Attributes:
       raw: {eid: info}.
       kept: state that measures carry to their next epoch.
     """
 
-    def __init__(self, context: Context, path: Path, executor: Executor | None = None):
+    def __init__(
+        self,
+        context: Context,
+        path: Path,
+        executor: Executor | None = None,
+        whole: Path | None = None,
+        point: dict[str, Any] | None = None,
+    ):
         super().__init__(context, executor)
         self.archiver = archivers.build(context.f.archive)
         self.raw: dict[int, dict[str, Any]] = {}
@@ -212,7 +256,10 @@ class Run(Training):
         self.saved_eid = self.eid or None
         self._res_eid = self.eid if self._res_is_current() else None  # the last epoch in `res`, where known
         self.last_save = self.last_res = time.monotonic()
-        self.live = Live(path, self.raw, context.f.E, self._write_res) if context.f.tensorboard else None
+        self.live: Live | None = None
+        if context.f.tensorboard:
+            events = events_dir(path, whole or path)
+            self.live = Live(path, events, self.raw, context.f.E, self._write_res, point)
 
     def _resume(self) -> State:
         path = self.work_dir.path

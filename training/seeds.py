@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.cluster import executor
-from engine.context import Context, first_files, logs_dir, resumed
+from engine.context import Context, directory, first_files, logs_dir, resumed
 from engine.units import Unit, Worker
 from storage import read, workdir
+from storage.run_flags import check_same
 from support.errors import UserError
 from support.screen import Progress, Update, log, shown_path
 from training.run import train_in
@@ -30,25 +31,36 @@ def train_seeds(context: Context) -> Path:
         raise UserError("--speculate: with several seeds, each worker trains one of them; leave it out")
     # Made now: errors are reported before anything is written. All seeds share them.
     context.model, context.train_set, context.test_set  # noqa: B018
+    children = {seed: _child(context, seed) for seed in f.seeds}
     if f.resume:
-        run = resumed(context)
-    else:
-        run = workdir.create(logs_dir(context), context.name, {"about.json": first_files(context)["about.json"]})
-    with workdir.locked(run):
-        workdir.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
-        for seed in f.seeds:
-            path = run / f"seed-{seed}"
-            if not (path / "flags.json").exists():
-                workdir.fill(path, first_files(_child(context, seed), cluster=f.cluster))
-        units = [Unit(work, (k,), {"seed": seed, "run": str(run)}) for k, seed in enumerate(f.seeds)]
-        with executor(context) as workers:
-            workers.run(units, lambda unit, path: log.info("trained: %s", path), Progress(context.update))
-        raw = {}
-        for seed in f.seeds:
-            path = run / f"seed-{seed}"
-            raw[seed] = read.read_journal(path)[read.stored_eids(path)[-1]]
-        workdir.WorkDir(run).write_res({"flags": context.flags, "raw": raw})
-        log.info("all seeds are trained: %s", shown_path(run))
+        for seed, child in children.items():
+            if (path := resumed(context) / f"seed-{seed}" / "flags.json").exists():
+                check_same(path.parent, child.flags)
+                child.check_data(path.parent)
+    trained: list[str] = []
+
+    def report(unit: Unit, path: str) -> None:
+        trained.append(path)
+        log.info("trained: %s", path)
+
+    def after() -> str:
+        return f"{len(trained)} of {len(children)} networks"
+
+    with executor(context) as workers:
+        run = directory(context, logs_dir(context))
+        with workdir.locked(run), workdir.resumable(f"./run.sh {context.name}", run, after):
+            workdir.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
+            for seed, child in children.items():
+                if not (run / f"seed-{seed}" / "flags.json").exists():
+                    workdir.fill(run / f"seed-{seed}", first_files(child, cluster=f.cluster))
+            units = [Unit(work, (k,), {"seed": seed, "run": str(run)}) for k, seed in enumerate(f.seeds)]
+            workers.run(units, report, Progress(context.update))
+            raw = {}
+            for seed in f.seeds:
+                path = run / f"seed-{seed}"
+                raw[seed] = read.read_journal(path)[read.stored_eids(path)[-1]]
+            workdir.WorkDir(run).write_res({"flags": context.flags, "raw": raw})
+            log.info("all seeds are trained: %s", shown_path(run))
     return run
 
 
@@ -59,4 +71,6 @@ def _child(context: Context, seed: int) -> Context:
 def work(worker: Worker, args: dict[str, Any], update: Update) -> str:
     """A unit of work: train the network of `seed`, in its own directory in `run`. Returns that directory."""
     run = Path(args["run"])
-    return str(train_in(_child(worker.context, args["seed"]), run / f"seed-{args['seed']}", run))
+    context = _child(worker.context, args["seed"])
+    context.update = update
+    return str(train_in(context, run / f"seed-{args['seed']}", run))

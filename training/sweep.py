@@ -11,17 +11,22 @@ import numpy as np
 
 import flags as flag_table
 from engine.cluster import executor
-from engine.context import Context, first_files, logs_dir, resumed, writing
+from engine.context import Context, directory, first_files, logs_dir, resumed, writing
 from engine.units import Unit, Worker
-from flags.table import BY_NAME, flatten, renamed
+from flags.table import BY_NAME, DATA, FREE_ON_RESUME, NETWORK, PATHS, TRAINING_FLAGS, flatten, renamed
 from flags.values import shown
 from storage import read, workdir
+from storage.run_flags import check_same
 from support.errors import TrainingDiverged, UserError
 from support.screen import Bar, Update, log, shown_path
 from training.run import train_in
 
 MOST_RUNS = 10_000
 COLUMNS = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
+
+
+# What a training computes. Flags that only say how it runs have no place in a table of results.
+AXES = ("seed", *DATA, *NETWORK, *(name for name in TRAINING_FLAGS if name == "E" or name not in FREE_ON_RESUME))
 
 
 def points(grid: list[str]) -> list[dict[str, str]]:
@@ -39,12 +44,15 @@ def points(grid: list[str]) -> list[dict[str, str]]:
         name = next(iter(renamed({name: None})))
         if not equals or not listed or name not in BY_NAME or name in axes:
             raise UserError(f"--grid {text}: expected flag=value,value,... with a flag's name, each flag once")
+        if name not in AXES or name == "data_dir":
+            raise UserError(f"--grid {text}: --{name} does not change what a training computes; set it for all runs")
         low, colon, high = listed.partition(":")
         if colon and low.isdecimal() and high.isdecimal():
             axes[name] = [str(k) for k in range(int(low), min(int(high), int(low) + MOST_RUNS + 1))]
         else:
             axes[name] = listed.split("|" if "|" in listed else ",")
-        if len(axes[name]) != len(set(axes[name])) or not axes[name]:
+        values = [str(flag_table.complete({name: value_of(name, word)})) for word in axes[name]]
+        if len(values) != len(set(values)) or not values:
             raise UserError(f"--grid {text}: expected values that differ, at least one")
     n = int(np.prod([float(len(values)) for values in axes.values()]))
     if not axes or n > MOST_RUNS:
@@ -72,41 +80,74 @@ def sweep(context: Context) -> Path:
     places = {name_of(point): _flags_at(context, point) for point in grid}
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
-    new = (logs_dir(context), context.name, first_files(context))
-    path = resumed(context) if f.resume else workdir.create(*new)
-    finished = 0
+    new = _new_runs(resumed(context) if f.resume else None, places, experiment, f.cluster)
+    done: list[str] = []
 
     def report(unit: Unit, found: dict[str, Any]) -> None:
-        nonlocal finished
-        finished += 1
-        log.info("%s: %s", Path(found["path"]).name, found["error"] or "done")
+        done.append(Path(found["path"]).name)
+        log.info("%s: %s", done[-1], found["error"] or "done")
 
-    command = f"python sweep.py {experiment}"
-    with writing(context, path), workdir.resumable(command, path, lambda: f"{finished} of {len(places)} runs"):
-        units = []
-        for k, (name, flags) in enumerate(places.items()):
-            if not (path / name / "flags.json").exists():
-                workdir.fill(path / name, first_files(Context(flags, experiment), cluster=f.cluster))
-            if not _finished(path / name, flags):
-                units.append(Unit(work, (k,), {"flags": flags, "path": str(path / name), "experiment": experiment}))
-        finished = len(places) - len(units)
-        with executor(context) as workers, Bar(len(places), "run", context.update, finished) as bar:
-            workers.run(units, report, bar)
-        raw = {}
-        for (name, flags), point in zip(places.items(), grid, strict=True):
-            raw[name] = {"point": {flag: flatten(flags)[flag] for flag in point}, "info": _last(path / name)}
-        workdir.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
-        for line in table(list(raw.values())):
-            log.info("%s", line)
-        log.info("done: %d runs in %s", len(raw), shown_path(path))
+    def after() -> str:
+        return f"{len(done)} of {len(places)} runs"
+
+    with executor(context) as workers:
+        path = directory(context, logs_dir(context), "python sweep.py")
+        with writing(context, path, after, f"python sweep.py {experiment}"):
+            for name, files in new.items():
+                workdir.fill(path / name, files)
+            done += [name for name, flags in places.items() if _finished(path / name, flags)]
+            units = [
+                Unit(work, (k,), {"flags": flags, "sweep": str(path), "name": name, "point": _values(grid[k], flags)})
+                for k, (name, flags) in enumerate(places.items())
+                if name not in done
+            ]
+            with Bar(len(places), "run", context.update, len(done)) as bar:
+                workers.run(units, report, bar)
+            raw = {}
+            for (name, flags), point in zip(places.items(), grid, strict=True):
+                raw[name] = {"point": _values(point, flags), "info": _last(path / name)}
+            workdir.WorkDir(path).write_res({"flags": context.flags, "raw": raw})
+            for line in table(list(raw.values())):
+                log.info("%s", line)
+            log.info("done: %d runs in %s", len(raw), shown_path(path))
     return path
+
+
+def value_of(name: str, word: str) -> Any:
+    """Return the value of a word on the command line."""
+    return word if name in PATHS else flag_table.from_text(word)
+
+
+def _values(point: dict[str, str], flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: flatten(flags)[name] for name in point}
 
 
 def _flags_at(context: Context, point: dict[str, str]) -> dict[str, Any]:
     """Return the complete flags of the run at a point. Raises: UserError for invalid values."""
     alone = {"task": "train", "seeds": None, "axes": None, "cluster": None, "speculate": False, "resume": None}
-    given = {name: flag_table.from_text(text) for name, text in point.items()}
+    given = {name: value_of(name, word) for name, word in point.items()}
     return flag_table.complete(flatten(context.flags) | alone | given)
+
+
+def _new_runs(
+    path: Path | None, places: dict[str, dict[str, Any]], experiment: str, cluster: Any
+) -> dict[str, dict[str, Any]]:
+    """Return {name: first files} of the runs that a sweep's directory lacks.
+
+    Raises: UserError for a run that is impossible, or that is there with other flags or on other data.
+    """
+    new: dict[str, dict[str, Any]] = {}
+    fingerprints: dict[str, int] = {}
+    for name, flags in places.items():
+        context = Context(flags, experiment)
+        if path is None or not (path / name / "flags.json").exists():
+            new[name] = first_files(context, cluster=cluster)
+            continue
+        check_same(path / name, flags)
+        key = str([flatten(flags)[flag] for flag in DATA])
+        context.fingerprint = fingerprints[key] = fingerprints.get(key) or context.fingerprint
+        context.check_data(path / name)
+    return new
 
 
 def _last(path: Path) -> dict[str, Any] | None:
@@ -121,10 +162,11 @@ def _finished(path: Path, flags: dict[str, Any]) -> bool:
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
     """A unit of work: a whole run, in its own directory. Returns: path; error, where it diverged."""
-    context, path = worker.context, Path(args["path"])
-    here = {"threads": context.compute.threads, "gpu": context.f.gpu}
+    context, whole = worker.context, Path(args["sweep"])
+    path, here = whole / args["name"], {"threads": context.compute.threads, "gpu": context.f.gpu}
     try:
-        train_in(Context(args["flags"] | here, args["experiment"], context.update), path, path)
+        run = Context(args["flags"] | here, context.name.removeprefix("sweep-"), update)
+        train_in(run, path, whole, args["point"])
     except TrainingDiverged as error:
         return {"path": str(path), "error": str(error)}
     return {"path": str(path), "error": None}

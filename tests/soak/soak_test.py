@@ -21,7 +21,6 @@ import time
 import numpy as np
 import pytest
 from commands_test import ENV, QUICK, SMALL, command
-from conftest import ROOT
 from core_test import assert_same_weights, without_times
 
 import flags as flag_table
@@ -31,8 +30,10 @@ from attacks import measurement
 from core import Core
 from data import labels, loading
 from reporting import kinds, page
+from storage import workdir
 from storage.run_flags import of_command_line, stored
 from support.errors import UserError
+from support.files import ROOT
 
 WHOLE = os.environ.get("SOAK") == "1"
 MODEL = {"description": [["F", 8], ["F", 10, {"act": False}]], "init": {"weight": "he_normal"}}
@@ -217,7 +218,7 @@ def test_a_resumed_task_with_a_mutated_file_works_or_is_refused_in_one_line(trai
     if name.endswith("older version"):
         records.write_text("".join(re.sub(r', "crc32": \d+', "", line) for line in records.open()))
         about = results.read_about(path)
-        results.WorkDir(path).write_json("about.json", {k: v for k, v in about.items() if k != "format"})
+        workdir.WorkDir(path).write_json("about.json", {k: v for k, v in about.items() if k != "format"})
     changed = records if name.startswith("records") else path / name
     content, rng, found = changed.read_bytes(), random.Random(task + name), []
     kept = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
@@ -326,7 +327,7 @@ def test_random_command_lines_run_or_are_one_line(trained, monkeypatch, capsys, 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("place", ["os.replace", "os.fsync", "results.WorkDir.append", "os.link"])
+@pytest.mark.parametrize("place", ["os.replace", "os.fsync", "workdir.WorkDir.append", "os.link"])
 def test_a_write_that_fails_leaves_a_run_that_goes_on_to_be_the_unbroken_one(
     tmp_path, trained, monkeypatch, place, number
 ):
@@ -335,7 +336,7 @@ def test_a_write_that_fails_leaves_a_run_that_goes_on_to_be_the_unbroken_one(
         fails_at, calls = rng.randrange(2, 8), []
         with monkeypatch.context() as patch:
             module, name = place.rsplit(".", 1)
-            owner = {"os": os, "results.WorkDir": results.WorkDir}[module]
+            owner = {"os": os, "workdir.WorkDir": workdir.WorkDir}[module]
             real = getattr(owner, name)
 
             def failing(*args, real=real, calls=calls, fails_at=fails_at, **kwargs):
@@ -426,14 +427,14 @@ def plain(value):
 def test_ten_thousand_epochs_with_all_batch_losses_take_no_longer_and_no_more_memory_at_the_end(
     tmp_path, monkeypatch
 ):
-    held, append = {}, results.WorkDir.append
+    held, append = {}, workdir.WorkDir.append
 
     def weighed(work_dir, info):
         pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
         held[info["eid"]] = int(pages) * resource.getpagesize() / 2**20
         return append(work_dir, info)
 
-    monkeypatch.setattr(results.WorkDir, "append", weighed)
+    monkeypatch.setattr(workdir.WorkDir, "append", weighed)
     flags = TINY | {"E": 10_000, "include_all_rt_loss_in_res": True, "logs_dir": str(tmp_path), "archive": "idle"}
     began, path = time.time(), Core(flags | {"lr": 0.01, "log_frame0": 3.0}, QUICK).run()
     times = np.array([info["time"] for info in results.read_journal(path).values()])

@@ -1,0 +1,161 @@
+"""Figures of training runs: the curves are the recorded numbers (`reporting.training`)."""
+
+import math
+
+import numpy as np
+import pytest
+from builders import curves, loss_margin, work_dir
+
+import figures
+import results
+from bench.figures import made_up
+from reporting import style, training
+from storage import workdir
+
+
+def test_the_curve_at_an_epoch_is_that_epochs_log_loss_over_ln_10(made_up_run, drawn):
+    raw = results.load(made_up_run)["raw"]
+    left, right = drawn["loss_margin"].axes
+    (loss,), (margin,) = curves(left), curves(right)
+    assert loss[:, 0].tolist() == margin[:, 0].tolist() == list(range(1, 121))
+    np.testing.assert_allclose(loss[:, 1], [raw[e]["stats"]["log_loss"] / math.log(10) for e in raw])
+    assert margin[:, 1].tolist() == [raw[e]["stats"]["q_bar_min"] for e in raw]
+
+
+def test_a_loss_of_1e_minus_800_is_a_point_on_the_axis(drawn):
+    axes = drawn["loss_margin"].axes[0]
+    (loss,) = curves(axes)
+    low, high = axes.get_ylim()
+    assert loss[-1, 1] == pytest.approx(-800, abs=1) and low < loss[-1, 1] < high
+
+
+def test_both_margins_are_drawn_against_epoch_and_against_log_loss(made_up_run, drawn):
+    raw = results.load(made_up_run)["raw"]
+    axes = np.reshape(drawn["margins"].axes, (2, 2))
+    for row, name in zip(axes, ("q_bar_min", "q_bar2_min"), strict=True):
+        against_epoch, against_loss = curves(row[0])[0], curves(row[1])[0]
+        for points in (against_epoch, against_loss):
+            assert points[:, 1].tolist() == [raw[e]["stats"][name] for e in raw]
+        assert against_epoch[-1, 0] == 120
+        assert against_loss[-1, 0] == pytest.approx(raw[120]["stats"]["log_loss"] / math.log(10))
+
+
+def test_the_margins_axis_shows_its_rise_from_zero_and_not_the_depth_before(drawn):
+    axes = drawn["loss_margin"].axes[1]
+    (margin,) = curves(axes)
+    low, high = axes.get_ylim()
+    assert margin[0, 1] < 0 < margin[-1, 1] < high and -0.1 * high < low < 0
+
+
+def test_accuracies_norms_lr_and_attempts_are_those_of_the_run(made_up_run, drawn):
+    raw = results.load(made_up_run)["raw"]
+
+    def column(name):
+        return [raw[e]["stats"][name] for e in raw]
+
+    training, test = (curves(axes)[0][:, 1] for axes in drawn["accuracy"].axes)
+    np.testing.assert_allclose(training, 100 * np.array(column("acc")))
+    np.testing.assert_allclose(test, 100 * np.array(column("test_acc")))
+    for layer, points in enumerate(curves(drawn["norms"].axes[0])):
+        assert points[:, 1].tolist() == column(f"rho_{layer}")
+    relative, true, attempts, _ = (curves(axes)[0] for axes in drawn["steps"].axes)
+    assert relative[:, 1].tolist() == [raw[e]["lr"] for e in raw]
+    last = raw[120]
+    assert true[-1, 1] == pytest.approx(math.log10(last["lr"]) - last["log_frame"] / math.log(10))
+    in_the_middle = np.mean([raw[e]["stats"]["attempts"] for e in (59, 60)])
+    assert attempts[59, 1] == pytest.approx(in_the_middle)  # 120 epochs: a running mean of 2
+
+
+def test_epochs_without_all_stats_are_left_out_of_the_other_curves_only(made_up_run, tmp_path):
+    raw = results.load(made_up_run)["raw"]
+    for eid, info in raw.items():
+        if eid % 10:
+            info["stats"] = {name: info["stats"][name] for name in ("loss", "log_loss", "attempts")}
+    work_dir(tmp_path / "sparse", {}, {"flags": {}, "raw": raw})
+    loss, margin = (curves(axes)[0] for axes in loss_margin([tmp_path / "sparse"]).axes)
+    assert len(loss) == 120 and margin[:, 0].tolist() == list(range(10, 121, 10))
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_of_an_epoch_or_two_and_never_fitted_is_drawn(drawn, tmp_path, epochs):
+    assert set(figures.build([made_up(tmp_path / "run", epochs, reach=0.1)])) == set(drawn)
+
+
+def test_a_curve_of_a_single_point_can_be_seen(drawn, tmp_path):
+    for name, figure in figures.build([made_up(tmp_path / "run", 1, reach=0.1)]).items():
+        for axes in (panel for panel in figure.axes if panel.axison):
+            assert any(len(line.get_xdata()) == 1 and line.get_marker() == "o" for line in axes.lines), name
+            ticks = [text.get_text() for text in axes.get_xticklabels()]
+            assert all(len(tick) <= 5 for tick in ticks), ticks
+    assert not any(line.get_marker() == "o" for f in drawn.values() for a in f.axes for line in a.lines)
+
+
+def test_a_curve_that_lies_below_the_margins_axis_is_named_there(tmp_path):
+    well = made_up(tmp_path / "a" / "run", 50, reach=8)
+    badly = made_up(tmp_path / "b" / "run", 50, reach=0.1, lr=0.01)
+    figure = loss_margin([well, badly])
+    (said,) = [text.get_text() for text in figure.axes[1].texts]
+    assert said.startswith("below what is shown: lr 0.01")
+    assert not figure.axes[0].texts and not loss_margin([well]).axes[1].texts
+
+
+def test_a_run_still_under_way_is_drawn_from_its_journal(made_up_run, tmp_path):
+    path = work_dir(tmp_path / "run", {}, None)
+    written = workdir.WorkDir(path)
+    for info in list(results.load(made_up_run)["raw"].values())[:7]:
+        written.append(info)
+    (points,) = curves(loss_margin([path]).axes[0])
+    assert len(points) == 7
+
+
+def test_axes_of_many_decades_have_plain_ticks(long_drawn):
+    figure = long_drawn["margins"]
+    against_epoch, against_loss = ([text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:])
+    assert [style.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
+    assert {"1", "10", "100", "1000"} < set(against_epoch)
+    assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
+
+
+def test_the_axes_of_margins_name_their_keys_in_res(drawn):
+    shown = [axes.get_ylabel() for axes in (drawn["loss_margin"].axes[1], *drawn["margins"].axes[::2])]
+    for name, words in zip(("q_bar_min", "q_bar_min", "q_bar2_min"), shown, strict=True):
+        assert f"{name} = " in words
+
+
+def test_what_reads_like_a_formula_in_a_name_is_only_a_name(made_up_run, tmp_path):
+    path = work_dir(tmp_path / "run", {"dataset": "/data/$x^{_$.npz"}, results.load(made_up_run))
+    figure = loss_margin([path])
+    assert figure.get_suptitle().startswith("$x^{_$, ")
+
+
+def test_the_margins_stand_in_their_band_beside_the_smoothed_ones(tmp_path):
+    path = made_up(tmp_path / "run", 120)
+    n, n_classes = (results.read_about(path)["data"][key] for key in ("train", "classes"))
+    stats = [info["stats"] for info in results.load(path)["raw"].values()]
+    drawn = figures.build([path])["margins"]
+    panel = drawn.axes[0]
+    shown = [line.get_ydata() for line in panel.lines if line.get_linewidth() == 0.5]
+    expected = [s["smoothed_q_bar"] for s in stats if math.isfinite(s["smoothed_q_bar"])]
+    np.testing.assert_array_equal(shown[0], expected)
+    (band,) = panel.collections
+    lowest = [
+        (s["q_min"] - math.log(n * (n_classes - 1)) - n * math.exp(s["log_loss"])) / s["rhoL"]
+        for s in stats
+        if math.isfinite(s["smoothed_q_bar"])
+    ]
+    corners = band.get_paths()[0].vertices
+    assert min(lowest) == pytest.approx(corners[:, 1].min(), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_course_of_a_margin_is_what_counting_gives(seed):
+    values = np.exp(np.cumsum(np.random.default_rng(seed).normal(0.01, 0.05, 321)))
+    found = training.course(values)
+    falls = [values[k + 1] / values[k] - 1 for k in range(320)]
+    assert (found["steps"], found["dips"]) == (320, sum(f < 0 for f in falls))
+    assert found["worst_dip"] == pytest.approx(-min(falls))
+    windows = [values[k + 50] / values[k] - 1 for k in range(0, 271, 50)]
+    assert (found["windows"], found["window_dips"]) == (6, sum(w < 0 for w in windows))
+    assert found["drawdown"] == pytest.approx(max(1 - values[k] / values[: k + 1].max() for k in range(321)))
+    rising = training.course(np.arange(1.0, 60))
+    assert (rising["dips"], rising["worst_dip"], rising["drawdown"]) == (0, 0, 0)
