@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
 from engine.context import Context
 from flags import values
@@ -260,13 +263,12 @@ def export(
     changed = {name: value for name, value in flags.items() if value is not None}
     context = Context(run | {"task": "measure_curvature", "resume": None, "cluster": None} | changed)
     context.check_data(directory)
-    if out is not None:
-        _check_place(Path(out), to)
-    written = []
-    for number in tqdm(eids, unit="epoch", disable=None):
-        place = Path(out) if out is not None else directory / "export" / f"eid-{number:06d}{SUFFIX[to]}"
-        written.append(_export(context, directory, number, to, place))
-    return written
+    folder = directory / "export"
+    places = [Path(out) if out is not None else folder / f"eid-{number:06d}{SUFFIX[to]}" for number in eids]
+    for place in places:
+        _check_place(place, to)
+    pairs = tqdm(list(zip(eids, places, strict=True)), unit="epoch", disable=None)
+    return [_export(context, directory, number, to, place) for number, place in pairs]
 
 
 def _check_place(place: Path, to: str) -> None:
@@ -321,8 +323,11 @@ def _logits_of(context: Context, logits: Callable[[np.ndarray], np.ndarray]) -> 
 
 @contextlib.contextmanager
 def _in_place(place: Path) -> Iterator[Path]:
-    """Context manager: a temporary path, which replaces `place` at the end, and is removed after an error."""
-    temporary = place.with_name(f".{os.getpid()}-{place.name}")
+    """Context manager: a temporary path, whose content replaces `place` at the end, and is removed after an error.
+
+    It is in the system's folder for temporary files: TensorFlow takes a `[` in a path for a pattern.
+    """
+    near = place.with_name(f".{os.getpid()}-{place.name}")
 
     def remove(path: Path) -> None:
         if path.is_dir():
@@ -332,14 +337,17 @@ def _in_place(place: Path) -> Iterator[Path]:
 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / f"export{place.suffix}"
+            yield temporary
+            shutil.move(temporary, near)
         if place.is_dir():
             remove(place)
-        os.replace(temporary, place)
+        os.replace(near, place)
     except OSError as error:
         raise UserError(f"{place}: cannot be written ({reason(error)}); choose another place with --out") from None
     finally:
-        remove(temporary)
+        remove(near)
 
 
 def main(argv: list[str]) -> int:

@@ -9,6 +9,8 @@ arXiv 1906.05890, and lists what is missing.
 
 import sys
 
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
+
 from flags.command_line import on_directories
 from reporting.drawing import build, draw
 from reporting.flatness import plot_surface, view_of

@@ -13,6 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
+
 import core
 from reporting import drawing, kinds
 from storage.run_flags import of_command_line, stored
@@ -69,7 +71,7 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
 
 
 class Signals:
-    """Context manager: Ctrl-C and SIGTERM end the task between two pieces of work; a second one acts immediately.
+    """Context manager: Ctrl-C, SIGTERM and SIGHUP end the task between two pieces of work; a second one acts now.
 
     Until the task first calls `update`, just before it creates its directory, a signal acts immediately.
     """
@@ -94,7 +96,10 @@ class Signals:
         print("stopping within seconds; press Ctrl-C again to force quit", file=sys.stderr, flush=True)
 
     def __enter__(self):
-        self.before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup
+            numbers.pop()
+        self.before = {n: signal.signal(n, self._note) for n in numbers}
         return self
 
     def __exit__(self, *exception):
@@ -146,9 +151,16 @@ def listing(command: str) -> str:
     lines += [f"       ./{command}.sh <{kind}> --help lists the flags", ""]
     width = max(map(len, known), default=0)
     for name, path in known.items():
-        about = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
-        lines.append(f"  {name:{width}}  {about}")
+        lines.append(f"  {name:{width}}  {_about(path)}")
     return "\n".join(lines)
+
+
+def _about(script: Path) -> str:
+    """Return the first line of a script's docstring, or why there is none."""
+    try:
+        return (ast.get_docstring(ast.parse(script.read_text())) or "").split("\n")[0]
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"(cannot be read: {type(error).__name__}: {reason(error)})"
 
 
 def start(command: str, *words: str) -> None:

@@ -7,6 +7,8 @@ The page is self-contained (figures are SVG inside it) and makes no network requ
 
 import sys
 
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
+
 from flags.command_line import on_directories
 from reporting.page import page, write
 

@@ -7,6 +7,10 @@ res["raw"][300]["stats"]["q_bar_min"]
 python results.py <working directory> [--csv FILE]
 """
 
+import sys
+
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
+
 from storage.read import (
     check_run,
     choose_eids,
@@ -26,6 +30,4 @@ __all__ = ["check_run", "choose_eids", "load", "load_checkpoint", "load_weights"
 __all__ += ["main", "read_journal", "read_res", "read_summary", "stored_eids", "table"]
 
 if __name__ == "__main__":
-    import sys
-
     raise SystemExit(main(sys.argv[1:]))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # ./run.sh <experiment> [--flag value ...]     ./run.sh alone lists the experiments
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}" || echo "${BASH_SOURCE[0]}")")/setup.sh"
 set_up requirements.txt
 exec "$PYTHON" "$ROOT/launch.py" run "$@"

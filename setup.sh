@@ -3,7 +3,10 @@
 # active environment when it satisfies the pins, else .venv, which is made or
 # brought up to date first (a stamp file tells for which pins it was made).
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+unset CDPATH # with it, cd prints where it goes
+SOURCE=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")
+ROOT=$(cd "$(dirname "$SOURCE")" && pwd)
+unset PYTHONSAFEPATH # the scripts import what lies next to them
 
 satisfies() { # <python> <requirements file>
     "$1" - "$2" <<'PY' 2>/dev/null
@@ -59,21 +62,24 @@ set_up() { # <requirements file name>
     [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && [ -x "$PYTHON" ] && return
     base=$(find_python) || exit 2
     (
-        # Two commands started together must not install into one another's feet.
+        # Serialize concurrent set-ups.
         if command -v flock >/dev/null; then
             exec 9>"$ROOT/.setup.lock"
             flock 9
             [ "$(cat "$stamp" 2>/dev/null)" = "$pins" ] && [ -x "$PYTHON" ] && exit 0
         fi
         echo "set-up: installing $1 into .venv (once; a few minutes)" >&2
-        [ -x "$PYTHON" ] || "$base" -m venv "$ROOT/.venv" || exit 2
+        if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then # none, or interrupted while it was made
+            rm -rf "$ROOT/.venv"
+            "$base" -m venv "$ROOT/.venv" || exit 2
+        fi
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements" || exit 2
         # Every file includes requirements.txt, so what needs only that finds it there.
         pins_of requirements.txt >"$ROOT/.venv/stamp-requirements.txt"
         printf '%s\n' "$pins" >"$stamp"
         echo "set-up: done" >&2
     ) || {
-        echo "set-up: could not install $1 into .venv (see above); mend that, or activate an environment that has these pins, and try again" >&2
+        echo "set-up: could not install $1 into .venv (see above); fix that, or activate an environment that has these pins, and try again" >&2
         exit 2
     }
 }

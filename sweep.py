@@ -6,6 +6,8 @@
 import runpy
 import sys
 
+sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
+
 import launch
 from support.errors import nearest
 from support.screen import one_line

@@ -255,10 +255,10 @@ class Remote:
     def __init__(self, cluster: Cluster, context: Context, priority: int):
         self.cluster, self.context, self.priority = cluster, context, priority
         self._spec = spec_of(context, cluster)
-        self._weights: dict[str, list[np.ndarray]] = {}
+        self._weights: dict[str | tuple[str, int], list[np.ndarray]] = {}
         self._pickled = pickle.dumps(self._weights)
 
-    def publish(self, name: str, weights: Any) -> None:
+    def publish(self, name: str | tuple[str, int], weights: Any) -> None:
         """As `Executor.publish`. Weights are sent with each unit, so none can be lost."""
         self._weights[name] = [np.asarray(w) for w in weights]
         self._pickled = pickle.dumps(self._weights)

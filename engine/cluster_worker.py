@@ -28,7 +28,7 @@ def facts(root: str) -> dict[str, str]:
     digest = hashlib.sha256()
     for path in sorted(Path(root).rglob("*.py")):
         part = path.relative_to(root).parts
-        if part[0] not in ("tests", "bench", "docs", "notebooks", ".venv", "logs"):
+        if path.is_file() and part[0] not in ("tests", "bench", "docs", "notebooks", ".venv", "logs"):
             digest.update("/".join(part).encode() + path.read_bytes())
     found = {"program": digest.hexdigest()[:12], "Python": ".".join(map(str, sys.version_info[:2]))}
     for package in ("tensorflow", "numpy", "distributed"):
@@ -102,7 +102,7 @@ def _stop_if_cancelled(fraction: float) -> None:
         raise Stopped(signal.SIGTERM)
 
 
-def work_on(spec: bytes, unit: Unit, driver: str, published: dict[str, Any]) -> Any:
+def work_on(spec: bytes, unit: Unit, driver: str, published: dict[Any, Any]) -> Any:
     """Return a unit's result; runs in a worker."""
     global _now
     _now = driver, tuple(unit.key)
@@ -110,6 +110,7 @@ def work_on(spec: bytes, unit: Unit, driver: str, published: dict[str, Any]) -> 
     try:
         worker = _worker(spec)
         worker.published = published
+        worker.context.held = {place: weights for place, weights in published.items() if isinstance(place, tuple)}
         return unit.work(worker, unit.args, _stop_if_cancelled)
     except Stopped:
         return CANCELLED

@@ -46,6 +46,7 @@ class Context:
 
     Attributes:
       f: the flags as attributes.
+      held: {(directory, epoch): weights} of epochs that only the checkpoint has, which a run replaces as it trains.
 
     Raises: UserError for flags, here and when data or network are first used.
     """
@@ -55,6 +56,7 @@ class Context:
         self.f = _Values(**self._flags)
         self.name, self.update = name, update
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self.held: dict[tuple[str, int], list[np.ndarray]] = {}
         self._lock = threading.RLock()
 
     @property
@@ -172,6 +174,8 @@ class Context:
 
     def stored_weights(self, directory: Path | str, eid: int) -> list[np.ndarray]:
         """Return the weights of a stored epoch. Raises: UserError where they are missing or do not fit."""
+        if (str(directory), eid) in self.held:
+            return self.held[str(directory), eid]
         return self.check_weights(read.load_weights(directory, eid), f"epoch {eid} of {directory}")
 
 
@@ -278,9 +282,17 @@ def writing(
         stack.enter_context(logging_to(path / "stdout"))
         if after is not None:
             stack.enter_context(workdir.resumable(f"{command} {context.name}", path, after))
+        record_cluster(context, path)
         _log_header(context, path)
         context.update(0.0)
         yield
+
+
+def record_cluster(context: Context, path: Path) -> None:
+    """Write into flags.json which cluster a resumed run uses now: the next time it is resumed, it uses that one."""
+    recorded = read.read_flags(path)
+    if context.f.resume and recorded.get("cluster") != context.f.cluster:
+        workdir.WorkDir(path).write_json("flags.json", recorded | {"cluster": context.f.cluster})
 
 
 def _log_header(context: Context, path: Path) -> None:

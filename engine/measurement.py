@@ -24,11 +24,16 @@ def record_of(context: Context, path: str) -> dict:
 
 
 def checked_networks(context: Context) -> dict[str, Place]:
-    """Return `storage.run_flags.networks`, having checked that data and weights are those of this Context."""
+    """Return `storage.run_flags.networks`, having checked that data and weights are those of this Context.
+
+    What only the checkpoint has is held from now on: the run may still train.
+    """
     found = networks(context.flags)
     for path, eid in found.values():
         context.check_data(Path(path))
-        context.stored_weights(path, eid)
+        weights = context.stored_weights(path, eid)
+        if not read.archive_path(path, eid).exists():
+            context.held[path, eid] = weights
     return found
 
 
@@ -62,6 +67,8 @@ def measure(
                 f"{_listed(before)}, now {_listed(measured)}; measure it again"
             )
         work_dir = workdir.WorkDir(path)
+        for place, weights in context.held.items():
+            workers.publish(place, weights)
 
         def store(unit: Unit, result: Any) -> None:
             k = number[unit.key]

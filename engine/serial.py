@@ -23,7 +23,7 @@ class Serial:
     def __init__(self, context: Context, at_once: int = 1):
         self.worker, self.at_once = Worker(context), at_once
 
-    def publish(self, name: str, weights: Any) -> None:
+    def publish(self, name: str | tuple[str, int], weights: Any) -> None:
         """As `Executor.publish`."""
         self.worker.published[name] = weights
 

@@ -19,11 +19,12 @@ class Worker:
 
     Attributes:
       context: flags, data and network.
-      published: {name: weights} that units refer to.
+      published: {name, or (path, epoch): weights} that units refer to.
     """
 
-    def __init__(self, context: Context, published: dict[str, Any] | None = None):
-        self.context, self.published = context, {} if published is None else published
+    def __init__(self, context: Context, published: dict[Any, Any] | None = None):
+        self.context = context
+        self.published: dict[Any, Any] = {} if published is None else published
 
     def weights(self, network: Any) -> Any:
         """Return the weights that a unit names: published under a name, or stored at (path, epoch).
@@ -58,8 +59,8 @@ Done = Callable[[Unit, Any], bool | None]
 class Executor(Protocol):
     """Executes units: in this process (`serial.Serial`) or on a cluster (`cluster.Remote`), with equal results."""
 
-    def publish(self, name: str, weights: Any) -> None:
-        """Make weights known to units under a name."""
+    def publish(self, name: str | tuple[str, int], weights: Any) -> None:
+        """Make weights known to units: under a name, or as those of an epoch that may not stay stored."""
 
     def run(self, units: Iterable[Unit], done: Done, progress: Progress) -> None:
         """Execute units.

@@ -12,7 +12,7 @@ from catalogue.attacks import ABORT_RULES, CERTIFICATES, METHODS
 from catalogue.measures import ON_REQUEST
 from catalogue.tasks import MEASUREMENTS, TASKS, TRAINING
 from flags import values
-from flags.values import boolean, choice, number, optional, path, several, text, whole
+from flags.values import boolean, choice, data_path, number, optional, path, several, text, whole
 from models import lr_scheduler
 from models.architectures import ACT_TYPES, ARCHITECTURES, BIAS_MODES
 from models.initializers import INITIALIZERS
@@ -58,15 +58,16 @@ SECTIONS = (
         Flag("resume", None, optional(path), "a working directory of this experiment to resume"),
     )),
     Section("Data", tuple(TASKS), (
-        Flag("dataset", None, optional(path),
+        Flag("dataset", None, optional(data_path),
              "digits, separable, mnist, fashion_mnist, cifar10, cifar100, or the path of an .npz"),
-        Flag("data_dir", None, optional(path), "where to look for data first; then DATA_DIR, ./data, Keras's cache"),
+        Flag("data_dir", None, optional(values.folder), "where to look for data first; then DATA_DIR, ./data, "
+             "Keras's cache"),
         Flag("classes", None, optional(values.classes),
              "use only these classes, renumbered from 0: 3,5; none: all"),
         Flag("train_N", "all", whole(1, "all"), "use only the first n training examples"),
         Flag("subset_seed", None, optional(whole(0)), "with train_N: draw them at random with this seed"),
         Flag("test_N", "all", whole(1, "all"), "use only the first n test examples"),
-        Flag("random_labels", None, optional(path),
+        Flag("random_labels", None, optional(data_path),
              "learn the labels of this file (make_random_labels); default: random_labels/<dataset>.npz"),
     )),
     Section("Network", TRAINING, (
@@ -199,7 +200,8 @@ SECTIONS = (
 FLAGS = [flag for section in SECTIONS for flag in section.flags]
 BY_NAME = {flag.name: flag for flag in FLAGS}
 TASKS_OF = {flag.name: section.tasks for section in SECTIONS for flag in section.flags}
-PATHS = tuple(flag.name for flag in FLAGS if getattr(flag.check, "kind", None) is path)  # a word is taken as it is
+_PATH_KINDS = (path, data_path, values.folder)
+PATHS = tuple(f.name for f in FLAGS if getattr(f.check, "kind", None) in _PATH_KINDS)  # a word is taken as it is
 DEFAULTS = {flag.name: flag.default for flag in FLAGS}
 
 # Names of the published codes, and of earlier versions of this program. They still work.
@@ -211,7 +213,7 @@ ALIASES = {
 }
 
 # What may change when a run is resumed: how and how long it runs, but not what it computes.
-FREE_ON_RESUME = (
+FREE_ON_RESUME = (  # of the paths of data, the fingerprint says whether they have the same data
     *("E", "data_dir", "gpu", "threads", "xla", "cluster", "speculate", "checkpoint_every", "logs_dir", "figures"),
     *("tensorboard", "resume"),
 )

@@ -4,6 +4,7 @@
 import ast
 import math
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,17 @@ def text(value):
 def path(value):
     """Accept a path or a name: `flags.command_line` takes the word literally."""
     return text(value)
+
+
+def data_path(value):
+    """Accept a path of data, which becomes absolute, or the name of a data set."""
+    value = path(value)
+    return os.path.abspath(value) if value.endswith(".npz") or os.sep in value else value
+
+
+def folder(value):
+    """Accept a folder, which becomes absolute."""
+    return os.path.abspath(path(value))
 
 
 def optional(kind: Callable) -> Callable:

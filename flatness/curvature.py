@@ -101,7 +101,9 @@ def measure(hessian: Hessian, k: int, probes: int, rng: np.random.Generator) -> 
     """
     n = hessian.shape[0]
     start = rng.standard_normal(n)
-    values = eigsh(hessian, k=min(k, n - 1), which="LA", tol=TOLERANCE, v0=start, return_eigenvectors=False)
+    values = np.zeros(min(k, n - 1))
+    if hessian.matvec(start).any():  # else H is 0, as of a network whose units are all off: ARPACK fails on it
+        values = eigsh(hessian, k=len(values), which="LA", tol=TOLERANCE, v0=start, return_eigenvectors=False)
     mean, error = trace(hessian, probes, rng)
     return {
         "log_loss": hessian.log_loss,

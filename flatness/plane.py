@@ -15,9 +15,11 @@ import numpy as np
 from engine.context import Context
 from engine.units import Worker
 from flatness.span import FastSpan, PlainSpan, Tensors, examples_of
+from support.errors import UserError
 from support.screen import Update
 
 MARGIN = 0.2  # of the path's extent, left around it
+LINE = 1e-10  # part of the squared distances below which a second component is rounding of float32 weights
 PATH_BYTES = 2**30  # of the epochs of a path, in memory together; of more, some are left out
 
 
@@ -48,11 +50,13 @@ class Path:
       directions: two lists of tensors, orthonormal together.
       coordinates: of each epoch, relative to the network, float64 [epochs, 2].
       explained: parts of the squared distances to the network that lie along the two, float64 [2].
+      is_line: whether the path has no second component; the second direction is then a random one.
     """
 
     directions: list[Tensors]
     coordinates: np.ndarray
     explained: np.ndarray
+    is_line: bool
 
 
 def principal(center: Tensors, epochs: list[Tensors]) -> Path:
@@ -61,22 +65,34 @@ def principal(center: Tensors, epochs: list[Tensors]) -> Path:
     The components come from the epochs' Gram matrix: there are fewer epochs than weights.
 
     Args:
-      epochs: tensors of each epoch; at least two of them differ from the center, and from one another.
+      epochs: tensors of each epoch.
+
+    Raises: UserError where all epochs are equal to the center.
     """
     flat = np.stack([np.concatenate([np.ravel(t) for t in epoch]) for epoch in epochs])
     flat -= np.concatenate([np.ravel(t) for t in center])
     rows = flat.astype(np.float64) if flat.nbytes <= PATH_BYTES // 4 else flat
     gram = np.asarray(rows @ rows.T, np.float64)
     values, vectors = np.linalg.eigh(gram)
-    top = [-1, -2]
-    lengths = np.sqrt(values[top])
-    axes = (vectors[:, top] / lengths).T @ rows  # [2, n]
+    values = np.maximum(values, 0.0)  # of a smaller rank: rounding can make them negative
+    if not values[-1] > 0:
+        raise UserError("--plane pca: the stored epochs have equal weights, so the path of training does not move")
+    is_line = values[-2] <= LINE * values[-1]
+    lengths = np.sqrt(values[[-1, -2]])
+    if is_line:
+        first = vectors[:, -1] @ rows / lengths[0]
+        second = np.random.default_rng(0).standard_normal(flat.shape[1])
+        second -= first * (first @ second)
+        axes = np.stack([first, second / np.linalg.norm(second)])  # [2, n]
+        values[-2] = lengths[1] = 0.0
+    else:
+        axes = (vectors[:, [-1, -2]] / lengths).T @ rows
     ends = np.cumsum([np.size(t) for t in center])[:-1]
     shapes = [np.shape(t) for t in center]
     directions = [
         [part.reshape(shape) for part, shape in zip(np.split(axis, ends), shapes, strict=True)] for axis in axes
     ]
-    return Path(directions, vectors[:, top] * lengths, values[top] / values.sum())
+    return Path(directions, vectors[:, [-1, -2]] * lengths, values[[-1, -2]] / values.sum(), bool(is_line))
 
 
 def thinned(eids: list[int], bytes_each: int) -> list[int]:

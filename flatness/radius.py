@@ -61,10 +61,14 @@ def direction(
         for layer in set(layers):
             own = [t for t, k in enumerate(layers) if k == layer and moved[t]]
             if own:
-                factor = norm([weights[t] for t in own]) / norm([delta[t] for t in own])
+                factor = norm([weights[t] for t in own]) / norm([delta[t] for t in own])  # of a draw: never 0
                 for t in own:
                     delta[t] = delta[t] * factor
     length = norm(delta)
+    if not length:
+        raise UserError(
+            f"--normalize {normalize}: all perturbed weights are 0, so no direction is in proportion to them"
+        )
     return [None if d is None else d / length for d in delta]
 
 
@@ -189,7 +193,7 @@ def summary(walks: list[dict], length: float) -> dict:
         "ends": [walk["end"] for walk in walks],
         "mean": float(np.mean(radii)),
         "norm": length,
-        "mean_by_norm": float(np.mean(radii)) / length,
+        "mean_by_norm": float(np.mean(radii)) / length if length else np.nan,
     }
 
 

@@ -167,6 +167,8 @@ def make_surface(context: Context) -> Path:
         raw: dict[str, Any] = {"x": x, "y": y, "log_loss": np.array([row["log_losses"] for row in rows])}
         raw |= {"plane": f.plane, "network": label}
         if path is not None:
+            if path.is_line:
+                log.info("note: the path of training is a line; the plane's second direction is random")
             log.info("explained variance: %.1f %% and %.1f %%", *(100 * path.explained))
             raw |= {"path_eids": eids, "path": path.coordinates, "explained": path.explained}
         return raw

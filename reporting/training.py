@@ -221,7 +221,7 @@ def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
         if panel.log and place.lines:
             place.set_yscale("log")
         place.set(xlabel="epoch", title=style.wrapped(panel.title, style.PANEL[0]))
-        if len(panel.keys) > 1:
+        if len(panel.keys) > 1 and place.get_legend_handles_labels()[1]:
             place.legend(loc="best")
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,22 @@ def read_about(directory: Path | str) -> dict:
     if found.get("format", 0) > FORMAT:
         raise UserError(f"{path}: format {found['format']}; this version reads up to {FORMAT}: use a newer one")
     return found
+
+
+def began(directory: Path | str) -> datetime:
+    """Return when a run began, in UTC. It orders the runs of an experiment.
+
+    Where it is not recorded, as in a directory of an early version, when flags.json was written.
+    """
+    path = Path(directory)
+    with contextlib.suppress(UserError, TypeError, ValueError, KeyError):
+        return datetime.fromisoformat(read_about(path)["began"]).astimezone(UTC)
+    return datetime.fromtimestamp((path / "flags.json").stat().st_mtime, UTC)
+
+
+def runs_in(parent: Path) -> list[Path]:
+    """Return the working directories in a folder, except through the link `latest`."""
+    return [path for path in parent.glob("*") if not path.is_symlink() and (path / "flags.json").is_file()]
 
 
 def _about(path: Path) -> dict:
@@ -181,8 +198,9 @@ def stored_eids(directory: Path | str) -> list[int]:
 
 def archived_eids(path: Path) -> list[int]:
     """Return the archived epochs, ascending."""
-    names = (re.fullmatch(r"eid-(\d+)\.npz", file.name) for file in (path / "archive").glob("eid-*.npz"))
-    return sorted(int(match[1]) for match in names if match)
+    names = (re.fullmatch(r"eid-(\d{6,18})\.npz", file.name) for file in (path / "archive").glob("eid-*.npz"))
+    eids = [int(match[1]) for match in names if match]
+    return sorted(eid for eid in eids if archive_path(path, eid).exists())
 
 
 def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
@@ -222,7 +240,10 @@ def load_checkpoint(directory: Path | str, eid: int | None = None) -> tuple[list
         return [(key[4:], arrays[key]) for key in sorted(arrays)], state
 
     otherwise = "delete it and use another epoch, or run the experiment again"
-    return parsed(read_bytes(path), weights_and_state, str(path), otherwise)
+    weights, state = parsed(read_bytes(path), weights_and_state, str(path), otherwise)
+    if eid is not None and state["eid"] != eid:
+        raise UserError(f"{path}: holds epoch {state['eid']}, not {eid}: it was copied or renamed; {otherwise}")
+    return weights, state
 
 
 def load_weights(directory: Path | str, eid: Any = "last") -> list[tuple[str, np.ndarray]]:

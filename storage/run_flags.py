@@ -56,15 +56,19 @@ class Inherited:
     """
 
     flags: tuple[str, ...]
-    but: tuple[str, ...] = ("data_dir",)
+    but: tuple[str, ...] = ("data_dir", "dataset", "random_labels")
 
 
 INHERITED = {
     "train_peek": Inherited((*DATA, *NETWORK)),
     "attack": Inherited((*DATA, *NETWORK, *TRAINING_FLAGS)),
-    # Without a directory, --dataset helps to choose the run.
-    **dict.fromkeys(MEASUREMENTS, Inherited((*DATA, *NETWORK, *TRAINING_FLAGS), ("data_dir", "dataset"))),
+    **dict.fromkeys(MEASUREMENTS, Inherited((*DATA, *NETWORK, *TRAINING_FLAGS))),
 }
+
+
+def _has_moved(name: str, old: Any, new: Any) -> bool:
+    """Return whether a flag may give another place of a file of data; the fingerprint then says if it is the same."""
+    return name in ("dataset", "random_labels") and all(str(value).endswith(".npz") for value in (old, new))
 
 
 def resolve(script: dict, given: dict[str, Any]) -> dict:
@@ -84,13 +88,12 @@ def resolve(script: dict, given: dict[str, Any]) -> dict:
     if rule is None or run is None:
         return flags
     own, theirs = flatten(flags), flatten(of_trained(run))
-    for name in given:
-        if name in rule.flags and name not in rule.but and own[name] != theirs[name]:
-            raise UserError(f"--{name} {shown(own[name])}: the run {run} has {shown(theirs[name])}; leave it out")
-    if own["dataset"] not in (None, theirs["dataset"]) and "dataset" in given:
-        raise UserError(f"--dataset {own['dataset']}: the run {run} is on {theirs['dataset']}")
-    data_dir = theirs["data_dir"] if own["data_dir"] is None else own["data_dir"]
-    taken = {name: theirs[name] for name in rule.flags} | {"data_dir": data_dir, "load_dir": str(run)}
+    taken = {name: theirs[name] for name in rule.flags} | {"load_dir": str(run)}
+    for name in rule.flags:
+        if name in given and own[name] is not None and own[name] != theirs[name]:
+            if name != "data_dir" and not _has_moved(name, theirs[name], own[name]):
+                raise UserError(f"--{name} {shown(own[name])}: the run {run} has {shown(theirs[name])}; leave it out")
+            taken[name] = own[name]
     flags = complete(own | taken)
     if flags["task"] in MEASUREMENTS:
         networks(flags)
@@ -118,11 +121,17 @@ def _resumed(given: dict[str, Any]) -> dict:
     if before["task"] in INHERITED:
         # The run is where the directory lies: load_dir may have named `latest`, or a place that has moved since.
         given = given | {"load_dir": before["load_dir"]}
+    cluster = before["cluster"]
+    if "cluster" not in given and isinstance(cluster, str) and "://" not in cluster and not Path(cluster).exists():
+        raise UserError(
+            f"--resume {given['resume']}: ran with the scheduler file {cluster}, which is gone; give --cluster with "
+            "another one, or --cluster none"
+        )
     flags = complete(before | given)
     after = flatten(flags)
     for flag in FLAGS:
         old, new = before[flag.name], after[flag.name]
-        if flag.name not in FREE_ON_RESUME and old != new:
+        if flag.name not in FREE_ON_RESUME and old != new and not _has_moved(flag.name, old, new):
             raise UserError(
                 f"--{flag.name} {shown(new)}: the run to resume has {shown(old)}; "
                 f"when resuming, only {', '.join(FREE_ON_RESUME)} may change"
@@ -158,8 +167,7 @@ def _latest_run(flags: dict) -> Path:
         raise UserError("give the working directory of a run, logs/<experiment>/<time>")
     experiment = flags["measured_experiment"] + ("_random" if flags["on_random_labels"] else "")
     logs = logs_dir(flags["logs_dir"])
-    found = sorted((logs / experiment).glob("*"))
-    found = [path for path in found if path.name != "latest" and (path / "flags.json").is_file()]
+    found = sorted(read.runs_in(logs / experiment), key=read.began)
     wanted = flags["dataset"]
     if wanted is not None:
         found = [path for path in found if read.read_flags(path).get("dataset") == wanted]

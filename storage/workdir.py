@@ -28,16 +28,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from storage.read import FORMAT, KEPT, archive_path, read_journal
+from storage.read import FORMAT, KEPT, archive_path, began, read_journal, runs_in
 from support import __version__, checksums
 from support.errors import Stopped, UserError, reason
-from support.files import ROOT, read_bytes, replace_atomically
+from support.files import ROOT, open_own, read_bytes, replace_atomically
 from support.screen import log, shown_path
 
 # Making a directory
@@ -54,7 +55,7 @@ def about(experiment: str) -> dict[str, Any]:
         "format": FORMAT,
         "experiment": experiment,
         "command": shlex.join(map(_lasting, sys.argv)),
-        "began": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "began": datetime.now(UTC).isoformat(sep=" ", timespec="microseconds"),
         "git": git_revision(),
         "versions": {"program": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("tensorflow", "numpy")},
@@ -89,7 +90,8 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
 
     Raises: UserError when the directory cannot be made; OSError when the files cannot be written.
     """
-    stamp = time.strftime("%Y%m%d_%H%M%S")
+    stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
+    _after_the_others(logs / name, files)
     for suffix in ("", *(f"_{k}" for k in range(2, 1000))):
         path = logs / name / (stamp + suffix)
         try:
@@ -107,6 +109,15 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
         _point_latest(path)
         return path
     raise UserError(f"cannot make the working directory {logs / name / stamp}: too many in one second")
+
+
+def _after_the_others(parent: Path, files: dict[str, dict] | None) -> None:
+    """Let a new directory begin after all others of its experiment, even if the clock was set back."""
+    about = (files or {}).get("about.json", {})
+    if "began" in about:
+        others = [began(path) for path in runs_in(parent)]
+        now = max([datetime.fromisoformat(about["began"]), *(other + timedelta(microseconds=1) for other in others)])
+        about["began"] = now.isoformat(sep=" ", timespec="microseconds")
 
 
 def fill(path: Path, files: dict[str, dict]) -> None:
@@ -128,15 +139,29 @@ def _point_latest(path: Path) -> None:
         os.replace(link, path.with_name("latest"))
 
 
+WRITTEN = ("lock", "stdout", "journal.jsonl", "checkpoint.npz", "res", "archive", "figures")  # into a run's directory
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Context manager: hold the lock on a working directory. The kernel releases it when the process ends.
 
-    Raises: UserError when another process holds it.
+    The directory itself is locked, too: a file `lock` that somebody removes does not let a second process in.
+
+    Raises: UserError when another process holds it, or the directory contains a link or a pipe to write to.
     """
-    with open(path / "lock", "a+", encoding="utf-8") as file:
+    for name in WRITTEN:
+        if (path / name).is_symlink():
+            raise UserError(
+                f"{path / name}: a link; the program writes only to files of the directory itself: remove it"
+            )
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(open_own(path / "lock"), "r+", encoding="utf-8"))
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, folder)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for held in (file, folder):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = " ".join(file.read().split()) or "another process"
@@ -189,7 +214,8 @@ class WorkDir:
     def append(self, info: dict) -> int:
         """Append one accepted epoch's info; returns the journal's length in bytes."""
         if self._journal is None:
-            self._journal = open(self.path / "journal.jsonl", "ab")  # noqa: SIM115 (open for the whole run)
+            found = open_own(self.path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            self._journal = open(found, "ab")  # noqa: SIM115 (open for the whole run)
         self._journal.write(checksums.with_crc(info))
         self._journal.flush()
         return self._journal.tell()

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class NotFinite(UserError):
+    """A network whose logits are not finite was to be measured."""
+
+
 class TrainingDiverged(Exception):
     """No learning rate that the scheduler may use gives an acceptable epoch. Exit status 1."""
 

@@ -1,6 +1,7 @@
 """Reading and writing files: precise errors, atomic writes."""
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -28,6 +29,23 @@ def read_bytes(path: Path) -> bytes:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Return a descriptor of a file of a working directory, to be written: never through a link, or into a pipe.
+
+    Raises: UserError where it is not a regular file; OSError when the disk fails.
+    """
+    try:
+        found = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise UserError(f"{path}: a link, a pipe or a folder, not a regular file; remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise UserError(f"{path}: not a regular file; remove it")
+    return found
 
 
 def parsed(content: bytes, parse: Callable[[bytes], Any], what: str, otherwise: str) -> Any:
@@ -72,7 +90,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under another name, sync it to the disk, and move it to its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.errors import reason
+from support.files import open_own
 
 log = logging.getLogger("margin")
 
@@ -44,10 +45,13 @@ def one_line(message: object) -> str:
 
 
 def give_streams() -> None:
-    """Replace a closed stdout or stderr by the null device."""
+    """Replace a closed stdout or stderr by the null device; escape what their encoding lacks."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for the rest of the process)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def silence_stdout() -> None:
@@ -74,7 +78,7 @@ class Screen(logging.Handler):
             )
 
 
-class _File(logging.FileHandler):
+class _File(logging.StreamHandler):
     def handleError(self, record):
         raise
 
@@ -86,12 +90,13 @@ class logging_to:
         self.path = path
 
     def __enter__(self):
-        self.handler = _File(self.path, encoding="utf-8")
+        appended = open_own(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.handler = _File(open(appended, "a", encoding="utf-8", errors="backslashreplace"))
         log.addHandler(self.handler)
 
     def __exit__(self, *exception):
         log.removeHandler(self.handler)
-        self.handler.close()
+        self.handler.stream.close()
 
 
 class Throttle:

@@ -6,7 +6,7 @@ from builders import an_attack, curves, work_dir
 
 import figures
 from catalogue.attacks import METHODS
-from reporting import attacks
+from reporting import attacks, runs
 
 
 def test_robust_accuracy_falls_at_each_distance_and_starts_at_the_clean_accuracy(tmp_path):
@@ -52,7 +52,8 @@ def test_robust_accuracy_agrees_with_the_attacks_own_summary(tmp_path):
     eps_list = (0.5, 1.0, 1.5, 2.0)
     said = measurement.summary(Records(records), eps_list, METHODS["ddn"])["robust_acc"]
     res = {"errors": records["error"], "clean_correct": right, "success": found}
-    eps, robust = attacks.robust_accuracy(res, METHODS["ddn"])
+    run = runs.Run(tmp_path, {"task": "attack", "attack_method": "ddn", "attack_target": None}, {})
+    eps, robust = attacks.robust_accuracy(run, res)
     for e in eps_list:
         assert robust[np.searchsorted(eps, e, side="right") - 1] == pytest.approx(100 * said[str(e)])
 

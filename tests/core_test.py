@@ -47,8 +47,8 @@ def assert_same_weights(a, b):
 def plain_training(context):
     """The loop, no short cuts: all stats of every attempt, no early rejection, weights kept as copies."""
     f, model = context.f, context.model
-    scheduler = lr_scheduler.build(f.lr, f.train_mode, f.log_frame0)
-    log_frame = f.log_frame0 if f.train_mode == "USE_FRAME" else 0.0
+    scheduler = lr_scheduler.build(f.lr, f.train_mode)
+    log_frame = math.log(math.log(10)) if f.train_mode == "USE_FRAME" else 0.0
     _, lr = scheduler.get()
     decisions = []
     for eid in range(1, f.E + 1):
@@ -59,7 +59,7 @@ def plain_training(context):
             order = attempts.permutation(context, eid, attempt)[: len(context.dataset[0][0]) // f.B * f.B]
             batches = order.reshape(-1, f.B).astype(np.int32)
             ok, losses = model.train_epoch(*context.train_set, batches, lr, log_frame, f.loss_ub)
-            stats = attempts.stats(context, log_frame) if ok else None
+            stats = attempts.stats(context, log_frame)[0] if ok else None
             info = {"eid": eid, "lr": lr, "log_frame": log_frame, "stats": stats}
             command, next_lr = scheduler.get(info)
             decisions.append((eid, attempt, lr, command, float(losses.mean())))
@@ -173,7 +173,7 @@ def test_a_loss_below_what_float64_holds_still_falls(tiny_flags):
     model = core.context.model
     for v in model.weights[2:]:
         v.assign(v * 100.0)
-    start = attempts.stats(core.context, 0.0)
+    start, _ = attempts.stats(core.context, 0.0)
     assert start["log_loss"] < -400 * math.log(10) and start["loss"] == 0.0
     progress = Training(core.context.changed(log_frame0=start["log_loss"], lr=("loss-based-v1", 1e-6)))
     progress.weights = model.snapshot()

@@ -283,7 +283,7 @@ def test_the_recorded_command_names_the_run_that_latest_was(own, monkeypatch):
 
 def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
     about = json.loads((own / "about.json").read_text())
-    (own / "about.json").write_text(json.dumps(about | {"data": about["data"] | {"crc32": 1}}))
+    (own / "about.json").write_text(json.dumps(about | {"data": about["data"] | {"fingerprint": 1}}))
     assert "other data or labels" in refused(own)
     (own / "about.json").write_text(json.dumps(about))
     (own / "checkpoint.npz").unlink()
@@ -319,7 +319,14 @@ def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
 def test_a_resumed_attack_keeps_to_its_run_and_epochs(own, monkeypatch):
     """Whatever the flag that named the run, `latest` or seen from another folder, names by now."""
     stopping = prepare(own, "--eid", "last")
-    stopping = Core(stopping.context.flags, "eval-tiny", lambda fraction: (_ for _ in ()).throw(Stopped(2)))
+    calls = []
+
+    def update(fraction):
+        calls.append(fraction)
+        if len(calls) > 2:  # its directory is there
+            raise Stopped(2)
+
+    stopping = Core(stopping.context.flags, "eval-tiny", update)
     with pytest.raises(Stopped):
         stopping.run()
     path = (own / "eval-tiny" / "latest").resolve()

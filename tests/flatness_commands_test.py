@@ -99,7 +99,7 @@ def test_random_labels_are_made_once_and_their_runs_are_found_by_random(tmp_path
     measuring = Core({"task": "measure_radius", "load_dir": str(trained), "eid": "last"}, "m")
     with np.load(labels) as arrays:
         assert (measuring.context.dataset[0][1] == arrays["labels"]).all()
-    np.savez(labels, labels=np.zeros(1500, np.int32))
+    np.savez(labels, labels=np.arange(1500, dtype=np.int32) % 10)
     with pytest.raises(UserError, match="other data or labels"):
         run("measure_radius_mnist", tmp_path, random=True, directions=1)
 

@@ -1,12 +1,20 @@
 """The live view: what TensorBoard reads back is what the journal says."""
 
+import contextlib
 import copy
 import errno
 import io
 import itertools
+import json
 import math
+import re
 import shutil
+import subprocess
 import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,13 +35,13 @@ LN10 = math.log(10)
 
 def accumulator(run):
     """What TensorBoard itself reads the events with."""
-    reader = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
+    reader = EventAccumulator(str(live.events_dir(run, run)), size_guidance={"tensors": 0})
     return reader.Reload()
 
 
 def points(reader, tag):
-    """{epoch: number}, float64; fails for an epoch that is there twice."""
-    events = [(e.step, e.tensor_proto.double_val[0]) for e in reader.Tensors(tag)]
+    """{epoch: number}, float32; fails for an epoch that is there twice."""
+    events = [(e.step, np.float32(e.tensor_proto.float_val[0])) for e in reader.Tensors(tag)]
     assert len(dict(events)) == len(events), f"{tag} has an epoch twice"
     return dict(events)
 
@@ -46,9 +54,9 @@ def assert_tells_the_journal(reader, run):
     for tag in wanted - {"epoch/log10_loss"}:
         group, key = tag.split("/")
         source = {eid: info["stats"] if group == "stats" else info for eid, info in journal.items()}
-        wanted_points = {eid: float(numbers[key]) for eid, numbers in source.items()}
+        wanted_points = {eid: np.float32(numbers[key]) for eid, numbers in source.items()}
         np.testing.assert_equal(points(reader, tag), wanted_points, tag)
-    log10 = {eid: info["stats"]["log_loss"] / LN10 for eid, info in journal.items()}
+    log10 = {eid: np.float32(info["stats"]["log_loss"] / LN10) for eid, info in journal.items()}
     assert points(reader, "epoch/log10_loss") == log10
 
 
@@ -70,15 +78,61 @@ def info(eid, **stats):
 
 def written(path, infos):
     """What TensorBoard reads of these epochs."""
-    writer = live.Live(path, {}, 10**9, lambda: None)
+    writer = live.Live(path, live.events_dir(path, path), {}, 10**9, lambda: None)
     for one in infos:
         writer.accept(one)
     writer.close()
     return accumulator(path)
 
 
-def test_every_number_of_the_journal_is_there_to_the_last_bit(trained):
+def test_every_number_of_the_journal_is_there_in_float32(trained):
     assert_tells_the_journal(accumulator(trained[0]), trained[0])
+
+
+@contextlib.contextmanager
+def server(logs):
+    """Context manager: a TensorBoard server on a folder; gives a function path -> what it answers."""
+    words = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logs), "--port", "0", "--host", "127.0.0.1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
+            yield lambda path: json.load(urllib.request.urlopen(address + path))
+        finally:
+            process.kill()
+
+
+def asked(ask, path, known):
+    """What a server answers once it has read the files."""
+    while not known(found := ask(path)):
+        time.sleep(0.2)
+    return found
+
+
+def test_a_real_server_shows_every_scalar_of_a_run_once(trained):
+    run, flags = trained
+    wanted = {f"stats/{key}" for key in results.read_journal(run)[1]["stats"]}
+    with server(flags["logs_dir"]) as ask:
+        tags = asked(ask, "data/plugin/scalars/tags", bool)
+        assert len(tags) == 1  # not once more through `latest`
+        [(name, own)] = tags.items()
+        assert wanted < set(own)
+        found = ask(f"data/plugin/scalars/scalars?run={urllib.parse.quote(name)}&tag=epoch%2Flog10_loss")
+    log10 = [info["stats"]["log_loss"] / LN10 for info in results.read_journal(run).values()]
+    assert [value for _, _, value in found] == pytest.approx(log10, rel=1e-6)
+
+
+def test_a_sweeps_points_are_hyperparameters(tiny_flags):
+    grid = ["lr=0.05,0.1"]
+    Core(tiny_flags | {"task": "sweep", "axes": grid, "E": 1, "tensorboard": True}, "sweep-tiny").run()
+    events = list(Path(tiny_flags["logs_dir"]).glob("tensorboard/sweep-tiny/*/*"))
+    assert sorted(path.name for path in events) == ["lr=0.05", "lr=0.1"]
+    request = {"experimentName": "", "startIndex": 0, "sliceSize": 10, "colParams": []}
+    request["allowedStatuses"] = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+    with server(tiny_flags["logs_dir"]) as ask:
+        asked(ask, "data/plugin/scalars/tags", lambda tags: len(tags) == 2)
+        query = urllib.parse.urlencode({"request": json.dumps(request)})
+        groups = asked(ask, f"data/plugin/hparams/session_groups?{query}", lambda found: found["totalSize"] == 2)
+    assert {group["hparams"]["lr"] for group in groups["sessionGroups"]} == {0.05, 0.1}
 
 
 def test_the_figures_of_the_last_epoch_are_there(trained):
@@ -95,20 +149,21 @@ def test_the_figures_of_the_last_epoch_are_there(trained):
 def test_a_loss_of_1e_minus_800_is_a_point_at_minus_800(tmp_path):
     losses = {1: -800.0, 2: -3000.0}
     reader = written(tmp_path, [info(eid, log_loss=log10 * LN10) for eid, log10 in losses.items()])
-    assert points(reader, "epoch/log10_loss") == pytest.approx(losses, rel=1e-15)
+    assert points(reader, "epoch/log10_loss") == losses
 
 
 def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
     values = [1e300, 5e-324, math.inf, -math.inf, math.nan, 1 / 3]
     got = points(written(tmp_path, [info(k, q_min=v) for k, v in enumerate(values, 1)]), "stats/q_min")
-    np.testing.assert_array_equal([got[k] for k in range(1, len(values) + 1)], values)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal([got[k] for k in range(1, len(values) + 1)], np.float32(values))
 
 
 def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(trained, tmp_path):
     run, flags = trained
-    shutil.copytree(run, tmp_path / "run")
-    run = tmp_path / "run"
-    (older,) = (run / "tensorboard").iterdir()
+    shutil.copytree(flags["logs_dir"], tmp_path / "logs", symlinks=True)
+    run = tmp_path / "logs" / run.relative_to(flags["logs_dir"])
+    (older,) = live.events_dir(run, run).iterdir()
     watching = accumulator(run)
     resumed = Run(Core(flags | {"E": 5, "resume": str(run)}).context, run)
     assert resumed.eid == 3
@@ -122,7 +177,7 @@ def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(traine
 
 def test_the_flag_may_come_with_resuming_and_tells_of_all_epochs(tiny_flags):
     run = Core(tiny_flags | {"E": 2}).run()
-    assert not (run / "tensorboard").exists()
+    assert not live.events_dir(run, run).exists()
     Core(tiny_flags | {"E": 3, "resume": str(run), "tensorboard": True}).run()
     assert_tells_the_journal(accumulator(run), run)
 
@@ -148,7 +203,7 @@ def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, mon
 
     monkeypatch.setattr(live.Live, "draw", draw)
     monkeypatch.setattr(live, "FIGURES_EVERY", 0.0)
-    writer = live.Live(tmp_path, {}, 400, lambda: None)
+    writer = live.Live(tmp_path, tmp_path, {}, 400, lambda: None)
     for eid in range(1, 401):
         writer.accept(info(eid))
     writer.close()
@@ -158,7 +213,7 @@ def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, mon
 
     drawn.clear()
     monkeypatch.setattr(live, "FIGURES_EVERY", 3600.0)
-    writer = live.Live(tmp_path, {}, 20, lambda: None)
+    writer = live.Live(tmp_path, tmp_path, {}, 20, lambda: None)
     for eid in range(1, 21):
         writer.accept(info(eid))
     writer.close()
@@ -173,15 +228,15 @@ def test_what_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog
     monkeypatch.setattr(drawing, "build", build)
     monkeypatch.setattr(live.log, "propagate", True)  # else caplog sees nothing
     caplog.set_level("INFO", "margin")
-    writer = live.Live(tmp_path, {}, 1, lambda: None)
+    writer = live.Live(tmp_path, live.events_dir(tmp_path, tmp_path), {}, 1, lambda: None)
     writer.accept(info(1))
     writer.close()
-    assert points(accumulator(tmp_path), "epoch/lr") == {1: 0.1}
+    assert points(accumulator(tmp_path), "epoch/lr") == {1: np.float32(0.1)}
     assert f"no figures for TensorBoard at epoch #1: {type(error).__name__}: {error}" in caplog.messages
 
 
 def test_a_full_disk_is_not_taken_for_a_figure_that_cannot_be_drawn(tmp_path, monkeypatch):
-    writer = live.Live(tmp_path, {}, 1, lambda: None)
+    writer = live.Live(tmp_path, tmp_path, {}, 1, lambda: None)
 
     def full(**fields):
         raise OSError(errno.ENOSPC, "No space left on device")

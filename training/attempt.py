@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.context import Context
 from engine.units import Worker
+from support.errors import NotFinite
 from support.screen import Update, ignore, within
 from training import measures
 from training.measures import Evaluation
@@ -30,6 +31,7 @@ class Outcome:
       weights: after the attempt, on the device, in the order of `Network.tensors`; None without stats.
       train_time, eval_time: seconds.
       moved: whether the weights changed by more than rounding; only known of the first epoch's attempts, else True.
+      dead: whether the logits are the same for all training images.
     """
 
     info: dict[str, Any]
@@ -37,6 +39,7 @@ class Outcome:
     train_time: float
     eval_time: float
     moved: bool = True
+    dead: bool = False
 
 
 def first_frame(context: Context) -> float:
@@ -90,8 +93,9 @@ def attempt(
         "rt_loss": float(losses.mean()),
         "stats": None,
     }
+    dead = False
     if ok and (eid % f.stats_every == 0 or eid == f.E):
-        info["stats"] = stats(context, log_frame, loss_limit, within(update, TRAINING, 1))
+        info["stats"], dead = stats(context, log_frame, loss_limit, within(update, TRAINING, 1))
     elif ok:
         info["stats"] = {"loss": info["rt_loss"], "log_loss": math.log(info["rt_loss"] or math.nan)}
     if info["stats"] is not None and not _finite(context, info["stats"]):
@@ -100,7 +104,7 @@ def attempt(
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
     moved = eid > 1 or _moved(context.model, weights)
-    return Outcome(info, after, trained - began, time.perf_counter() - trained, moved)
+    return Outcome(info, after, trained - began, time.perf_counter() - trained, moved, dead)
 
 
 def _moved(model: Any, before: Any) -> bool:
@@ -150,14 +154,19 @@ def _gradient_steps(
 
 def stats(
     context: Context, log_frame: float, loss_limit: float = math.inf, update: Update = ignore
-) -> dict[str, Any] | None:
-    """Return the stats of the network as it is now; None when its loss is above the limit.
+) -> tuple[dict[str, Any] | None, bool]:
+    """Return the stats of the network as it is now, and whether it is dead: the same logits for all training images.
+
+    The stats are None where the loss is above the limit, or a logit is not finite.
 
     Args:
       log_frame: natural log of the frame. loss_limit: see `attempt`.
     """
     complete, loss, logits = context.model.evaluate(*context.train_set, log_frame, loss_limit, update)
-    if not complete:
-        return None
+    if not complete or not np.isfinite(logits).all():
+        return None, False
     now = Evaluation(context, log_frame, (loss, logits), update=lambda fraction: update(1.0))
-    return measures.record(now)
+    try:
+        return measures.record(now), not (logits != logits[0]).any()
+    except NotFinite:  # of the test set
+        return None, False

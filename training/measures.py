@@ -14,6 +14,7 @@ from flatness import curvature
 from flatness.hessian import Hessian
 from flatness.span import examples_of
 from models import margins
+from support.errors import NotFinite
 from support.screen import Update, ignore
 from training import theory
 
@@ -45,7 +46,15 @@ class Evaluation:
     def _train(self) -> tuple[float, np.ndarray]:
         if self._known is not None:
             return self._known
-        _, loss, logits = self.model.evaluate(*self.context.train_set, self.log_frame, update=self.update)
+        return self._pass(self.context.train_set, self.log_frame)
+
+    def _pass(self, data: tuple[Any, Any], log_frame: float) -> tuple[float, np.ndarray]:
+        """Return mean loss in the frame and logits of a data set. Raises: NotFinite."""
+        complete, loss, logits = self.model.evaluate(*data, log_frame, update=self.update)
+        if not complete or not np.isfinite(logits).all():
+            raise NotFinite(
+                "the network's logits are not finite: its weights have overflowed; choose an earlier epoch"
+            )
         return loss, logits
 
     @property
@@ -61,8 +70,7 @@ class Evaluation:
     @cached_property
     def test_logits(self) -> np.ndarray:
         """float32 [N_test, C]."""
-        logits: np.ndarray = self.model.evaluate(*self.context.test_set, update=self.update)[2]
-        return logits
+        return self._pass(self.context.test_set, 0.0)[1]
 
     @cached_property
     def gaps(self) -> np.ndarray:

@@ -12,7 +12,7 @@ from storage import read, workdir
 from support.errors import UserError
 from support.screen import log
 from training import measures
-from training.attempt import attempt, first_frame, stats
+from training.attempt import attempt, first_frame
 from training.measures import Evaluation, History
 from training.run import stats_line
 
@@ -52,19 +52,20 @@ def _peek(context: Context, eid: int, weights: Any) -> dict[str, Any]:
     context.model.set_weights(weights)
     log_frame = first_frame(context)
     now, history = Evaluation(context, log_frame), History()
-    peeked: dict[str, Any] = {"stats": stats(context, log_frame), "q": now.q, "epochs": []}
+    peeked: dict[str, Any] = {"stats": measures.record(now), "q": now.q, "epochs": []}
     peeked["stats"] |= measures.record(now, history, f.measure or ())
     log.info("epoch #%d: %s", eid, stats_line(peeked["stats"]))
     for more in range(1, f.E + 1):
         began = time.perf_counter()
         outcome = attempt(context, weights, eid + more, 1, f.lr, log_frame, math.inf, context.update)
         info, weights = outcome.info, outcome.weights
-        now = Evaluation(context, log_frame)
-        info |= {"time": time.perf_counter() - began, "q": now.q}
+        info["time"] = time.perf_counter() - began
         peeked["epochs"].append(info)
         if info["stats"] is None:
-            log.info("epoch #%d + %d: a batch loss above loss_ub", eid, more)
+            log.info("epoch #%d + %d: a batch loss above loss_ub, or not finite", eid, more)
             break
+        now = Evaluation(context, log_frame)
+        info["q"] = now.q
         times = {"train_time": outcome.train_time, "eval_time": outcome.eval_time}
         info["stats"] |= times | {"attempts": 1}
         if f.measure and f.measure_every != "archived" and (more % f.measure_every == 0 or more == f.E):

@@ -39,21 +39,26 @@ def train(context: Context) -> Path:
 
     Raises: UserError; TrainingDiverged; Stopped; OSError when the disk fails.
     """
-    _check(context)
+    _check_alone(context)
     alone = context if context.f.speculate else context.changed(cluster=None)
     with executor(alone, priority=ATTEMPTS_FIRST) as workers:
         return train_in(context, directory(context, logs_dir(context)), workers=workers)
 
 
-def _check(context: Context) -> None:
-    """Raises: UserError for flags, data or a network that do not fit, before anything is written."""
+def check(context: Context) -> None:
+    """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
+    context.model  # noqa: B018 (made now)
+
+
+def _check_alone(context: Context) -> None:
+    """Raises: UserError as `check`, and for flags of several trainings."""
     if context.f.speculate and context.f.cluster is None:
         raise UserError("--speculate: concurrent attempts need workers; also give --cluster")
     if context.f.cluster is not None and not context.f.speculate:
         raise UserError("--cluster: a single training uses it only with --speculate; also give that")
-    context.model  # noqa: B018 (made now)
+    check(context)
 
 
 def train_in(
@@ -130,6 +135,7 @@ class Training:
         self.eid, self.weights = 0, context.model.initial_weights(context.f.seed)
         self.begin(attempt.first_frame(context))
         self.watch: Callable[[int, float], None] = lambda number, fraction: None
+        self._dead = False
 
     def begin(self, log_frame0: float) -> None:
         """Start the scheduler with this first frame."""
@@ -173,6 +179,13 @@ class Training:
         info["stats"]["angle_to_last_epoch"] = angle_between(self.context.model, self.weights, accepted[0].weights)
         info["time"] = time.perf_counter() - began
         self._accept(info, accepted[0].weights)
+        if accepted[0].dead and not self._dead:
+            self._dead = True
+            log.warning(
+                "warning: at epoch #%d all training images have the same logits: the network is dead, as after steps "
+                "that are too long, and no gradient revives it; lower --lr",
+                self.eid,
+            )
         return info
 
     def _begin_again(self) -> None:
@@ -247,6 +260,8 @@ class Run(Training):
     ):
         super().__init__(context, executor)
         self.archiver = archivers.build(context.f.archive)
+        if (path / "archive").exists() and not (path / "archive").is_dir():
+            raise UserError(f"{path / 'archive'}: a file is in the way of the archived epochs; remove it")
         self.raw: dict[int, dict[str, Any]] = {}
         self.kept: dict[str, np.ndarray] = {}
         self.work_dir = workdir.WorkDir(path)

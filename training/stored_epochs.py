@@ -1,9 +1,10 @@
 """Measures of stored epochs, afterwards."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-from catalogue.measures import ON_REQUEST
+from catalogue.measures import ALWAYS, ON_REQUEST
 from engine.context import Context
 from engine.measurement import checked_networks, measure, record_of
 from engine.units import Unit, Worker
@@ -13,6 +14,7 @@ from support import forms
 from support.errors import UserError
 from support.screen import Update, log
 from training import measures
+from training.attempt import first_frame
 from training.measures import Evaluation, History
 
 
@@ -29,7 +31,7 @@ def measure_epochs(context: Context) -> Path:
     if stored(run)["task"] != "train":
         raise UserError(f"{run}: has one run per seed; give one of them, {run}/seed-<n>")
     networks = checked_networks(context)
-    missing = [eid for _, eid in networks.values() if eid not in record_of(context, run)]
+    missing = [eid for _, eid in networks.values() if eid and eid not in record_of(context, run)]
     if missing:
         raise UserError(f"{run}: its record lacks epoch {missing[0]}, which is stored; give others with --eid")
     units = [Unit(work, (place[1],), {"network": place}) for place in networks.values()]
@@ -42,7 +44,15 @@ def measure_epochs(context: Context) -> Path:
         return {"eid": eid, "stats": stats}
 
     def finish(found: list[dict[str, Any]]) -> dict[int, Any]:
-        raw = record_of(context, run)
+        start = {
+            "eid": 0,
+            "lr": 0.0,
+            "log_frame": first_frame(context),
+            "rt_loss": math.nan,
+            "time": 0.0,
+            "stats": {},
+        }
+        raw = {0: start | {"stats": {}}} | record_of(context, run)  # the initial weights have no record of their own
         return {
             part["eid"]: raw[part["eid"]] | {"stats": raw[part["eid"]]["stats"] | part["stats"]} for part in found
         }
@@ -60,5 +70,7 @@ def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]
         earlier = [other for other in read.stored_eids(path) if other < eid]
         return (earlier[-1], context.stored_weights(path, earlier[-1])) if earlier else None
 
-    now = Evaluation(context, infos[-1]["log_frame"], update=context.update)
-    return measures.record(now, History(infos[-1], infos, before), context.f.measure)
+    last = infos[-1] if infos else None
+    now = Evaluation(context, last["log_frame"] if last else first_frame(context), update=context.update)
+    names = context.f.measure if eid else (*ALWAYS, *context.f.measure)
+    return measures.record(now, History(last, infos, before), names)
