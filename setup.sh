@@ -7,6 +7,7 @@ unset CDPATH # with it, cd prints where it goes
 SOURCE=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")
 ROOT=$(cd "$(dirname "$SOURCE")" && pwd)
 unset PYTHONSAFEPATH # the scripts import what lies next to them
+export PYTHONUTF8=1  # paths are UTF-8, whatever the locale
 
 satisfies() { # <python> <requirements file>
     "$1" - "$2" <<'PY' 2>/dev/null

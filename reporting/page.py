@@ -46,7 +46,7 @@ def write(directories: Iterable[Path | str], out: Path | str | None = None) -> P
     path = Path(directories[0]) / "report.html" if out is None else Path(out)
     text = page(directories)
     try:
-        replace_atomically(path, lambda file: file.write(text.encode()))
+        replace_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     except OSError as error:
         raise UserError(
             f"cannot write the report {path}: {reason(error)}; make the place writable or give another --out"

@@ -151,7 +151,10 @@ def locked(path: Path) -> Iterator[None]:
     Raises: UserError when another process holds it, or the directory contains a link or a pipe to write to.
     """
     for name in WRITTEN:
-        if (path / name).is_symlink():
+        place = path / name
+        if place.exists() and not place.is_file() and not place.is_dir():
+            raise UserError(f"{place}: not a regular file; remove it")
+        if place.is_symlink():
             raise UserError(
                 f"{path / name}: a link; the program writes only to files of the directory itself: remove it"
             )

@@ -55,7 +55,7 @@ def doors(run):
     }
 
 
-@pytest.mark.parametrize("door", ["run.sh", "eval.sh", "help", "results", "figures", "report", "export", "sweep"])
+@pytest.mark.parametrize("door", ["run.sh", "results", "figures", "report", "sweep"])
 def test_every_front_door_works_in_all_of_them_together(run, tmp_path, door):
     (tmp_path / "a folder").mkdir()
     done = call(doors(run)[door], ALL, tmp_path / "a folder")
@@ -72,27 +72,18 @@ def test_every_front_door_works_in_each_of_them(run, tmp_path, door, variant):
     assert "Traceback" not in done.stderr
 
 
-def test_a_training_and_an_attack_work_in_all_of_them_together(tmp_path):
+def test_a_training_works_in_all_of_them_together(tmp_path):
     logs = tmp_path / "é [x]"
     words = [ROOT / "run.sh", "exper-quick-digits-cnn-const-lr-1", "--train_N", "100", "--E", "2", "--logs_dir", logs]
     done = call([*words, "--gpu", "-1", "--figures", "false"], ALL, tmp_path)
     assert done.returncode == 0 and "done: 2 epochs" in done.stdout, done.stderr
-    run = logs / "exper-quick-digits-cnn-const-lr-1" / "latest"
-    words = [ROOT / "eval.sh", "eval-final-mnist-l2-ddn", run, "--eid", "last", "--attack_N", "5", "--gpu", "-1"]
-    done = call([*words, "--figures", "false"], ALL, tmp_path)
-    assert done.returncode == 0 and "done: results in" in done.stdout, done.stderr
 
 
-def test_a_user_without_a_home_and_a_name_can_list_and_read(run, tmp_path):
-    if os.geteuid():
-        pytest.skip("needs root, to be another user")
-    readable = shutil.copytree(run, tmp_path / "run")
-    subprocess.run(["chmod", "-R", "a+rX", str(tmp_path.parent)], check=True)
-    code = "import os; os.chdir('/'); from data.loading import _roots; print(_roots(None))"
-    done = call([sys.executable, "-c", code], {"HOME": None}, ROOT, user=54321)
-    if "Permission denied" in done.stderr:
-        pytest.skip("this checkout is not readable for others")
-    assert done.returncode == 0 and readable.exists(), done.stderr
+def test_data_is_searched_without_a_home_and_an_entry_in_passwd():
+    code = "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
+    code += "from data.loading import _roots\nprint(_roots(None))"
+    done = call([sys.executable, "-c", code], {"HOME": None, "KERAS_HOME": None}, ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_scripts_can_be_called_through_a_link_from_another_folder(tmp_path):
@@ -141,7 +132,7 @@ def test_an_interrupted_set_up_is_made_again(tmp_path):
 
 def test_a_deleted_current_folder_is_no_traceback(run, tmp_path):
     (tmp_path / "gone").mkdir()
-    code = f"import os, runpy, sys; os.rmdir('.'); sys.argv = ['results.py', {str(run)!r}]; "
+    code = f"import os, runpy, sys; os.rmdir(os.getcwd()); sys.argv = ['results.py', {str(run)!r}]; "
     code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'results.py')!r}, run_name='__main__')"
     done = call([sys.executable, "-c", code], {}, tmp_path / "gone")
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -240,7 +240,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
     message = refused(own, "--eid", "5")
     assert "3, 6, 8" in message and "5" in message
     assert "--eid 3,last: " in refused(own, "--eid", "3,last")
-    assert "comes from the run" in refused(own, "--dataset", "mnist")
+    assert "has digits; leave it out" in refused(own, "--dataset", "mnist")
     assert "aimed" in refused(own, "--attack_target", "next", attack_method="pgd")
     assert "10 classes" in refused(own, "--attack_target", "10")
     with pytest.raises(UserError, match="which run"):

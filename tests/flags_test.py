@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import pytest
@@ -52,7 +53,7 @@ def test_what_is_not_given_has_its_default():
         (["--task", "train_peek", "--eid", "10000"], "eid", [10000]),
         (["--train_N", "500"], "train_N", 500),
         (["--train_N", "all"], "train_N", "all"),
-        (["--data_dir", "2024"], "data_dir", "2024"),
+        (["--data_dir", "2024"], "data_dir", os.path.abspath("2024")),
         (["--model.bias_mode", "ALL"], "model.bias_mode", "ALL"),
         (["--model.init.weight", "he_uniform"], "model.init.weight", "he_uniform"),
         (["--model.init.weight_normalized"], "model.init.weight_normalized", True),
