@@ -41,8 +41,8 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
     give_streams()
     if not log.handlers:
         log.addHandler(Screen())
-        log.setLevel(logging.INFO)
         log.propagate = False
+    log.setLevel(logging.INFO)
     attacks = flags.get("task") == "attack"
     prog = f"./eval.sh {name} <working directory>" if attacks else f"./run.sh {name}"
     try:

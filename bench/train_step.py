@@ -36,7 +36,13 @@ tf = import_tensorflow()
 from models.network import on_device
 
 ROOF_SIZE = 4096
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "separable": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+}
 
 
 def seconds(f: Callable[[], object]) -> float:

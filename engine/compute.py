@@ -23,6 +23,7 @@ class Compute:
       parts: into how many slices of examples each batch is cut (`models.network.Network`).
       xla: whether XLA compiles the training turn.
       began: threads and parts that the resumed run began with, where known.
+      auto_parts: what the flag value `auto` would choose for a new run.
     """
 
     device: str
@@ -30,6 +31,7 @@ class Compute:
     parts: int
     xla: bool
     began: tuple[int, int]
+    auto_parts: int
 
 
 def choose(f: SimpleNamespace, shape: tuple[int, ...], about: dict[str, Any]) -> Compute:
@@ -52,24 +54,25 @@ def choose(f: SimpleNamespace, shape: tuple[int, ...], about: dict[str, Any]) ->
             share = max(cores() // f.cluster, 1) if isinstance(f.cluster, int) else 1
         threads = int(began.get("threads", share))
     trains = f.task in TRAINING  # attacks and measurements have large batches: all cores share each op
-    parts = 1
+    parts = auto_parts = 1
     if trains:
         wanted = began.get("parts", "auto") if (f.parts, f.threads) == ("auto", "auto") else f.parts
-        parts = choose_parts(wanted, f.model["description"], shape, f.B, device, threads)
+        network = f.model["description"], shape, f.B, device, threads
+        parts, auto_parts = choose_parts(wanted, *network), choose_parts("auto", *network)
     xla = f.xla
     if xla == "auto":
         # On a GPU a small network's step waits for the launches of its kernels. On a CPU XLA's convolutions were
         # many times slower (`bench/train_step.py --xla`).
         xla = not device.startswith("CPU") if began.get("xla") is None else began["xla"]
     before = began.get("threads", threads), began.get("parts", parts)
-    return Compute(device, threads, parts, bool(xla and trains), before)
+    return Compute(device, threads, parts, bool(xla and trains), before, auto_parts)
 
 
 def parts_that_pay(step_flops: float, batch: int, threads: int) -> int:
     """Return into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
 
-    Measured on two cores (`bench/train_step.py --parts`): the step of a small network is a quarter faster in two
-    slices, that of a large one equally fast.
+    Measured on two cores (`bench/parts.py`): the step of a small network is faster in two slices. For larger ones, and
+    for fully connected layers, machines differ (docs/performance.md).
     """
     if step_flops > STEP_TO_SHARE:
         return 1

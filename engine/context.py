@@ -305,6 +305,12 @@ def _log_header(context: Context, path: Path) -> None:
     log.info("device: %s, %d threads%s%s", made.device, made.threads, parts, compiled)
     if made.began != (made.threads, made.parts):
         log.info("note: the run began with %d threads and %d parts: its last bits change from here on", *made.began)
+    if context.f.resume and context.f.parts == "auto" and made.parts != made.auto_parts:
+        log.info(
+            "note: batches are in %d parts, as when the run began; a new run would use %d",
+            made.parts,
+            made.auto_parts,
+        )
     log.info("data: %s, %d train, %d test, images %s", context.f.dataset, len(x), len(x_test), list(x.shape[1:]))
     log.info("parameters: %d", sum(int(np.prod(v.shape)) for v in context.model.weights))
     log.info("working directory: %s", shown_path(path))

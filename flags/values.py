@@ -145,7 +145,7 @@ def path(value):
 def data_path(value):
     """Accept a path of data, which becomes absolute, or the name of a data set."""
     value = path(value)
-    return os.path.abspath(value) if value.endswith(".npz") or os.sep in value else value
+    return os.path.abspath(value) if value.endswith(".npz") else value
 
 
 def folder(value):

@@ -88,6 +88,23 @@ def test_logs_that_cannot_be_made_are_a_users_mistake(tmp_path):
         Core(SCRIPT | {"logs_dir": str(tmp_path / "logs")}, QUICK).run()
 
 
+def test_one_ctrl_c_ends_an_attack_in_its_first_block_within_seconds(finished):
+    """Carlini-Wagner on all images: its first block takes minutes."""
+    words = [str(ROOT / "eval.sh"), "eval-final-mnist-l2", str(finished.path), "--eid", "50", "--gpu", "-1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("attacking:"):
+                break
+        time.sleep(1.5)  # in its first block
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    (attack,) = (finished.path / "eval-final-mnist-l2").glob("2*")
+    assert process.returncode == 130 and "stopping within seconds" in errors
+    assert "stopped after" in rest and f"./eval.sh eval-final-mnist-l2 --resume {attack}" in rest
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of 50 epochs by ./run.sh."""

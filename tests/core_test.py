@@ -20,9 +20,9 @@ from engine.context import Context, logs_dir
 from models import lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
 from storage import read
-from support.device import cores
 from support.errors import Stopped, TrainingDiverged, UserError
 from support.files import ROOT
+from support.screen import log
 from training import attempt as attempts
 from training.run import Training
 
@@ -394,6 +394,22 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(tiny
 def test_small_networks_without_batch_norm_have_a_part_a_core_on_the_cpu(description, device, parts):
     shape = (32, 32, 3) if description is VGG16 else (8, 8, 1)
     assert choose_parts("auto", description, shape, 100, device, cores()) == parts
+
+
+def test_a_resumed_run_keeps_its_parts_and_says_what_a_new_one_would_use(tiny_flags, caplog, monkeypatch):
+    path = Core(tiny_flags | {"E": 1, "threads": 2, "B": 100}).run()
+    about = results.read_about(path)
+    assert about["threads"] == {"threads": 2, "parts": 2}
+    (path / "about.json").write_text(json.dumps(about | {"threads": {"threads": 2, "parts": 1}}))
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", "margin")
+    flags = json.loads((path / "flags.json").read_text()) | {"threads": "auto"}
+    (path / "flags.json").write_text(json.dumps(flags))
+    monkeypatch.setattr("engine.compute.cores", lambda: 2)
+    core = Core({"resume": str(path), "E": 2})
+    core.run()
+    assert core.context.compute.parts == 1
+    assert "batches are cut into 1 parts, as when the run began; a new run would use 2" in caplog.text
 
 
 def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from models.architectures import VGG16_BN
 from storage import workdir
 from storage.run_flags import of_trained
 from support.errors import UserError
+from support.files import ROOT
 
 SMALL_VGG_BN = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16_BN]
 RELU2 = [["C", 4, [2, 3]], ["P"], ["C", 3, [3, 2]], ["A"], ["F", 10, {"act": False}]]
@@ -229,6 +231,12 @@ def test_foolbox_finds_deepfools_distances_on_the_exported_keras_model(run):
     assert attacked["success"].all()
     assert np.median(attacked["distance"]) == pytest.approx(np.median(of_keras), rel=0.02)
     assert (np.abs(attacked["distance"] / of_keras - 1) < 0.05).mean() >= 0.9
+    (lines,) = re.findall(
+        r"```python\n(import foolbox\n.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL
+    )
+    names = {"model": keras.models.load_model(path), "images": images, "labels": labels}  # int32, as here
+    exec(lines, names)
+    assert names["success"].numpy().all()
 
 
 def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, capsys, monkeypatch):

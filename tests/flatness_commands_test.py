@@ -221,7 +221,7 @@ def test_words_that_would_change_nothing_are_refused(script, words, says, monkey
 def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no run of train_mnist_random .* \./run\.sh train_mnist_random"):
         run("measure_radius_mnist", tmp_path, random=True)
-    with pytest.raises(UserError, match="is on digits"):
+    with pytest.raises(UserError, match="has digits; leave it out"):
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), dataset="mnist")
     with pytest.raises(UserError, match="give a training run's directory"):
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["measure_radius_mnist"]))
