@@ -5,6 +5,7 @@ user's mistake, 130 or 143 when stopped by Ctrl-C or SIGTERM.
 """
 
 import ast
+import contextlib
 import logging
 import os
 import runpy
@@ -20,7 +21,7 @@ from reporting import drawing, kinds
 from storage.run_flags import of_command_line, stored
 from support.errors import Stopped, TrainingDiverged, UserError, nearest, reason
 from support.files import ROOT
-from support.screen import Screen, give_streams, log, logging_to, one_line, shown_path, silence_stdout
+from support.screen import Screen, complain, give_streams, log, logging_to, shown_path, silence_stdout
 
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
@@ -59,8 +60,9 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
     except Stopped as error:
         status = 128 + error.number
         if threading.active_count() > 1:  # a thread may compute for a minute before it can end; it writes nothing
-            logging.shutdown()
-            sys.stdout.flush()
+            with contextlib.suppress(OSError, ValueError):
+                logging.shutdown()
+                sys.stdout.flush()
             os._exit(status)
     except KeyboardInterrupt:
         status = _complain("interrupted before the work began", 130)
@@ -93,7 +95,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
-        print("stopping within seconds; press Ctrl-C again to force quit", file=sys.stderr, flush=True)
+        complain("stopping within seconds; press Ctrl-C again to force quit")
 
     def __enter__(self):
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -130,7 +132,7 @@ def draw_figures(path: Path) -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    print(one_line(message), file=sys.stderr, flush=True)
+    complain(message)
     return status
 
 

@@ -48,7 +48,7 @@ class Method:
           clean_correct: whether the image itself is classified correctly, [N].
           target: the flag attack_target.
         """
-        found = np.asarray(errors, np.float64)
+        found = np.array(errors, np.float64)  # a copy
         found = np.sqrt(found) if self.norm == L2 else found
         return found if target is not None else np.where(clean_correct, found, 0.0)
 

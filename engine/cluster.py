@@ -336,7 +336,7 @@ def spec_of(context: Context, cluster: Cluster) -> bytes:
     flags = context.flags
     for name in PATHS:
         value = flags.get(name)
-        if isinstance(value, str) and Path(value).exists():
+        if isinstance(value, str) and name not in ("dataset", "random_labels") and Path(value).exists():
             flags[name] = str(Path(value).resolve())
     if flags["data_dir"] is None and os.environ.get("DATA_DIR"):
         flags["data_dir"] = str(Path(os.environ["DATA_DIR"]).resolve())

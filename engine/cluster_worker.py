@@ -78,7 +78,7 @@ def work_by_value() -> Callable:
 # In a worker
 
 CANCELLED = "cancelled"  # the result of a unit that was cancelled
-_workers: "OrderedDict[bytes, Worker]" = OrderedDict()  # by the spec of a task
+_workers: "OrderedDict[tuple[bytes, str], Worker]" = OrderedDict()  # by the spec of a task, and its driver
 _now: tuple[str, tuple] | None = None  # driver and key of the running unit
 _cancelled: set[tuple[str, tuple | None]] = set()
 
@@ -108,7 +108,7 @@ def work_on(spec: bytes, unit: Unit, driver: str, published: dict[Any, Any]) -> 
     _now = driver, tuple(unit.key)
     _cancelled.discard(_now)
     try:
-        worker = _worker(spec)
+        worker = _worker(spec, driver)
         worker.published = published
         worker.context.held = {place: weights for place, weights in published.items() if isinstance(place, tuple)}
         return unit.work(worker, unit.args, _stop_if_cancelled)
@@ -123,15 +123,16 @@ def work_on(spec: bytes, unit: Unit, driver: str, published: dict[Any, Any]) -> 
         _now = None
 
 
-def _worker(spec: bytes) -> Worker:
-    """Return the Worker of a task, kept for the next unit."""
-    if spec not in _workers:
+def _worker(spec: bytes, driver: str) -> Worker:
+    """Return the Worker of a task of a driver, kept for the next unit. The next driver may find longer records."""
+    key = spec, driver
+    if key not in _workers:
         made = pickle.loads(spec)
         context = Context(made["flags"], made["name"], _stop_if_cancelled)
         if context.fingerprint != made["crc"]:
             raise UserError(f"has other data named {context.f.dataset} than the driver; give all the same")
-        _workers[spec] = Worker(context)
+        _workers[key] = Worker(context)
         while len(_workers) > KEPT:
             _workers.popitem(last=False)
-    _workers.move_to_end(spec)
-    return _workers[spec]
+    _workers.move_to_end(key)
+    return _workers[key]

@@ -71,8 +71,8 @@ def choose(f: SimpleNamespace, shape: tuple[int, ...], about: dict[str, Any]) ->
 def parts_that_pay(step_flops: float, batch: int, threads: int) -> int:
     """Return into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
 
-    Measured on two cores (`bench/parts.py`): the step of a small network is faster in two slices. For larger ones, and
-    for fully connected layers, machines differ (docs/performance.md).
+    Measured on two cores (`bench/parts.py`): the step of a small network is faster in two slices. For larger networks
+    and fully connected layers, machines differ (docs/performance.md).
     """
     if step_flops > STEP_TO_SHARE:
         return 1

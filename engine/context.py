@@ -307,7 +307,7 @@ def _log_header(context: Context, path: Path) -> None:
         log.info("note: the run began with %d threads and %d parts: its last bits change from here on", *made.began)
     if context.f.resume and context.f.parts == "auto" and made.parts != made.auto_parts:
         log.info(
-            "note: batches are in %d parts, as when the run began; a new run would use %d",
+            "note: batches are cut into %d parts, as when the run began; a new run would use %d",
             made.parts,
             made.auto_parts,
         )

@@ -1,12 +1,16 @@
 """Execution of units in this process: one after the other, or a few at once in threads."""
 
+import contextlib
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from engine.context import Context
 from engine.units import Done, Unit, Worker
+from support.errors import Stopped
 from support.screen import Progress
 
 LOOK = 0.2  # seconds between two checks of `progress` while a thread computes
@@ -29,25 +33,32 @@ class Serial:
 
     def run(self, units: Iterable[Unit], done: Done, progress: Progress) -> None:
         """As `Executor.run`. At most 2 * at_once units are unfinished at any time."""
-        finished: Iterator[tuple[Unit, Any]]
+        finished: Generator[tuple[Unit, Any], None, None]
         if self.at_once == 1:
             finished = ((unit, self._work(unit, progress)) for unit in units)
         else:
             finished = self._in_threads(units, progress)
-        for unit, result in finished:
-            if done(unit, result):
-                break
-            progress.check()
+        with contextlib.closing(finished):
+            for unit, result in finished:
+                if done(unit, result):
+                    break
+                progress.check()
 
-    def _work(self, unit: Unit, progress: Progress) -> Any:
+    def _work(self, unit: Unit, progress: Progress, over: threading.Event | None = None) -> Any:
         part = progress.part(unit.size)
-        result = unit.work(self.worker, unit.args, part)
+
+        def update(fraction: float) -> None:
+            if over is not None and over.is_set():
+                raise Stopped(signal.SIGTERM)
+            part(fraction)
+
+        result = unit.work(self.worker, unit.args, update)
         part.finish()
         return result
 
-    def _in_threads(self, units: Iterable[Unit], progress: Progress) -> Iterator[tuple[Unit, Any]]:
+    def _in_threads(self, units: Iterable[Unit], progress: Progress) -> Generator[tuple[Unit, Any], None, None]:
         waiting: deque[tuple[Unit, Future[Any]]] = deque()
-        pool = ThreadPoolExecutor(self.at_once)
+        pool, over = ThreadPoolExecutor(self.at_once), threading.Event()
 
         def first() -> tuple[Unit, Any]:
             unit, future = waiting[0]
@@ -58,10 +69,11 @@ class Serial:
 
         try:
             for unit in units:
-                waiting.append((unit, pool.submit(self._work, unit, progress)))
+                waiting.append((unit, pool.submit(self._work, unit, progress, over)))
                 if len(waiting) == 2 * self.at_once:
                     yield first()
             while waiting:
                 yield first()
-        finally:  # without waiting: a thread ends at its next call of `progress`
+        finally:  # without waiting: a thread ends at its next call of `update`
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)

@@ -39,7 +39,7 @@ def check_same(directory: Path, flags: dict) -> None:
     """Raises: UserError where a stored run has other flags than these, except for FREE_ON_RESUME."""
     before, now = flatten(stored(directory)), flatten(flags)
     for name, value in before.items():
-        if name not in FREE_ON_RESUME and value != now[name]:
+        if name not in FREE_ON_RESUME and value != now[name] and not _has_moved(name, value, now[name]):
             raise UserError(
                 f"{directory}: has --{name} {shown(value)}, not {shown(now[name])}; it was moved or edited: "
                 "put the right run there, or delete it"
@@ -90,7 +90,11 @@ def resolve(script: dict, given: dict[str, Any]) -> dict:
     own, theirs = flatten(flags), flatten(of_trained(run))
     taken = {name: theirs[name] for name in rule.flags} | {"load_dir": str(run)}
     for name in rule.flags:
-        if name in given and own[name] is not None and own[name] != theirs[name]:
+        if (
+            name in given
+            and own[name] != theirs[name]
+            and not (own[name] is None and name in ("dataset", "data_dir"))
+        ):
             if name != "data_dir" and not _has_moved(name, theirs[name], own[name]):
                 raise UserError(f"--{name} {shown(own[name])}: the run {run} has {shown(theirs[name])}; leave it out")
             taken[name] = own[name]
@@ -170,7 +174,8 @@ def _latest_run(flags: dict) -> Path:
     found = sorted(read.runs_in(logs / experiment), key=read.began)
     wanted = flags["dataset"]
     if wanted is not None:
-        found = [path for path in found if read.read_flags(path).get("dataset") == wanted]
+        sets = {path: stored(path)["dataset"] for path in found}
+        found = [path for path in found if sets[path] == wanted or _has_moved("dataset", sets[path], wanted)]
     if not found:
         of = f" on {wanted}" if wanted else ""
         raise UserError(f"no run of {experiment}{of} in {logs}; train first: ./run.sh {experiment}")

@@ -54,6 +54,12 @@ def give_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def complain(message: object) -> None:
+    """Print one line on stderr, if somebody still reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(one_line(message), file=sys.stderr, flush=True)
+
+
 def silence_stdout() -> None:
     """Send stdout to the null device, once it is closed or full. Otherwise Python reports an error at exit."""
     with contextlib.suppress(OSError, ValueError):
@@ -72,10 +78,7 @@ class Screen(logging.Handler):
             sys.stdout.flush()
         except OSError as error:
             silence_stdout()
-            print(
-                f"warning: stdout: {reason(error)}; the run continues, and its file stdout is complete",
-                file=sys.stderr,
-            )
+            complain(f"warning: stdout: {reason(error)}; the run continues, and its file stdout is complete")
 
 
 class _File(logging.StreamHandler):

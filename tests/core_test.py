@@ -20,6 +20,7 @@ from engine.context import Context, logs_dir
 from models import lr_scheduler, margins, network
 from models.architectures import CNN, VGG16
 from storage import read
+from support.device import cores
 from support.errors import Stopped, TrainingDiverged, UserError
 from support.files import ROOT
 from support.screen import log

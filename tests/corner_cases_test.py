@@ -90,6 +90,13 @@ def test_with_a_target_only_images_of_that_class_are_at_distance_0(run, target):
     plt.close("all")
 
 
+def test_drawing_changes_no_result():
+    from catalogue.attacks import METHODS
+
+    errors = np.array([0.1, 1.0])
+    assert METHODS["pgd"].distances(errors, np.array([True, True]), "next") is not errors
+
+
 def test_apgd_finds_examples_where_two_logits_are_the_same_function():
     """z = (s, -s, -s): the DLR loss is -1 for all images of class 0."""
     import tensorflow as tf
@@ -487,6 +494,19 @@ def test_a_sweep_is_not_resumed_on_other_data(swept):
     with pytest.raises(UserError, match=r"lr=0\.05: was run on other data or labels"):
         Core({"resume": str(path)}, "sweep-tiny").run()
     assert not (path / "lr=0.1").exists()
+
+
+def test_a_sweep_goes_on_after_its_data_has_moved(swept):
+    flags, path = swept
+    moved = shutil.move(flags["dataset"], Path(flags["dataset"]).with_name("moved.npz"))
+    shutil.rmtree(path / "lr=0.1")
+    Core({"resume": str(path), "dataset": str(moved)}, "sweep-tiny").run()
+    assert len(results.load(path / "lr=0.1")["raw"]) == 1
+
+
+def test_an_axis_may_depend_on_another_flag():
+    assert points(["subset_seed=0:2"]) == [{"subset_seed": "0"}, {"subset_seed": "1"}]
+    assert len(points(["stats_every=1,10", "tf32=true,false"])) == 4
 
 
 def test_points_of_a_sweep_that_were_swapped_are_refused(swept):

@@ -135,7 +135,7 @@ class Training:
         self.eid, self.weights = 0, context.model.initial_weights(context.f.seed)
         self.begin(attempt.first_frame(context))
         self.watch: Callable[[int, float], None] = lambda number, fraction: None
-        self._dead = False
+        self._dead = self._began_again = False
 
     def begin(self, log_frame0: float) -> None:
         """Start the scheduler with this first frame."""
@@ -160,7 +160,7 @@ class Training:
                 accepted.append(outcome)
             elif not outcome.moved:
                 self._begin_again()
-                discarded.extend(made)
+                discarded[:] = made
                 return True
             return command == "go" or self.lr != planned[unit.key]
 
@@ -196,7 +196,12 @@ class Training:
         context = self.context
         context.model.set_weights(self.weights)
         log_frame0 = Evaluation(context, self.log_frame).log_loss
-        if context.f.log_frame0 != "auto" or log_frame0 == self.scheduler.log_frame0:
+        if self._began_again:
+            raise TrainingDiverged(
+                f"epoch 1: no learning rate decreases the loss below its initial value, exp({log_frame0:.6g})"
+            )
+        self._began_again = True
+        if context.f.log_frame0 != "auto":
             raise TrainingDiverged(
                 f"epoch 1: the initial loss is above exp(log_frame0), and no learning rate decreases it enough: give "
                 f"--log_frame0 {math.ceil(100 * log_frame0) / 100:g}, or leave the flag out"

@@ -14,7 +14,7 @@ from engine.cluster import executor
 from engine.context import Context, directory, first_files, logs_dir, resumed, writing
 from engine.units import Unit, Worker
 from flags.table import BY_NAME, DATA, FREE_ON_RESUME, NETWORK, PATHS, TRAINING_FLAGS, flatten, renamed
-from flags.values import shown
+from flags.values import Bad, shown
 from storage import read, workdir
 from storage.run_flags import check_same
 from support.errors import TrainingDiverged, UserError
@@ -26,7 +26,8 @@ COLUMNS = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc",
 
 
 # What a training computes. Flags that only say how it runs have no place in a table of results.
-AXES = ("seed", *DATA, *NETWORK, *(name for name in TRAINING_FLAGS if name == "E" or name not in FREE_ON_RESUME))
+_TRAINED = tuple(name for name in TRAINING_FLAGS if name == "E" or name not in FREE_ON_RESUME)
+AXES = ("seed", "tf32", "deterministic", *DATA, *NETWORK, *_TRAINED)
 
 
 def points(grid: list[str]) -> list[dict[str, str]]:
@@ -51,7 +52,7 @@ def points(grid: list[str]) -> list[dict[str, str]]:
             axes[name] = [str(k) for k in range(int(low), min(int(high), int(low) + MOST_RUNS + 1))]
         else:
             axes[name] = listed.split("|" if "|" in listed else ",")
-        values = [str(flag_table.complete({name: value_of(name, word)})) for word in axes[name]]
+        values = [str(_checked(name, word)) for word in axes[name]]
         if len(values) != len(set(values)) or not values:
             raise UserError(f"--grid {text}: expected values that differ, at least one")
     n = int(np.prod([float(len(values)) for values in axes.values()]))
@@ -81,7 +82,7 @@ def sweep(context: Context) -> Path:
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
     check(context)
-    new = _new_runs(resumed(context) if f.resume else None, places, experiment, f.cluster)
+    new = _new_runs(context, places, experiment)
     done: list[str] = []
 
     def report(unit: Unit, found: dict[str, Any]) -> None:
@@ -114,6 +115,14 @@ def sweep(context: Context) -> Path:
     return path
 
 
+def _checked(name: str, word: str) -> Any:
+    """Return a flag's value in its one form. Raises: UserError for one that the flag does not take."""
+    try:
+        return BY_NAME[name].check(value_of(name, word))
+    except Bad as error:
+        raise UserError(f"--{name} {word}: expected {error}") from None
+
+
 def value_of(name: str, word: str) -> Any:
     """Return the value of a word on the command line."""
     return word if name in PATHS else flag_table.from_text(word)
@@ -130,24 +139,23 @@ def _flags_at(context: Context, point: dict[str, str]) -> dict[str, Any]:
     return flag_table.complete(flatten(context.flags) | alone | given)
 
 
-def _new_runs(
-    path: Path | None, places: dict[str, dict[str, Any]], experiment: str, cluster: Any
-) -> dict[str, dict[str, Any]]:
-    """Return {name: first files} of the runs that a sweep's directory lacks.
+def _new_runs(context: Context, places: dict[str, dict[str, Any]], experiment: str) -> dict[str, dict[str, Any]]:
+    """Return {name: first files} of the runs that the sweep's directory lacks.
 
     Raises: UserError for a run that is impossible, or that is there with other flags or on other data.
     """
     new: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, int] = {}
+    path, threads = resumed(context) if context.f.resume else None, context.compute.threads
     for name, flags in places.items():
-        context = Context(flags, experiment)
+        child = Context(flags | {"threads": threads}, experiment)  # of a worker
         if path is None or not (path / name / "flags.json").exists():
-            new[name] = first_files(context, cluster=cluster)
+            new[name] = first_files(child, cluster=context.f.cluster) | {"flags.json": flags}
             continue
         check_same(path / name, flags)
         key = str([flatten(flags)[flag] for flag in DATA])
-        context.fingerprint = fingerprints[key] = fingerprints.get(key) or context.fingerprint
-        context.check_data(path / name)
+        child.fingerprint = fingerprints[key] = fingerprints.get(key) or child.fingerprint
+        child.check_data(path / name)
     return new
 
 
