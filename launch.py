@@ -21,7 +21,7 @@ from reporting import drawing, kinds
 from storage.run_flags import of_command_line, stored
 from support.errors import Stopped, TrainingDiverged, UserError, nearest, reason
 from support.files import ROOT
-from support.screen import Screen, complain, give_streams, log, logging_to, shown_path, silence_stdout
+from support.screen import Screen, give_streams, log, logging_to, print_error, shown_path, silence_stdout
 
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
@@ -59,7 +59,8 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
         status = _complain(f"error: {error}; everything up to the last accepted epoch is saved", 1)
     except Stopped as error:
         status = 128 + error.number
-        if threading.active_count() > 1:  # a thread may compute for a minute before it can end; it writes nothing
+        # A thread of a unit may compute for a minute before it ends, and Python would wait for it. It writes nothing.
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
             with contextlib.suppress(OSError, ValueError):
                 logging.shutdown()
                 sys.stdout.flush()
@@ -95,7 +96,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
-        complain("stopping within seconds; press Ctrl-C again to force quit")
+        print_error("stopping within seconds; press Ctrl-C again to force quit")
 
     def __enter__(self):
         numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -132,7 +133,7 @@ def draw_figures(path: Path) -> None:
 
 
 def _complain(message: str, status: int) -> int:
-    complain(message)
+    print_error(message)
     return status
 
 

@@ -10,7 +10,7 @@ sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPA
 
 import launch
 from support.errors import nearest
-from support.screen import one_line
+from support.screen import print_error
 
 
 def main(words: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     flags = runpy.run_path(str(script), run_name="sweep")["flags"] if script else {}
     if script is None or flags.get("task") not in ("train", "train_seeds"):
         trainings = [known_name for known_name in known if known_name.startswith(("exper", "train"))]
-        print(one_line(f"error: no training is named {name}{nearest(name, trainings)}"), file=sys.stderr)
+        print_error(f"error: no training is named {name}{nearest(name, trainings)}")
         sys.exit(2)
     grids, others = [], []
     while rest:

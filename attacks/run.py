@@ -39,7 +39,7 @@ def attack(context: Context) -> Path:
     at_once = AT_ONCE if context.compute.device.startswith("CPU") else 1
     with executor(run.context, at_once) as workers:
         path = run.open_directory()
-        with writing(context, path, lambda: run.progress, "./eval.sh"):
+        with writing(context, path, lambda: run.progress, f"./eval.sh {context.name}"):
             log.info("attacking: %s", shown_path(run.source))
             run.attack_all(workers)
             log.info("done: results in %s", shown_path(path))

@@ -144,22 +144,22 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of recorded numbers: its caption and its panels."""
+class Chart:
+    """A figure that shows recorded numbers against the epoch: its caption and its panels."""
 
     caption: str
     panels: tuple[Panel, ...]
 
 
 FIGURES = {  # the other numbers that --measure asks for have a panel each in the figure `measures`
-    "direction": Figure(
+    "direction": Chart(
         "Balance of the layers' norms, and the angle by which all weights turn in an epoch.",
         (
             Panel("balance of the layers' norms", ("balance",), level=1),
             Panel("angle to the weights of the epoch before, rad", ("angle_to_last_epoch",), log=True),
         ),
     ),
-    "theory": Figure(
+    "theory": Chart(
         "Quantities that arXiv 1906.05890 bounds for gradient flow, as measured (docs/theory.md).",
         (
             Panel("cosine of w and -g; of w and its change", ("beta", "beta_delta"), level=1),
@@ -170,7 +170,7 @@ FIGURES = {  # the other numbers that --measure asks for have a panel each in th
             Panel("theorem 4.3: norm_rate, to 1", ("norm_rate",), level=1),
         ),
     ),
-    "kkt": Figure(
+    "kkt": Chart(
         "Distance of the weights from a KKT point of the max-margin problem (docs/theory.md).",
         (
             Panel(
@@ -183,7 +183,7 @@ FIGURES = {  # the other numbers that --measure asks for have a panel each in th
             Panel("residual of Euler's identity", ("euler_residual",), log=True),
         ),
     ),
-    "stability": Figure(
+    "stability": Chart(
         "The largest eigenvalue of the loss's Hessian: over the loss, and times the learning rate against 2.",
         (
             Panel("largest eigenvalue of the Hessian / loss", ("sharpness",), log=True),

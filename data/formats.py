@@ -93,7 +93,7 @@ def checked(
     if shape and a.shape[1:] != shape:
         raise UserError(f"{where}: images are {list(a.shape[1:])}; {name} has {list(shape)}")
     train, test = parts
-    _warn_of_the_unusual(where, levels, max(a.max(), b.max()), train[1])
+    _warn_about_data(where, levels, max(a.max(), b.max()), train[1])
     return Dataset(train, test, name, 1 / levels)
 
 
@@ -116,7 +116,7 @@ def _conversion_of_labels(y: np.ndarray) -> str:
     return ""
 
 
-def _warn_of_the_unusual(where: str, levels: int, largest: int, labels: np.ndarray) -> None:
+def _warn_about_data(where: str, levels: int, largest: int, labels: np.ndarray) -> None:
     """Log a line about pixels far below their range, and about classes without an example."""
     if largest <= levels // 8:
         log.warning("warning: %s: largest pixel %d of %d; did you mean `levels=%d`?", where, largest, levels, largest)

@@ -123,12 +123,8 @@ class Context:
         """Raises: UserError when a run used other data or labels than those loaded now."""
         data = read.read_about(path).get("data", {})
         # Format 0 has the CRC-32 of the arrays alone.
-        same = (
-            data["fingerprint"] == self.fingerprint
-            if "fingerprint" in data
-            else (data.get("crc32") == self._crc_of_arrays())
-        )
-        if not same:
+        found = self.fingerprint if "fingerprint" in data else self._crc_of_arrays()
+        if found != data.get("fingerprint", data.get("crc32")):
             raise UserError(
                 f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
             )
@@ -247,7 +243,8 @@ def resumed(context: Context, command: str = "./run.sh") -> Path:
     name = read.read_about(path).get("experiment")
     if name != context.name:
         raise UserError(
-            f"--resume {path}: a run of {name}, not of {context.name}; use {command} {name} --resume {path}"
+            f"--resume {path}: a run of {name}, not of {context.name}; "
+            f"use {command} {str(name).removeprefix('sweep-')} --resume {path}"
         )
     return path
 
@@ -266,14 +263,14 @@ def directory(context: Context, parent: Path, command: str = "./run.sh", **more:
 
 @contextlib.contextmanager
 def writing(
-    context: Context, path: Path, after: Callable[[], str] | None = None, command: str = "./run.sh"
+    context: Context, path: Path, after: Callable[[], str] | None = None, command: str | None = None
 ) -> Iterator[None]:
     """Context manager: lock the working directory, and copy the log, which begins with flags and data, to `stdout`.
 
     Args:
       after: what is done, in words; logged with the command that resumes the task when a signal ends it. None: of a
         part of another run, which logs that itself.
-      command: of the experiment, without its name.
+      command: resumes the task, followed by --resume and the directory; None: ./run.sh and the experiment's name.
 
     Raises: UserError when another process writes there.
     """
@@ -281,7 +278,7 @@ def writing(
         stack.enter_context(workdir.locked(path))
         stack.enter_context(logging_to(path / "stdout"))
         if after is not None:
-            stack.enter_context(workdir.resumable(f"{command} {context.name}", path, after))
+            stack.enter_context(workdir.resumable(command or f"./run.sh {context.name}", path, after))
         record_cluster(context, path)
         _log_header(context, path)
         context.update(0.0)

@@ -10,7 +10,7 @@ from catalogue.tasks import MEASUREMENTS
 from flags.table import ALIASES, BY_NAME, PATHS, SECTIONS, complete, flatten
 from flags.values import boolean, from_text, shown
 from support.errors import UserError, nearest, reason
-from support.screen import give_streams, one_line, silence_stdout
+from support.screen import give_streams, print_error, silence_stdout
 
 
 class Parser(argparse.ArgumentParser):
@@ -130,13 +130,13 @@ def exit_status(answer: Callable[[], None], when_the_disk_fails: str) -> int:
         answer()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print_error(f"error: {error}")
         return 2
     except OSError as error:
         silence_stdout()
-        print(f"error: {one_line(reason(error))}; {when_the_disk_fails}", file=sys.stderr)
+        print_error(f"error: {reason(error)}; {when_the_disk_fails}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing is half-written", file=sys.stderr)
+        print_error("interrupted; nothing is half-written")
         return 130
     return 0

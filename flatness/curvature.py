@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from engine.context import Context
 from engine.measurement import record_of
@@ -101,9 +101,13 @@ def measure(hessian: Hessian, k: int, probes: int, rng: np.random.Generator) -> 
     """
     n = hessian.shape[0]
     start = rng.standard_normal(n)
-    values = np.zeros(min(k, n - 1))
-    if hessian.matvec(start).any():  # else H is 0, as of a network whose units are all off: ARPACK fails on it
-        values = eigsh(hessian, k=len(values), which="LA", tol=TOLERANCE, v0=start, return_eigenvectors=False)
+    k = min(k, n - 1)
+    try:
+        values = eigsh(hessian, k=k, which="LA", tol=TOLERANCE, v0=start, return_eigenvectors=False)
+    except ArpackError:
+        if hessian.matvec(start).any():
+            raise
+        values = np.zeros(k)  # H is 0, as of a network whose units are all off
     mean, error = trace(hessian, probes, rng)
     return {
         "log_loss": hessian.log_loss,

@@ -61,7 +61,7 @@ def direction(
         for layer in set(layers):
             own = [t for t, k in enumerate(layers) if k == layer and moved[t]]
             if own:
-                factor = norm([weights[t] for t in own]) / norm([delta[t] for t in own])  # of a draw: never 0
+                factor = norm([weights[t] for t in own]) / norm([delta[t] for t in own])
                 for t in own:
                     delta[t] = delta[t] * factor
     length = norm(delta)

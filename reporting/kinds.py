@@ -19,7 +19,7 @@ from support.forms import each, matrix, number, number_or_none, numbers, pair_or
 
 
 @dataclass(frozen=True)
-class Figure:
+class Drawing:
     """A figure of runs: its caption, and the function that draws it, or returns None without anything to draw."""
 
     caption: str
@@ -42,7 +42,7 @@ class Kind:
     task: str
     heading: str
     form: dict[str, forms.Form]
-    figures: dict[str, Figure]
+    figures: dict[str, Drawing]
     tables: Callable[[list[Entry]], list[Table]]
     parts: Callable[[dict], Iterable[dict]] = lambda raw: raw.values()
 
@@ -61,14 +61,14 @@ CURVATURE = dict.fromkeys(("trace", "trace_error", "log_frame", "log_loss", "par
 SHARPNESS = dict.fromkeys(("rho", "worst", "average", "average_error"), numbers)
 
 
-def _figures(*functions: Callable[[list[Run]], Any], **named: Callable[[list[Run]], Any]) -> dict[str, Figure]:
+def _figures(*functions: Callable[[list[Run]], Any], **named: Callable[[list[Run]], Any]) -> dict[str, Drawing]:
     """Return figures by the names of their functions, or by these. A docstring's first line is the caption."""
     found = {function.__name__: function for function in functions} | named
-    return {name: Figure((function.__doc__ or "").split("\n")[0], function) for name, function in found.items()}
+    return {name: Drawing((function.__doc__ or "").split("\n")[0], function) for name, function in found.items()}
 
 
-def _of_catalogue(*names: str, prefix: str = "") -> dict[str, Figure]:
-    return {prefix + name: Figure(FIGURES[name].caption, partial(training.of_catalogue, name)) for name in names}
+def _of_catalogue(*names: str, prefix: str = "") -> dict[str, Drawing]:
+    return {prefix + name: Drawing(FIGURES[name].caption, partial(training.of_catalogue, name)) for name in names}
 
 
 KINDS = {

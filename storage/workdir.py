@@ -38,7 +38,7 @@ import numpy as np
 from storage.read import FORMAT, KEPT, archive_path, began, read_journal, runs_in
 from support import __version__, checksums
 from support.errors import Stopped, UserError, reason
-from support.files import ROOT, open_own, read_bytes, replace_atomically
+from support.files import ROOT, open_for_writing, read_bytes, replace_atomically
 from support.screen import log, shown_path
 
 # Making a directory
@@ -91,7 +91,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
     Raises: UserError when the directory cannot be made; OSError when the files cannot be written.
     """
     stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime())
-    _after_the_others(logs / name, files)
+    _begin_after_others(logs / name, files)
     for suffix in ("", *(f"_{k}" for k in range(2, 1000))):
         path = logs / name / (stamp + suffix)
         try:
@@ -111,7 +111,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
     raise UserError(f"cannot make the working directory {logs / name / stamp}: too many in one second")
 
 
-def _after_the_others(parent: Path, files: dict[str, dict] | None) -> None:
+def _begin_after_others(parent: Path, files: dict[str, dict] | None) -> None:
     """Let a new directory begin after all others of its experiment, even if the clock was set back."""
     about = (files or {}).get("about.json", {})
     if "began" in about:
@@ -159,7 +159,7 @@ def locked(path: Path) -> Iterator[None]:
                 f"{path / name}: a link; the program writes only to files of the directory itself: remove it"
             )
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(open_own(path / "lock"), "r+", encoding="utf-8"))
+        file = stack.enter_context(open(open_for_writing(path / "lock"), "r+", encoding="utf-8"))
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, folder)
         try:
@@ -217,7 +217,7 @@ class WorkDir:
     def append(self, info: dict) -> int:
         """Append one accepted epoch's info; returns the journal's length in bytes."""
         if self._journal is None:
-            found = open_own(self.path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            found = open_for_writing(self.path / "journal.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             self._journal = open(found, "ab")  # noqa: SIM115 (open for the whole run)
         self._journal.write(checksums.with_crc(info))
         self._journal.flush()

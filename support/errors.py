@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 class NotFinite(UserError):
-    """A network whose logits are not finite was to be measured."""
+    """Raised when a network is measured whose logits are not finite."""
 
 
 class TrainingDiverged(Exception):

@@ -31,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
 
 
-def open_own(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+def open_for_writing(path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> int:
     """Return a descriptor of a file of a working directory, to be written: never through a link, or into a pipe.
 
     Raises: UserError where it is not a regular file; OSError when the disk fails.
@@ -90,7 +90,7 @@ def replace_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under another name, sync it to the disk, and move it to its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
+        with open(open_for_writing(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from support.errors import reason
-from support.files import open_own
+from support.files import open_for_writing
 
 log = logging.getLogger("margin")
 
@@ -54,9 +54,12 @@ def give_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def complain(message: object) -> None:
-    """Print one line on stderr, if somebody still reads it."""
-    with contextlib.suppress(OSError, ValueError):
+def print_error(message: object) -> None:
+    """Print one line on stderr; do nothing where that fails. Signal handlers call it.
+
+    It fails when nobody reads stderr any more, or when a handler interrupts another write to it.
+    """
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         print(one_line(message), file=sys.stderr, flush=True)
 
 
@@ -78,7 +81,7 @@ class Screen(logging.Handler):
             sys.stdout.flush()
         except OSError as error:
             silence_stdout()
-            complain(f"warning: stdout: {reason(error)}; the run continues, and its file stdout is complete")
+            print_error(f"warning: stdout: {reason(error)}; the run continues, and its file stdout is complete")
 
 
 class _File(logging.StreamHandler):
@@ -93,7 +96,7 @@ class logging_to:
         self.path = path
 
     def __enter__(self):
-        appended = open_own(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        appended = open_for_writing(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.handler = _File(open(appended, "a", encoding="utf-8", errors="backslashreplace"))
         log.addHandler(self.handler)
 

@@ -29,6 +29,13 @@ soak = pytest.mark.skipif(os.environ.get("SOAK") != "1", reason="it takes long; 
 TINY = [["C", 4, [3, 3]], ["P"], ["F", 16], ["F", 10, {"act": False}]]
 
 
+def tiny_run_flags(logs, **more):
+    """Flags of a run that takes a second: a tiny CNN, 300 digits, batches of 50; its directory is below `logs`."""
+    model = {"description": TINY, "init": {"weight": "he_normal"}}
+    flags = {"dataset": "digits", "train_N": 300, "B": 50, "E": 4, "gpu": -1, "model": model}
+    return flags | {"logs_dir": str(logs)} | more
+
+
 def trained_on_digits(description, train_N):
     """(network, images float32 in [0, 1], labels) after 15 epochs on `train_N` digits."""
     script = {
@@ -271,3 +278,12 @@ def linear_classifier(n_classes, scale=1.0):
 def lengths(difference, order):
     """The norm of each image's difference, [N]."""
     return np.linalg.norm(difference.reshape(len(difference), -1).astype(np.float64), order, axis=1)
+
+
+def pixels(path, x=None, y=None, n_classes=4, **more):
+    """An .npz of images [60, 4, 4], uint8."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (60, 4, 4), dtype=np.uint8) if x is None else x
+    y = np.arange(len(x)) % n_classes if y is None else y
+    np.savez(path, **{"x_train": x, "y_train": y, "x_test": x[:20], "y_test": y[:20]} | more)
+    return str(path)

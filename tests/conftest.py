@@ -1,7 +1,9 @@
 """Fixtures that several files of tests share; `builders` has the functions."""
 
 import functools
+import logging
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ from support.device import cores, import_tensorflow, set_threads
 import_tensorflow()  # before anything else imports it: without its start-up messages
 set_threads(2, 2)  # the same in every process of tests, on any machine: a process has its pools once
 
-from builders import L2_ATTACKS, SMALL, TINY, N, trained_on_digits
+from builders import L2_ATTACKS, SMALL, N, tiny_run_flags, trained_on_digits
 
 import figures
 from bench.figures import made_up
 from core import Core
+from support.screen import log
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -26,17 +29,8 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture
 def tiny_flags(tmp_path):
-    """Flags of a run that takes a second: a tiny CNN, 300 digits, batches of 50."""
-    return {
-        "dataset": "digits",
-        "train_N": 300,
-        "B": 50,
-        "E": 4,
-        "gpu": -1,
-        "model": {"description": TINY, "init": {"weight": "he_normal"}},
-        "lr": ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)),
-        "logs_dir": str(tmp_path / "logs"),
-    }
+    """`builders.tiny_run_flags`, with the scheduler's arguments written out."""
+    return tiny_run_flags(tmp_path / "logs", lr=("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)))
 
 
 @pytest.fixture(scope="session")  # before any fixture of a single test that hides DATA_DIR
@@ -132,16 +126,26 @@ def found_examples(small_network):
 @pytest.fixture(scope="session")
 def fitted(tmp_path_factory):
     """A run that fits 300 digits: (flags, directory), theory and sharpness at every 50th epoch, stored there."""
-    flags = {
-        "dataset": "digits",
-        "train_N": 300,
-        "B": 50,
-        "E": 250,
-        "gpu": -1,
-        "archive": 50,
-        "model": {"description": TINY, "init": {"weight": "he_normal"}},
-        "logs_dir": str(tmp_path_factory.mktemp("logs")),
-        "measure": ("theory", "sharpness"),
-        "measure_every": 50,
-    }
+    measured = {"measure": ("theory", "sharpness"), "measure_every": 50}
+    flags = tiny_run_flags(tmp_path_factory.mktemp("logs"), E=250, archive=50, **measured)
     return flags, Core(flags, "fitted").run()
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """What the program logs, as `caplog` collects it."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.INFO, "margin")
+    return caplog
+
+
+@pytest.fixture(scope="session")
+def archived_run(tmp_path_factory):
+    """Four epochs of digits, the first one far from fitted, all archived."""
+    return Core(tiny_run_flags(tmp_path_factory.mktemp("logs"), archive=1, log_frame0=2.0), "tiny").run()
+
+
+@pytest.fixture
+def own_run(archived_run, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(archived_run, tmp_path / "logs" / "tiny" / archived_run.name)

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from builders import TINY, soak
+from builders import soak, tiny_run_flags
 
 import flags
 import launch
@@ -38,17 +38,7 @@ def logged(caplog):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The working directory of a tiny run with epochs 3, 6 and 8 stored."""
-    script = {
-        "dataset": "digits",
-        "train_N": 300,
-        "B": 50,
-        "E": 8,
-        "gpu": -1,
-        "lr": 0.1,
-        "archive": 3,
-        "model": {"description": TINY, "init": {"weight": "he_normal"}},
-        "logs_dir": str(tmp_path_factory.mktemp("logs")),
-    }
+    script = tiny_run_flags(tmp_path_factory.mktemp("logs"), E=8, lr=0.1, archive=3)
     return Core(script, "exper-tiny").run()
 
 

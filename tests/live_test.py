@@ -102,10 +102,12 @@ def server(logs):
 
 
 def asked(ask, path, known):
-    """What a server answers once it has read the files."""
-    while not known(found := ask(path)):
+    """What a server answers once it has read the files; fails when it never does."""
+    for _ in range(600):
+        if known(found := ask(path)):
+            return found
         time.sleep(0.2)
-    return found
+    pytest.fail(f"the server still answers {found} to {path}")
 
 
 def test_a_real_server_shows_every_scalar_of_a_run_once(trained):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from builders import tiny_run_flags
 from core_test import assert_same_weights, without_times
 
 import figures
@@ -19,16 +20,8 @@ KEYS = {"q_1pct", "q_10pct", "q_50pct", "gradient_norm"}
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """(a loss-based run, the same with --measure): their working directories."""
-    flags = {
-        "dataset": "digits",
-        "train_N": 300,
-        "B": 50,
-        "E": 8,
-        "gpu": -1,
-        "archive": 5,
-        "model": {"description": [["F", 16], ["F", 10, {"act": False}]], "init": {"weight": "he_normal"}},
-        "logs_dir": str(tmp_path_factory.mktemp("logs")),
-    }
+    model = {"description": [["F", 16], ["F", 10, {"act": False}]], "init": {"weight": "he_normal"}}
+    flags = tiny_run_flags(tmp_path_factory.mktemp("logs"), E=8, archive=5, model=model)
     return Core(flags).run(), Core(flags | {"measure": ASKED, "measure_every": 3}).run()
 
 

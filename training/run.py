@@ -45,7 +45,7 @@ def train(context: Context) -> Path:
         return train_in(context, directory(context, logs_dir(context)), workers=workers)
 
 
-def check(context: Context) -> None:
+def check_training(context: Context) -> None:
     """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
@@ -53,12 +53,12 @@ def check(context: Context) -> None:
 
 
 def _check_alone(context: Context) -> None:
-    """Raises: UserError as `check`, and for flags of several trainings."""
+    """Raises: UserError as `check_training`, and for flags of several trainings."""
     if context.f.speculate and context.f.cluster is None:
         raise UserError("--speculate: concurrent attempts need workers; also give --cluster")
     if context.f.cluster is not None and not context.f.speculate:
         raise UserError("--cluster: a single training uses it only with --speculate; also give that")
-    check(context)
+    check_training(context)
 
 
 def train_in(
@@ -133,11 +133,11 @@ class Training:
     def __init__(self, context: Context, executor: Executor | None = None):
         self.context, self.executor = context, executor or Serial(context)
         self.eid, self.weights = 0, context.model.initial_weights(context.f.seed)
-        self.begin(attempt.first_frame(context))
+        self.start(attempt.first_frame(context))
         self.watch: Callable[[int, float], None] = lambda number, fraction: None
-        self._dead = self._began_again = False
+        self._dead = self._restarted = False
 
-    def begin(self, log_frame0: float) -> None:
+    def start(self, log_frame0: float) -> None:
         """Start the scheduler with this first frame."""
         f = self.context.f
         self.scheduler = lr_scheduler.build(f.lr, f.train_mode, log_frame0)
@@ -159,7 +159,7 @@ class Training:
             if command == "go":
                 accepted.append(outcome)
             elif not outcome.moved:
-                self._begin_again()
+                self._restart()
                 discarded[:] = made
                 return True
             return command == "go" or self.lr != planned[unit.key]
@@ -188,7 +188,7 @@ class Training:
             )
         return info
 
-    def _begin_again(self) -> None:
+    def _restart(self) -> None:
         """Start with the frame at the initial loss: in the present one even steps that change nothing are rejected.
 
         Raises: TrainingDiverged where the flag log_frame0 gives the frame.
@@ -196,11 +196,11 @@ class Training:
         context = self.context
         context.model.set_weights(self.weights)
         log_frame0 = Evaluation(context, self.log_frame).log_loss
-        if self._began_again:
+        if self._restarted:
             raise TrainingDiverged(
                 f"epoch 1: no learning rate decreases the loss below its initial value, exp({log_frame0:.6g})"
             )
-        self._began_again = True
+        self._restarted = True
         if context.f.log_frame0 != "auto":
             raise TrainingDiverged(
                 f"epoch 1: the initial loss is above exp(log_frame0), and no learning rate decreases it enough: give "
@@ -210,7 +210,7 @@ class Training:
             "note: no epoch can be accepted at log_frame0=%.6g; starting again at the log of the initial loss, %.6g",
             *(self.scheduler.log_frame0, log_frame0),
         )
-        self.begin(log_frame0)
+        self.start(log_frame0)
 
     def _attempts(self, number: int, planned: dict[tuple[int, ...], float]) -> Iterator[Unit]:
         """Attempt `number` at the next epoch, and those that follow if each is rejected."""

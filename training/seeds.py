@@ -13,7 +13,7 @@ from storage import read, workdir
 from storage.run_flags import check_same
 from support.errors import UserError
 from support.screen import Progress, Update, log, shown_path
-from training.run import check, train_in
+from training.run import check_training, train_in
 
 
 def train_seeds(context: Context) -> Path:
@@ -30,7 +30,7 @@ def train_seeds(context: Context) -> Path:
     if f.speculate:
         raise UserError("--speculate: with several seeds, each worker trains one of them; leave it out")
     # Made now: errors are reported before anything is written. All seeds share them.
-    check(context)
+    check_training(context)
     context.train_set, context.test_set  # noqa: B018
     children = {seed: _child(context, seed) for seed in f.seeds}
     if f.resume:

@@ -52,7 +52,7 @@ def measure_epochs(context: Context) -> Path:
             "time": 0.0,
             "stats": {},
         }
-        raw = {0: start | {"stats": {}}} | record_of(context, run)  # the initial weights have no record of their own
+        raw = {0: start} | record_of(context, run)  # the initial weights have no record of their own
         return {
             part["eid"]: raw[part["eid"]] | {"stats": raw[part["eid"]]["stats"] | part["stats"]} for part in found
         }

@@ -19,7 +19,7 @@ from storage import read, workdir
 from storage.run_flags import check_same
 from support.errors import TrainingDiverged, UserError
 from support.screen import Bar, Update, log, shown_path
-from training.run import check, train_in
+from training.run import check_training, train_in
 
 MOST_RUNS = 10_000
 COLUMNS = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
@@ -81,7 +81,7 @@ def sweep(context: Context) -> Path:
     places = {name_of(point): _flags_at(context, point) for point in grid}
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
-    check(context)
+    check_training(context)
     new = _new_runs(context, places, experiment)
     done: list[str] = []
 
