@@ -179,12 +179,6 @@ def test_what_has_no_figures_is_passed_over_in_silence(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_every_kind_of_measurement_is_drawn_at_the_end(measured):
-    for task in set(measured) - {"train_seeds"}:
-        launch.draw_figures(measured[task])
-        assert list((measured[task] / "figures").glob("*.pdf")), task
-
-
 @soak
 def test_the_bench_prints_seconds_and_draws_every_figure(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["bench", "--epochs", "50", "--json", str(tmp_path / "j")])

@@ -82,7 +82,7 @@ def test_an_error_in_a_unit_propagates_and_no_thread_remains(at_once):
     for _ in range(6000):  # a thread ends after its unit
         if threading.active_count() > before:
             time.sleep(0.01)
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 @pytest.mark.parametrize("at_once", [1, 3])

@@ -7,6 +7,7 @@ import pytest
 from builders import a_curvature, a_radius, assert_nothing_overlaps, curves, measured_as, work_dir
 
 import figures
+import launch
 import results
 from reporting import flatness, style
 from reporting.landscape import smoothed
@@ -150,3 +151,9 @@ def test_eigenvalues_are_drawn_in_the_true_losss_units(measured):
     largest = curves(left)[0][:, 1]
     expected = [math.log10(found["eigenvalues"][0]) + found["log_frame"] / math.log(10) for found in raw.values()]
     np.testing.assert_allclose(largest, expected)
+
+
+def test_every_kind_of_measurement_is_drawn_at_the_end(measured):
+    for task in set(measured) - {"train_seeds"}:
+        launch.draw_figures(measured[task])
+        assert list((measured[task] / "figures").glob("*.pdf")), task

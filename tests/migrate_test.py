@@ -1,7 +1,6 @@
 """Directories of earlier versions (`storage.migrate`)."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -10,23 +9,6 @@ import flags as flag_table
 import results
 from models import margins
 from storage import workdir
-
-
-def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted, tmp_path):
-    old = tmp_path / "old"
-    shutil.copytree(fitted[1], old)
-    res = results.read_res(old)
-    keys = ("smoothed_q_bar", "smoothed_q_bar2", "balance")
-    expected = {eid: {key: info["stats"][key] for key in keys} for eid, info in res["raw"].items()}
-    for info in res["raw"].values():
-        for key in ("smoothed_q_bar", "smoothed_q_bar2", "balance"):
-            del info["stats"][key]
-    workdir.WorkDir(old).write_res(res)
-    about = results.read_about(old)
-    del about["format"]
-    workdir.WorkDir(old).write_json("about.json", about)
-    found = results.load(old)["raw"]
-    np.testing.assert_equal({eid: {key: info["stats"][key] for key in keys} for eid, info in found.items()}, expected)
 
 
 def test_a_deep_relu2_network_whose_own_powers_leave_float64_has_none_and_no_error():

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import results
 from catalogue.measures import ALWAYS
 from core import Core
 from data import loading
+from storage import workdir
 from support.errors import Stopped
 from support.screen import log
 from training import measures, theory
@@ -230,3 +232,20 @@ def test_no_other_network_has_a_largest_margin(tiny_flags, caplog):
     path = Core(tiny_flags | {"E": 2, "measure": ("max_margin",), "measure_every": 1}).run()
     assert "q_bar_svm" not in results.load(path)["raw"][2]["stats"]
     assert "q_bar_svm is left out: it is known of a linear network of two classes" in (path / "stdout").read_text()
+
+
+def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(fitted[1], old)
+    res = results.read_res(old)
+    keys = ("smoothed_q_bar", "smoothed_q_bar2", "balance")
+    expected = {eid: {key: info["stats"][key] for key in keys} for eid, info in res["raw"].items()}
+    for info in res["raw"].values():
+        for key in ("smoothed_q_bar", "smoothed_q_bar2", "balance"):
+            del info["stats"][key]
+    workdir.WorkDir(old).write_res(res)
+    about = results.read_about(old)
+    del about["format"]
+    workdir.WorkDir(old).write_json("about.json", about)
+    found = results.load(old)["raw"]
+    np.testing.assert_equal({eid: {key: info["stats"][key] for key in keys} for eid, info in found.items()}, expected)
