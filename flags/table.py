@@ -72,7 +72,7 @@ SECTIONS = (
     )),
     Section("Network", TRAINING, (
         Flag("model.description", None, optional(values.description),
-             "the layers: a list, or " + " or ".join(ARCHITECTURES)),
+             f"the layers: a list, or {', '.join(ARCHITECTURES)}; VGG16/4: with a quarter of each layer's units"),
         Flag("model.bias_mode", "FIRST_LAYER", choice(*BIAS_MODES), "layers with a bias: " + ", ".join(BIAS_MODES)),
         Flag("model.act_type", "relu", choice(*ACT_TYPES), "the activation: " + ", ".join(ACT_TYPES)),
         Flag("model.init.weight", "glorot_uniform", choice(*INITIALIZERS), f"initial weights: {NAMES}"),

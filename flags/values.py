@@ -10,7 +10,7 @@ from typing import Any
 
 from catalogue.attacks import NORMALIZATIONS
 from models import archivers, lr_scheduler
-from models.architectures import ARCHITECTURES, parse
+from models.architectures import ARCHITECTURES, named, parse
 from support.errors import nearest
 
 
@@ -272,9 +272,13 @@ def archive(value):
 def description(value):
     """Accept a list of layers, or the name of an architecture."""
     if isinstance(value, str):
-        if value not in ARCHITECTURES:
-            raise Bad(f"a list of layers, or one of {', '.join(ARCHITECTURES)}{nearest(value, ARCHITECTURES)}")
-        value = ARCHITECTURES[value]
+        try:
+            value = named(value)
+        except KeyError:
+            names = (
+                f"a list of layers, or one of {', '.join(ARCHITECTURES)}, also divided by 2, 4, 8 or 16 as in VGG16/4"
+            )
+            raise Bad(names + nearest(value, ARCHITECTURES)) from None
     try:
         parse(value, "NONE", (1 << 16, 1 << 16, 1))  # whether it fits the images is checked with the data
     except ValueError as error:

@@ -9,6 +9,9 @@ A description is a list with one entry a layer; each may end in a dict of overri
     {'act': False}              no activation after this layer
     {'bias': True}              whatever bias_mode says
     {'bn': True}                batch norm before the activation
+
+`ARCHITECTURES` has the papers' networks by name; 'VGG16/4' is VGG16 with a quarter of the units in each layer but the
+last.
 """
 
 import math
@@ -37,6 +40,24 @@ MLP: list[Any] = [["F", 800], ["F", 320], ["F", 50], ["F", 10, {"act": False}]]
 VGG16_BN: list[Any] = [[*layer, {"bn": True}] if layer[0] == "C" else layer for layer in VGG16]
 
 ARCHITECTURES = {"CNN": CNN, "VGG16": VGG16, "MLP": MLP, "VGG16_BN": VGG16_BN}
+DIVISORS = (1, 2, 4, 8, 16)
+
+
+def named(name: str) -> list[Any]:
+    """Return the description that a name such as 'CNN' or 'VGG16/4' means. Raises: KeyError for another name."""
+    known, slash, divisor = name.partition("/")
+    if slash and divisor not in map(str, DIVISORS):
+        raise KeyError(name)
+    narrow = int(divisor or 1)
+    *hidden, last = ARCHITECTURES[known]
+    # The smallest networks keep a unit in every layer.
+    return [[e[0], max(e[1] // narrow, 1), *e[2:]] if e[0] in "CF" else e for e in hidden] + [last]
+
+
+def name_of(description: list[Any]) -> str | None:
+    """Return the shortest name of a description, or None where it has none."""
+    names = [known if k == 1 else f"{known}/{k}" for k in DIVISORS for known in ARCHITECTURES]
+    return next((name for name in names if named(name) == description), None)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from catalogue.attacks import METHODS, Method
 from catalogue.tasks import TRAINING
 from flags.table import FLAGS, TASKS_OF
-from models.architectures import ARCHITECTURES
+from models.architectures import name_of
 from reporting import style
 
 MOST_FLAGS = 3  # flags in a label, when experiment names also distinguish the runs
@@ -109,10 +109,8 @@ def say(name: str, value: Any) -> str:
 
 def network(description: list | None) -> str:
     """Return a layer description's name, 'CNN', or else its layers: 'C32 P F10'."""
-    for name, known in ARCHITECTURES.items():
-        if description == known:
-            return name
-    return " ".join("".join(map(str, layer[:2])) for layer in description or []) or "no network"
+    layers = " ".join("".join(map(str, layer[:2])) for layer in description or [])
+    return (name_of(description) if description else None) or layers or "no network"
 
 
 def label(runs: list[Run]) -> list[Run]:

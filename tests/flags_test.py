@@ -14,6 +14,7 @@ from storage.run_flags import of_command_line
 from support.errors import UserError
 from support.files import ROOT
 
+HALF_CNN = [["C", 16, [5, 5]], ["P"], ["C", 32, [3, 3]], ["P"], ["F", 512], ["F", 10, {"act": False}]]
 SCRIPT = {"dataset": "digits", "model": {"description": CNN}, "lr": 0.01}
 
 
@@ -58,6 +59,7 @@ def test_what_is_not_given_has_its_default():
         (["--model.init.weight", "he_uniform"], "model.init.weight", "he_uniform"),
         (["--model.init.weight_normalized"], "model.init.weight_normalized", True),
         (["--model.description", "VGG16"], "model.description", VGG16),
+        (["--model.description", "CNN/2"], "model.description", HALF_CNN),
         (["--model.description", "[['F', 10]]"], "model.description", [["F", 10]]),
         (["--loss_ub", "1e3"], "loss_ub", 1000.0),
     ],
@@ -76,6 +78,7 @@ def test_the_command_line_gives_typed_values(words, name, value):
         (["--model.bias_mode", "FIRST"], "did you mean FIRST_LAYER"),
         (["--model.act_type", "rel"], "did you mean relu"),
         (["--model.description", "CNM"], "did you mean CNN"),
+        (["--model.description", "VGG16/3"], "divided by 2, 4, 8 or 16"),
         (["--train_mode", "USE_FRAMES"], "did you mean USE_FRAME"),
         (["--lr", "loss-basd-v1,0.1"], "did you mean loss-based-v1"),
         (["--B", "0"], "--B 0: expected a whole number, at least 1"),
