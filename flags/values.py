@@ -5,6 +5,7 @@ import ast
 import math
 import operator
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ class Bad(ValueError):
 
 
 # From a word on the command line to a value
+
+_COMMA = re.compile(r",(?![^()]*\))")  # outside parentheses
 
 
 def _power(base: float, exponent: float) -> float:
@@ -65,8 +68,9 @@ def from_text(text: str) -> Any:
         return _literal(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
         pass
-    if "," in text and not set(text) & set("[](){}"):
-        return tuple(from_text(part) for part in text.split(",") if part.strip())
+    parts = _COMMA.split(text)
+    if len(parts) > 1 and not set(text) & set("[]{}"):
+        return tuple(from_text(part) for part in parts if part.strip())
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 

@@ -59,6 +59,7 @@ def test_what_is_not_given_has_its_default():
         (["--model.init.weight", "he_uniform"], "model.init.weight", "he_uniform"),
         (["--model.init.weight_normalized"], "model.init.weight_normalized", True),
         (["--model.description", "VGG16"], "model.description", VGG16),
+        (["--lr", "aggressive-v3,0.1,2**(1/5),log(3)"], "lr", ("aggressive-v3", 0.1, 2 ** (1 / 5), math.log(3))),
         (["--model.description", "CNN/2"], "model.description", HALF_CNN),
         (["--model.description", "[['F', 10]]"], "model.description", [["F", 10]]),
         (["--loss_ub", "1e3"], "loss_ub", 1000.0),
