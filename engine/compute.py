@@ -5,11 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from catalogue.tasks import TRAINING
-from models.architectures import parse
+from models.architectures import LayerSpec, parse
 from support.device import cores, set_up_device
 from support.errors import UserError
 
-STEP_TO_SHARE = 1e9  # floating-point operations of a step; above this, sharing each op among cores is as fast
+STEP_TO_SHARE = 2e10  # floating-point operations of a step; above this, sharing each op among cores is as fast
 LEAST_PART = 32  # examples of a slice; the ops of a smaller one are less efficient
 
 
@@ -68,13 +68,15 @@ def choose(f: SimpleNamespace, shape: tuple[int, ...], about: dict[str, Any]) ->
     return Compute(device, threads, parts, bool(xla and trains), before, auto_parts)
 
 
-def parts_that_pay(step_flops: float, batch: int, threads: int) -> int:
+def parts_that_pay(specs: list[LayerSpec], batch: int, threads: int) -> int:
     """Return into how many slices to cut the batches of a network on the CPU (`models.network.Network`).
 
-    Measured on two cores (`bench/parts.py`): the step of a small network is faster in two slices. For larger networks
-    and fully connected layers, machines differ (docs/performance.md).
+    Convolutions and pools waste less time where each core has its own slice, unless they are so large that sharing
+    them costs nothing. Products with wide weights gain nothing: reading the weights once per slice takes as long as
+    sharing does. So slices pay for networks with convolutions, up to a size (`bench/parts.py`).
     """
-    if step_flops > STEP_TO_SHARE:
+    step_flops = 3 * batch * sum(spec.flops for spec in specs)
+    if step_flops > STEP_TO_SHARE or all(spec.kind != "C" for spec in specs):
         return 1
     return max(1, min(threads, batch // LEAST_PART))
 
@@ -96,8 +98,7 @@ def choose_parts(
         return 1  # building the network reports the error
     normed = any(spec.bn for spec in specs)
     if wanted == "auto":
-        step_flops = 3 * batch * sum(spec.flops for spec in specs)
-        return 1 if normed or not device.startswith("CPU") else parts_that_pay(step_flops, batch, threads)
+        return 1 if normed or not device.startswith("CPU") else parts_that_pay(specs, batch, threads)
     if normed and wanted > 1:
         raise UserError(f"--parts {wanted}: batch norm needs whole batches; give 1, or auto")
     if wanted > batch:

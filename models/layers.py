@@ -173,21 +173,41 @@ def matmul_transposed(dz: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.BatchMatMulV2(x=dz, y=weight, adj_y=True)
 
 
-@tf.custom_gradient
-def _matmul(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
-
-    def grad(dz: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return matmul_transposed(dz, weight), tf.matmul(x, dz, transpose_a=True)
-
-    return tf.matmul(x, weight), grad
+def slices(n: Any, parts: int) -> list[slice]:
+    """Cut n examples, a number or a tensor, into slices of equal size, give or take one."""
+    return [slice(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
 
 
 class FullyConnected(Weighted):
-    """[B, ...] -> [B, units]; flattens in NHWC order."""
+    """[B, ...] -> [B, units]; flattens in NHWC order.
+
+    Attributes:
+      parts: into how many slices of examples the product is cut, which TensorFlow computes concurrently. The two
+        products of the gradient are concurrent anyway; each takes all examples, so that no gradients of the size of
+        the weight have to be added up.
+    """
+
+    parts = 1
 
     def _linear(self, x: tf.Tensor) -> tf.Tensor:
-        return _matmul(tf.reshape(x, [-1, self.weight.shape[0]]), tf.convert_to_tensor(self.weight))
+        return self._product(
+            tf.reshape(x, [x.shape[0] or -1, self.weight.shape[0]]), tf.convert_to_tensor(self.weight)
+        )
+
+    def _product(self, x: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        """x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
+
+        @tf.custom_gradient
+        def product(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
+            def grad(dz: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                return matmul_transposed(dz, weight), tf.matmul(x, dz, transpose_a=True)
+
+            if self.parts == 1:
+                return tf.matmul(x, weight), grad
+            n = x.shape[0] or tf.shape(x)[0]
+            return tf.concat([tf.matmul(x[part], weight) for part in slices(n, self.parts)], axis=0), grad
+
+        return product(x, weight)
 
     def _gram_of_weight(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
         x = tf.reshape(x, [-1, self.weight.shape[0]])  # g_i is the outer product of x_i and dz_i

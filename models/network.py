@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from models.augmentation import crop_and_flip
+from models.layers import FullyConnected, slices
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v2
 from models.sequential import Sequential
 from support.device import compiled
@@ -38,7 +39,8 @@ class Network(Sequential):
     Args:
       parts: into how many slices of examples every batch is cut. Slices are independent, so TensorFlow computes them
         concurrently: one on each core wastes less time than all cores sharing every small op
-        (`engine.compute.parts_that_pay`). Must be 1 with batch norm, which needs whole batches.
+        (`engine.compute.parts_that_pay`). Fully connected layers are cut only where no work is added
+        (`models.layers.FullyConnected`). Must be 1 with batch norm, which needs whole batches.
       xla: compile a turn of an epoch, including its loop, into one program.
       The others: as for `Sequential`.
     """
@@ -46,6 +48,9 @@ class Network(Sequential):
     def __init__(self, *args: Any, parts: int = 1, xla: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.parts = parts
+        for layer in self.layers:
+            if isinstance(layer, FullyConnected):
+                layer.parts = parts
         self._train_turn = compiled(self._steps, jit_compile=xla or None)
 
     def _loss_sum_and_logits(
@@ -53,15 +58,11 @@ class Network(Sequential):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
         n = labels.shape[0] or tf.shape(labels)[0]
-        sums, logits = [], []
         parts = min(self.parts, labels.shape[0] or self.parts)  # none is empty
-        for k in range(parts):
-            part = slice(n * k // parts, n * (k + 1) // parts)
-            z = self.logits(self.pixels(pixels[part]), training)
-            losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels[part], z, log_frame)
-            sums.append(tf.reduce_sum(losses))
-            logits.append(z)
-        return tf.add_n(sums), tf.concat(logits, axis=0)
+        features = [self.features(self.pixels(pixels[part]), training) for part in slices(n, parts)]
+        z = self.from_features(tf.concat(features, axis=0) if parts > 1 else features[0], training)
+        losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels, z, log_frame)
+        return tf.reduce_sum(losses), z
 
     def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
         """One plain gradient step on integer pixels, v <- v - grad_v(lr * loss).

@@ -81,6 +81,7 @@ class Sequential(tf.Module):
             factor, shift = self.input_normalization = _normalization(input_mean, input_std, input_shape[-1])
             self._pipeline.append(lambda x: x * factor + shift)
         self.layers = self._append_layers(seed)
+        self._first_connected = next(i for i, stage in enumerate(self._pipeline) if isinstance(stage, FullyConnected))
 
     def _append_layers(self, seed: int) -> list[Weighted]:
         """Fill the pipeline after the input's normalization. Returns the layers with weights."""
@@ -139,6 +140,16 @@ class Sequential(tf.Module):
           training: batch norm uses the batch's moments, and moves its running ones.
         """
         return _through(self._pipeline, images, training)
+
+    def features(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return the input of the first fully connected layer, [B, cin]; arguments as for `logits`."""
+        x = _through(self._pipeline[: self._first_connected], images, training)
+        # A reshape of what TensorFlow returns for an empty slice, which has other channels.
+        return tf.reshape(x, [x.shape[0] or -1, self._pipeline[self._first_connected].weight.shape[0]])
+
+    def from_features(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Return the logits of what `features` returns."""
+        return _through(self._pipeline[self._first_connected :], features, training)
 
     def before(self, k: int, images: tf.Tensor) -> tf.Tensor:
         """Return the input of layer k: float32 [B, ...]."""

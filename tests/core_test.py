@@ -18,7 +18,7 @@ from core import Core
 from engine.compute import choose_parts
 from engine.context import Context, logs_dir
 from models import lr_scheduler, margins, network
-from models.architectures import CNN, VGG16
+from models.architectures import CNN, MLP, VGG16
 from storage import read
 from support.device import cores
 from support.errors import Stopped, TrainingDiverged, UserError
@@ -386,13 +386,14 @@ def test_flags_that_do_not_fit_the_data_are_refused_before_anything_is_made(tiny
 @pytest.mark.parametrize(
     "description, device, parts",
     [
-        (CNN, "CPU", min(cores(), 3)),  # 0.36 GFLOP a step, and at least 32 of the 100 examples a part
+        (CNN, "CPU", min(cores(), 3)),  # at least 32 of the 100 examples a part
         (VGG16, "CPU", 1),
+        (MLP, "CPU", 1),
         ([["F", 10, {"bn": True}]], "CPU", 1),
         (CNN, "GPU 0", 1),
     ],
 )
-def test_small_networks_without_batch_norm_have_a_part_a_core_on_the_cpu(description, device, parts):
+def test_small_convolutional_networks_have_one_part_per_core_on_the_cpu(description, device, parts):
     shape = (32, 32, 3) if description is VGG16 else (8, 8, 1)
     assert choose_parts("auto", description, shape, 100, device, cores()) == parts
 
