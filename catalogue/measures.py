@@ -117,6 +117,17 @@ MEASURES = {
         },
         ASKED_FOR,
     ),
+    "norm_margins": Measure(
+        {
+            "norm_linf": ("largest magnitude of a weight", "norm"),
+            "norm_spectral": ("largest spectral norm of a weight as a matrix [inputs, outputs]", "norm"),
+            "q_bar_linf": ("q_min / norm_linf^L, L the order of homogeneity (docs/optimizers.md)", "logit/norm"),
+            "q_bar_spectral": ("q_min / norm_spectral^L", "logit/norm"),
+            "smoothed_q_bar_linf": ("smoothed margin G / norm_linf^L; NaN until S < log 2", "logit/norm"),
+            "smoothed_q_bar_spectral": ("smoothed margin G / norm_spectral^L; NaN until S < log 2", "logit/norm"),
+        },
+        ASKED_FOR,
+    ),
     "max_margin": Measure(
         {
             "q_bar_svm": (

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import flags as flag_table
+from catalogue import optimizers
+from catalogue.tasks import TRAINING
 from data import labels, loading
 from engine import compute
 from storage import read, workdir
@@ -157,7 +159,9 @@ class Context:
             )
         made = self.compute
         set_threads(made.threads, made.parts)  # before the first variable: then TensorFlow has its threads
-        return build_network(self.f.model, self.dataset, self.f.seed, made.parts, made.xla)
+        # Attacks and measurements take no steps: their networks have no state of an optimizer.
+        opt = self.f.opt if self.f.task in TRAINING else "gd"
+        return build_network(self.f.model, self.dataset, self.f.seed, made.parts, made.xla, opt)
 
     def check_weights(self, weights: list[tuple[str, np.ndarray]], where: str) -> list[np.ndarray]:
         """Return the arrays of stored weights. Raises: UserError when they belong to another network."""
@@ -183,7 +187,9 @@ def _networks() -> ModuleType:
     return network
 
 
-def build_network(model: dict, dataset: loading.Dataset, seed: int, parts: int = 1, xla: bool = False) -> "Network":
+def build_network(
+    model: dict, dataset: loading.Dataset, seed: int, parts: int = 1, xla: bool = False, opt: Any = "gd"
+) -> "Network":
     """Build the network of the `model` flags for a dataset's images.
 
     Raises: UserError when they do not fit.
@@ -197,7 +203,13 @@ def build_network(model: dict, dataset: loading.Dataset, seed: int, parts: int =
         model = model | {name: auto[name] for name in auto if model[name] == "auto"}
     try:
         network = _networks().Network(
-            **model, input_shape=x.shape[1:], scale=dataset.scale, seed=seed, parts=parts, xla=xla
+            **model,
+            input_shape=x.shape[1:],
+            scale=dataset.scale,
+            seed=seed,
+            parts=parts,
+            xla=xla,
+            optimizer=optimizers.parsed(opt),
         )
     except ValueError as error:
         flag = "--model." if str(error).startswith("input_") else "--model.description: "

@@ -10,6 +10,7 @@ from typing import Any
 
 from catalogue.attacks import ABORT_RULES, CERTIFICATES, METHODS
 from catalogue.measures import ON_REQUEST
+from catalogue.optimizers import OPTIMIZERS
 from catalogue.tasks import MEASUREMENTS, TASKS, TRAINING
 from flags import values
 from flags.values import boolean, choice, data_path, number, optional, path, several, text, whole
@@ -96,7 +97,7 @@ SECTIONS = (
              "with a cluster: compute the next attempts concurrently, in case the first is rejected"),
         Flag("drop_last", True, boolean, "drop an epoch's last batch when it is smaller than B"),
         Flag("augment", "none", choice("none", "crop-flip"), "random changes of training images: none, crop-flip"),
-        Flag("opt", "gd", choice("gd"), "plain gradient steps: no momentum, no weight decay"),
+        Flag("opt", "gd", values.optimizer, "the optimizer, or (name, arguments ...): " + ", ".join(OPTIMIZERS)),
         Flag("train_mode", "USE_FRAME", choice("NORMAL", "USE_FRAME"),
              "keep the loss relative to a frame (USE_FRAME), or not (NORMAL)"),
         Flag("lr", ("loss-based-v1", 0.1, 2 ** (1 / 5), 2 ** (1 / 10)), values.learning_rate,

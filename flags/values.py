@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from catalogue import optimizers
 from catalogue.attacks import NORMALIZATIONS
 from models import archivers, lr_scheduler
 from models.architectures import ARCHITECTURES, named, parse
@@ -260,6 +261,17 @@ def learning_rate(value):
         hint = nearest(name, lr_scheduler.SCHEDULERS) if unknown else ""
         reason = " ".join(str(error).replace("__init__() ", "").split())
         raise Bad(f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}") from None
+    return value
+
+
+def optimizer(value):
+    """Accept an optimizer's name, or (name, arguments ...)."""
+    value = _tuples(value)
+    value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    try:
+        optimizers.parsed(value)
+    except ValueError as error:
+        raise Bad(str(error)) from None
     return value
 
 

@@ -23,12 +23,16 @@ LOG_FRAME0 = math.log(TEN_CLASSES)
 
 
 class LRScheduler:
-    """Base: train_mode and the frame that the run starts in."""
+    """Base: train_mode, the frame that the run starts in, and whether lr is the length of a step in any frame."""
 
-    def __init__(self, lr: float, train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0):
+    length = False
+
+    def __init__(self, lr: float, train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0, length: bool = False):
         self.lr = lr
         self.train_mode = train_mode
         self.log_frame0 = log_frame0
+        if length:  # else it is no part of the state, as before there was a choice
+            self.length = True
 
     def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         """Judge an attempt.
@@ -68,8 +72,11 @@ class ConstLR(LRScheduler):
 
     def __init__(self, lr: float, **frame: Any):
         super().__init__(lr, **frame)
-        self.frame_lr = lr * math.exp(self.log_frame0) if self.train_mode == USE_FRAME else lr
+        self.frame_lr = self._in_frame(self.log_frame0)
         self.failures = 0
+
+    def _in_frame(self, log_frame: float) -> float:
+        return self.lr * math.exp(log_frame) if self.train_mode == USE_FRAME and not self.length else self.lr
 
     def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
         if info is None:
@@ -83,9 +90,22 @@ class ConstLR(LRScheduler):
                 )
             return "back", self.frame_lr
         self.failures = 0
-        if self.train_mode == USE_FRAME:
+        if self.train_mode == USE_FRAME and not self.length:
             self.frame_lr = self.lr * math.exp(info["log_frame"]) * info["stats"]["loss"]
         return "go", self.frame_lr
+
+
+class DecayingLR(ConstLR):
+    """lr / t^power at epoch t, for the true learning rate or the length of a step; never rejects."""
+
+    def __init__(self, lr: float, power: float = 0.5, **frame: Any):
+        super().__init__(lr, **frame)
+        self.power = power
+
+    def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:
+        epoch = 1 if info is None else info["eid"] + (info["stats"] is not None)
+        command, lr = super().get(info)
+        return command, lr / epoch**self.power
 
 
 class _LossComparing(LRScheduler):
@@ -146,7 +166,7 @@ class LossBasedLRv1(_LossComparing):
         elif info is not None:
             command = "back"
             self.lr /= self.alpha2
-        if self.train_mode == USE_FRAME:
+        if self.train_mode == USE_FRAME or self.length:
             return command, self.lr
         return command, self.lr * self.loss0 / self.last_loss if self.last_loss else 0.0
 
@@ -248,6 +268,7 @@ class ConstLRAndLossBasedLR(LRScheduler):
 
 
 SCHEDULERS = {
+    "decay": DecayingLR,
     "loss-based-v1": LossBasedLRv1,
     "aggressive": AggressiveLR,
     "aggressive-v2": AggressiveLRv2,
@@ -257,13 +278,19 @@ SCHEDULERS = {
 
 
 def build(
-    lr: float | str | tuple[Any, ...], train_mode: str = USE_FRAME, log_frame0: float = LOG_FRAME0
+    lr: float | str | tuple[Any, ...],
+    train_mode: str = USE_FRAME,
+    log_frame0: float = LOG_FRAME0,
+    length: bool = False,
 ) -> LRScheduler:
     """Return the scheduler that the `lr` flag names: a float, a name, or `(name, argument, ...)`.
 
+    Args:
+      length: whether lr is the length of a step whatever the gradient (`models.optimizers`), not a factor of it.
+
     Raises: ValueError (unknown name, numbers that are not positive), TypeError (wrong arguments).
     """
-    frame = {"train_mode": train_mode, "log_frame0": log_frame0}
+    frame = {"train_mode": train_mode, "log_frame0": log_frame0, "length": length}
     if isinstance(lr, str):
         lr = (lr,)
     if not isinstance(lr, list | tuple):

@@ -130,6 +130,28 @@ def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: li
     return found
 
 
+def norm_margins(tensors: list[np.ndarray], q_min: float, log_loss: float, n: int, order: int) -> dict[str, float]:
+    """Return the margin, and the smoothed margin, over L-infinity and spectral norms to the power of the order.
+
+    These are the margins that steepest descent in the norm maximizes in homogeneous networks (arXiv 2410.22069).
+
+    Args:
+      tensors: of each layer the weight, and the first layer's bias: matrices [inputs, outputs], a bias one row.
+      q_min: smallest margin. log_loss, n: of `smoothed_margin`. order: L, the order of homogeneity.
+    """
+    matrices = [np.reshape(w, (-1, w.shape[-1])).astype(np.float64) for w in tensors]
+    found = {
+        "norm_linf": float(max(np.abs(m).max() for m in matrices)),
+        "norm_spectral": float(max(np.linalg.norm(m, 2) for m in matrices)),
+    }
+    g = smoothed_margin(log_loss, n)
+    for name in ("linf", "spectral"):
+        norm = found[f"norm_{name}"]
+        found[f"q_bar_{name}"] = q_min / norm**order if norm else math.nan
+        found[f"smoothed_q_bar_{name}"] = g / norm**order if norm else math.nan
+    return found
+
+
 def balance(rho_k: list[float], degrees: list[int]) -> float:
     """Return how equal the layers' norms are: in (0, 1], and 1 where the normalized margins' ratio is at its best.
 

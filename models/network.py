@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from models import optimizers
 from models.augmentation import crop_and_flip
 from models.layers import FullyConnected, slices
 from models.losses import hp_sparse_softmax_cross_entropy_with_logits_v2
-from models.sequential import Sequential
+from models.sequential import Sequential, Weights
 from support.device import compiled
 from support.screen import Update, ignore
 
@@ -42,16 +43,38 @@ class Network(Sequential):
         (`engine.compute.parts_that_pay`). Fully connected layers are cut only where no work is added
         (`models.layers.FullyConnected`). Must be 1 with batch norm, which needs whole batches.
       xla: compile a turn of an epoch, including its loop, into one program.
+      optimizer: name and arguments (`models.optimizers`).
       The others: as for `Sequential`.
     """
 
-    def __init__(self, *args: Any, parts: int = 1, xla: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        parts: int = 1,
+        xla: bool = False,
+        optimizer: tuple[str, dict[str, Any]] = ("gd", {}),
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
+        self.optimizer = optimizers.build(*optimizer, [tuple(v.shape) for v in self.weights])
         self.parts = parts
         for layer in self.layers:
             if isinstance(layer, FullyConnected):
                 layer.parts = parts
         self._train_turn = compiled(self._steps, jit_compile=xla or None)
+
+    # The state of training: the weights, then what the optimizer accumulates
+
+    def snapshot(self) -> Weights:
+        """Return the state of training: `Sequential.snapshot`, then the optimizer's slots."""
+        return [*super().snapshot(), *(slot.read_value() for slot in self.optimizer.slots)]
+
+    def set_weights(self, values: Weights) -> None:
+        """Put in what `snapshot` returned, or weights alone: the optimizer then begins anew."""
+        n, slots = len(self.tensors), self.optimizer.slots
+        super().set_weights(values[:n])
+        for slot, value in zip(slots, values[n:] or [np.zeros(slot.shape) for slot in slots], strict=True):
+            slot.assign(value)
 
     def _loss_sum_and_logits(
         self, pixels: tf.Tensor, labels: tf.Tensor, log_frame: tf.Tensor, training: bool
@@ -65,18 +88,15 @@ class Network(Sequential):
         return tf.reduce_sum(losses), z
 
     def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
-        """One plain gradient step on integer pixels, v <- v - grad_v(lr * loss).
+        """Take one step of the optimizer on integer pixels.
 
         Returns: the batch loss before it, float64.
         """
         with tf.GradientTape() as tape:
             total, _ = self._loss_sum_and_logits(images, labels, log_frame, training=True)
             loss = total / tf.cast(tf.shape(labels)[0], tf.float64)
-            # lr goes in while all is float64: gradient and lr by themselves may leave float32's range.
-            scaled = lr * loss
-        gradients = tape.gradient(scaled, self.weights)
-        for variable, gradient in zip(self.weights, gradients, strict=True):
-            variable.assign_sub(gradient)
+            scaled = self.optimizer.loss_factor(lr) * loss
+        self.optimizer.apply(self.weights, tape.gradient(scaled, self.weights), lr)
         return loss
 
     def train_epoch(
@@ -102,6 +122,7 @@ class Network(Sequential):
         Returns: (ok, losses): whether every batch loss was finite and <= loss_ub, and the float64
           losses of the batches done, in order (a bad one is the last).
         """
+        self.optimizer.carry(tf.constant(log_frame, tf.float64))
         # Tensors, because a tf.function is traced again for every new Python number.
         scalars = [tf.constant(value, tf.float64) for value in (lr, log_frame, loss_ub)]
         if augment_seed is not None:

@@ -28,9 +28,10 @@ class Outcome:
     Attributes:
       info: eid, lr, log_frame, rt_loss, stats (None when the attempt failed or was proved worse), and
         all_rt_loss when that flag is set.
-      weights: after the attempt, on the device, in the order of `Network.tensors`; None without stats.
+      weights: after the attempt, on the device, as `Network.snapshot` returns them; None without stats.
       train_time, eval_time: seconds.
-      moved: whether the weights changed by more than rounding; only known of the first epoch's attempts, else True.
+      moved: whether the weights changed by more than rounding; only known of the first epoch's attempts, and where
+        lr is the length of a step, else True.
       dead: whether the logits are the same for all training images.
     """
 
@@ -74,7 +75,7 @@ def attempt(
     """Train one epoch from `weights`, and evaluate where it ended.
 
     Args:
-      weights: arrays or tensors in the order of `Network.tensors`.
+      weights: arrays or tensors, as `Network.snapshot` returns them.
       eid, number: which epoch, and which attempt at it: they choose the permutation.
       lr: in the frame. log_frame: natural log of the frame.
       loss_limit: the evaluation stops once the mean training loss, in the frame, is certain to be above it.
@@ -103,7 +104,7 @@ def attempt(
     if f.include_all_rt_loss_in_res:
         info["all_rt_loss"] = losses.tolist()
     after = None if info["stats"] is None else context.model.snapshot()
-    moved = eid > 1 or _moved(context.model, weights)
+    moved = (eid > 1 and not context.model.optimizer.length) or _moved(context.model, weights)
     return Outcome(info, after, trained - began, time.perf_counter() - trained, moved, dead)
 
 
@@ -112,7 +113,7 @@ def _moved(model: Any, before: Any) -> bool:
 
     A weight near 0 changes at any learning rate; what counts is the change relative to the largest weight.
     """
-    pairs = [(v.numpy(), np.asarray(w)) for v, w in zip(model.tensors, before, strict=True) if v.trainable]
+    pairs = [(v.numpy(), np.asarray(w)) for v, w in zip(model.tensors, before, strict=False) if v.trainable]
     change = max(float(np.abs(now - then).max()) for now, then in pairs)
     largest = max(float(np.abs(then).max()) for _, then in pairs)
     return not change <= np.finfo(np.float32).eps * largest  # NaN has moved

@@ -163,6 +163,18 @@ def _margin_quantiles(now: Evaluation, history: History) -> dict[str, Any]:
     return {f"q_{k}pct": float(np.quantile(now.q, k / 100)) for k in (1, 10, 50)}
 
 
+def _norm_margins(now: Evaluation, history: History) -> dict[str, Any]:
+    if _why_no_norm_margins(now.model):
+        return {}
+    tensors = [tensor for layer in now.model.counted_weights() for tensor in layer]
+    return margins.norm_margins(tensors, float(now.q.min()), now.log_loss, len(now.labels), sum(now.model.degrees))
+
+
+def _why_no_norm_margins(model: Any) -> str | None:
+    reason = model.why_not_homogeneous
+    return f"q_bar_linf and q_bar_spectral are left out: {reason}, so it is not homogeneous" if reason else None
+
+
 def _gradient_norm(now: Evaluation, history: History) -> dict[str, Any]:
     in_the_frame = math.exp(now.log_loss - now.log_frame)
     return {"gradient_norm": theory.norm(now.gradient) * in_the_frame}
@@ -191,11 +203,13 @@ FUNCTIONS: dict[str, Function] = {  # by the names of `catalogue.measures`; the 
     "theory": theory.of_epoch,
     "sharpness": _sharpness,
     "max_margin": theory.max_margin,
+    "norm_margins": _norm_margins,
 }
 WHY_NOT: dict[str, Callable[[Any], str | None]] = {  # a network -> which keys it lacks, and why; None: none
     "smoothed": _why_not_smoothed,
     "theory": theory.why_not,
     "max_margin": theory.why_no_max_margin,
+    "norm_margins": _why_no_norm_margins,
 }
 
 

@@ -28,6 +28,7 @@ from training.live import Live, events_dir, require_tensorboard
 from training.measures import Evaluation, History
 
 ATTEMPTS_FIRST = 10  # their priority on a cluster: a run waits for each of them
+SLOT = "optimizer "  # prefix of a checkpoint's arrays of the optimizer's state
 RES_EVERY = 10.0  # seconds between two writes of `res`, at least
 
 
@@ -140,7 +141,7 @@ class Training:
     def start(self, log_frame0: float) -> None:
         """Start the scheduler with this first frame."""
         f = self.context.f
-        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, log_frame0)
+        self.scheduler = lr_scheduler.build(f.lr, f.train_mode, log_frame0, self.context.model.optimizer.length)
         self.log_frame: float = log_frame0 if f.train_mode == USE_FRAME else 0.0
         _, self.lr = self.scheduler.get()
 
@@ -158,6 +159,7 @@ class Training:
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
                 accepted.append(outcome)
+                self._check_moved(outcome)
             elif not outcome.moved:
                 self._restart()
                 discarded[:] = made
@@ -227,6 +229,14 @@ class Training:
             yield unit
             number += 1
 
+    def _check_moved(self, outcome: Outcome) -> None:
+        if self.context.model.optimizer.length and not outcome.moved:
+            raise TrainingDiverged(
+                f"epoch {outcome.info['eid']}: at lr {outcome.info['lr']:.3g} a step no longer changes the weights: "
+                "steps of a given length overshoot where batches are noisy, so the loss-based lr has fallen without "
+                "end; use whole batches (--B), momentum (--opt signum, adam, muon), or --lr decay,0.1"
+            )
+
     def _check_lr(self, eid: int, number: int) -> None:
         if self.lr < self.context.f.lr_lb:
             raise TrainingDiverged(
@@ -291,7 +301,10 @@ class Run(Training):
             return self._present_state(journal_bytes=0)
         self.kept = found.pop("kept")
         state = State(**found)
-        self.weights = self.context.check_weights(weights, str(path))
+        slots = [self.kept.pop(f"{SLOT}{k}", None) for k in range(len(self.context.model.optimizer.slots))]
+        if any(slot is None for slot in slots):
+            raise UserError(f"{path}: its checkpoint lacks the optimizer's state; start the run again")
+        self.weights = [*self.context.check_weights(weights, str(path)), *slots]
         self.raw = self.work_dir.rewind(state.journal_bytes)
         self.eid, self.lr, self.log_frame = state.eid, state.lr, state.log_frame
         self.scheduler.set_state(state.scheduler)
@@ -366,8 +379,10 @@ class Run(Training):
             self.live.close()
 
     def _checkpoint(self, archive: bool = False) -> None:
-        named = [(n, as_array(w)) for n, w in zip(self.context.model.names, self.weights, strict=True)]
-        self.work_dir.save(named, asdict(self._state), archive, self.kept)
+        arrays, names = [as_array(w) for w in self.weights], self.context.model.names
+        weights, slots = arrays[: len(names)], arrays[len(names) :]
+        kept = self.kept | {f"{SLOT}{k}": slot for k, slot in enumerate(slots)}
+        self.work_dir.save(list(zip(names, weights, strict=True)), asdict(self._state), archive, kept)
         self.saved_eid, self.last_save = self.eid, time.monotonic()
 
     def _write_res(self) -> None:
@@ -377,8 +392,8 @@ class Run(Training):
 
 def angle_between(model: Any, before: Any, after: Any) -> float:
     """Return the angle between all weights before and after an epoch, radians."""
-    trained = [v.trainable for v in model.tensors]
-    pair = ([as_array(w) for w, t in zip(weights, trained, strict=True) if t] for weights in (before, after))
+    trained = [v.trainable for v in model.tensors]  # the optimizer's state follows, which is no weight
+    pair = ([as_array(w) for w, t in zip(weights, trained, strict=False) if t] for weights in (before, after))
     return margins.angle(*pair)
 
 
