@@ -133,7 +133,8 @@ MEASURES = {
             "q_bar_svm": (
                 "the largest q_bar_min of any weights: the hard-margin SVM's (linear networks)",
                 "logit/norm",
-            )
+            ),
+            "q_bar_linf_max": ("the largest q_bar_linf of any weights, by a linear program", "logit/norm"),
         },
         ASKED_FOR,
     ),

@@ -62,7 +62,7 @@ class Optimizer(tf.Module):
 
     @property
     def slots(self) -> list[tf.Variable]:
-        """What the rule accumulates, float64: moments, number of steps, the frame. Empty for a rule without memory."""
+        """What the rule accumulates, float64: moments, number of steps, the frame. Empty for one without memory."""
         return [*chain(*self.moments), self.steps, self.log_frame] if self.POWERS else []
 
     def carry(self, log_frame: tf.Tensor) -> None:
@@ -190,7 +190,8 @@ class Adam(Optimizer):
 class Muon(Momentum):
     """m <- beta m + g; w <- w - lr U V^T of m = U S V^T, for each weight as a matrix: Muon.
 
-    In the largest spectral norm of a weight. The update of arXiv 2602.16340, exact (`polar`). With beta = 0 it is spectral descent (arXiv 2410.22069).
+    In the largest spectral norm of a weight. The update of arXiv 2602.16340, exact (`polar`). With beta = 0 it is
+    spectral descent (arXiv 2410.22069).
     """
 
     length = True

@@ -186,11 +186,11 @@ def test_the_largest_margin_is_the_one_that_the_separable_set_was_made_with():
     (x, y), _ = loading.load("separable")
     x = x.reshape(len(x), -1) / 255
     expected = math.sqrt(2) * 8 * loading.SEPARABLE_CONTRAST / 255
-    assert theory.largest_margin(x, y, bias=False) == pytest.approx(expected, rel=1e-5)
-    assert theory.largest_margin(x, y, bias=True) >= expected * (1 - 1e-5)
-    assert math.isnan(theory.largest_margin(np.concatenate([x, x]), np.concatenate([y, 1 - y]), bias=False))
+    assert theory.largest_margins(x, y, bias=False)[0] == pytest.approx(expected, rel=1e-5)
+    assert theory.largest_margins(x, y, bias=True)[0] >= expected * (1 - 1e-5)
+    assert math.isnan(theory.largest_margins(np.concatenate([x, x]), np.concatenate([y, 1 - y]), bias=False)[0])
     at_random = np.random.default_rng(0).integers(0, 2, 300)  # nearly separable: the SVM alone would not end
-    assert math.isnan(theory.largest_margin(np.random.default_rng(1).random((300, 30)), at_random, bias=True))
+    assert math.isnan(theory.largest_margins(np.random.default_rng(1).random((300, 30)), at_random, bias=True)[0])
 
 
 def test_a_network_of_zeros_and_a_peek_have_what_can_be_known_of_them(tiny_flags, tmp_path):

@@ -159,6 +159,7 @@ class Training:
             command, self.lr = self.scheduler.get(outcome.info)
             if command == "go":
                 accepted.append(outcome)
+            if not outcome.moved and (self.eid or command == "go"):
                 self._check_moved(outcome)
             elif not outcome.moved:
                 self._restart()
@@ -230,7 +231,8 @@ class Training:
             number += 1
 
     def _check_moved(self, outcome: Outcome) -> None:
-        if self.context.model.optimizer.length and not outcome.moved:
+        """Raises: TrainingDiverged where steps of a given length have become too short to change the weights."""
+        if self.context.model.optimizer.length:
             raise TrainingDiverged(
                 f"epoch {outcome.info['eid']}: at lr {outcome.info['lr']:.3g} a step no longer changes the weights: "
                 "steps of a given length overshoot where batches are noisy, so the loss-based lr has fallen without "

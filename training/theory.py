@@ -208,28 +208,36 @@ def rates(log_loss: float, log_time: float, order: int, n: int) -> dict[str, flo
     }
 
 
-def largest_margin(x: np.ndarray, y: np.ndarray, bias: bool) -> float:
-    """Return the largest normalized margin of a linear network of two classes: max over w of min_n gap_n / |w|.
+def largest_margins(x: np.ndarray, y: np.ndarray, bias: bool) -> tuple[float, float]:
+    """Return the largest normalized margins of a linear network of two classes: max over w of min_n gap_n / |w|.
 
-    That is sqrt(2) times the hard-margin SVM's (scikit-learn's SVC) through 0: the best weights of the two classes
-    are v/2 and -v/2. With a bias in the network, every image has one more pixel, 1.
+    In L2 that is sqrt(2) times the hard-margin SVM's (scikit-learn's SVC) through 0: the best weights of the two
+    classes are v/2 and -v/2. The spectral norm of such weights is their L2 norm, and no weights of this difference
+    have a smaller one, so the largest margin over it is the same. In L-infinity it is a linear program's (SciPy's
+    HiGHS): v with |v_j| <= 2. With a bias in the network, every image has one more pixel, 1.
 
     Args:
       x: what the layer sees, float64 [N, d]. y: labels 0 and 1, [N].
 
-    Returns: NaN where no such network classifies all examples right.
+    Returns: over L2, over L-infinity; NaN where no such network classifies all examples right.
     """
     if bias:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     signed = np.where(y == 0, 1.0, -1.0)[:, None] * x
     one_side = linprog(np.zeros(signed.shape[1]), -signed, -np.ones(len(signed)), bounds=(None, None))
     if one_side.status == 2:  # no plane has all on one side: the SVM would not end
-        return math.nan
+        return math.nan, math.nan
     symmetric = np.concatenate([signed, -signed])  # so the best plane goes through 0
     svm = SVC(kernel="linear", C=1e9, tol=1e-9, cache_size=500).fit(symmetric, np.repeat([1, -1], len(x)))
     v = svm.coef_[0]
     margin = float((signed @ v).min() / np.linalg.norm(v))
-    return math.sqrt(2) * margin if margin > 0 else math.nan
+    if not margin > 0:
+        return math.nan, math.nan
+    # Variables (v, t): maximize t where signed v >= t.
+    rows, d = np.concatenate([-signed, np.ones((len(x), 1))], axis=1), signed.shape[1]
+    goal = np.concatenate([np.zeros(d), [-1.0]])
+    linear = linprog(goal, rows, np.zeros(len(x)), bounds=[(-2, 2)] * d + [(None, None)])
+    return math.sqrt(2) * margin, -float(linear.fun)
 
 
 # What `training.measures` records of an epoch
@@ -303,16 +311,17 @@ def _graph_of(function: Callable[..., Any], model: Any) -> Any:
 
 
 def max_margin(now: Any, history: Any) -> dict[str, float]:
-    """`largest_margin` of the training set; nothing for a network that `why_no_max_margin` refuses."""
+    """`largest_margins` of the training set; nothing for a network that `why_no_max_margin` refuses."""
     if why_no_max_margin(now.model):
         return {}
 
-    def find() -> float:
+    def find() -> tuple[float, float]:
         (x, y), _ = now.context.dataset
         seen = np.asarray(now.model.before(0, now.model.pixels(x)), np.float64).reshape(len(x), -1)
-        return largest_margin(seen, y, now.model.layers[0].bias is not None)
+        return largest_margins(seen, y, now.model.layers[0].bias is not None)
 
-    return {"q_bar_svm": now.context.kept("max_margin", None, find)}
+    l2, linf = now.context.kept("max_margin", None, find)
+    return {"q_bar_svm": l2, "q_bar_linf_max": linf}
 
 
 def why_no_max_margin(model: Any) -> str | None:
