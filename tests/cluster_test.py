@@ -224,7 +224,7 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 130 and "go on with:" in out and "Traceback" not in err, err
+    assert process.returncode == 130 and "resume with:" in out and "Traceback" not in err, err
     with pytest.raises(ProcessLookupError):  # nothing is left running
         for _ in range(50):
             os.killpg(process.pid, 0)
@@ -255,7 +255,9 @@ def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_pa
     monkeypatch.setattr(cluster.Remote, "_submit", killing)
     flags = FLAGS | {"logs_dir": str(tmp_path / "logs")}
     try:
-        with pytest.raises(UserError, match=r"the scheduler is gone; what is done is saved: go on with --resume$"):
+        with pytest.raises(
+            UserError, match=r"the scheduler is gone; finished work is saved: continue with --resume$"
+        ):
             Core(flags | {"cluster": str(file), "speculate": True}, "orphan").run()
     finally:
         other.kill()

@@ -106,7 +106,7 @@ def test_a_resumed_run_measures_what_the_unbroken_run_measures(fitted):
 
     seen = 0
 
-    def stop():
+    def stop(fraction):
         nonlocal seen
         seen += 1
         if seen > 170:
