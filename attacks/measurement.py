@@ -167,13 +167,18 @@ def errors(
     return eps[np.searchsorted(eps + 1e-6, difference.max(axis=(1, 2, 3)))]
 
 
+TAIL = (0, 0.1, 1, 5, 10)  # percent
+
+
 def summary(
     records: np.ndarray, eps_list: tuple[float, ...], method: Method, target: str | int | None = None
 ) -> dict:
     """Summarize the results of a set.
 
     `robust_acc` is {eps: fraction of all images without an example within eps}. The median is over all images, the
-    mean over those with an example. Distances: `Method.distances`.
+    mean over those with an example. `tail` is {percent: quantile of the distances of all images}, 0 being the
+    minimum: the normalized margin is that of the worst example, so this is where it can be seen. Distances:
+    `Method.distances`.
 
     Args:
       records: of `open_records`. eps_list, target: the flags.
@@ -187,6 +192,8 @@ def summary(
         "success": float(records["success"].mean()),
         "median": float(np.median(distance)),
         "mean": float(finite.mean()) if len(finite) else float("inf"),
+        # Not interpolated, so that it is a distance of an image: between a found one and infinity there is none.
+        "tail": {str(k): float(np.quantile(distance, k / 100, method="inverted_cdf")) for k in TAIL},
         "certified_median": float(np.median(records["certified"])),
         "robust_acc": robust,
     }
@@ -205,10 +212,13 @@ def summary_line(found: dict, method: Method) -> str:
 
 def summary_table(summaries: dict[int, dict]) -> list[str]:
     """Return one line per epoch: its normalized margin next to the medians of certified bound and distance."""
-    lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {'median':>8} {'mean':>8}"]
+    columns = " ".join(f"{name:>8}" for name in ("min", "1 %", "median", "mean"))
+    lines = [f"{'epoch':>8} {'log10_loss':>12} {'q_bar_min':>12} {'certified':>10} {columns}"]
     for eid, s in summaries.items():
         log10_loss = "-" if s["log_loss"] is None else f"{s['log_loss'] / math.log(10):.4f}"
         q_bar_min = "-" if s["q_bar_min"] is None else f"{s['q_bar_min']:.4e}"
         certified = f"{s['certified_median']:.4g}"
-        lines.append(f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {s['median']:8.4f} {s['mean']:8.4f}")
+        distances = (s["tail"]["0"], s["tail"]["1"], s["median"], s["mean"])
+        shown = " ".join(f"{distance:8.4f}" for distance in distances)
+        lines.append(f"{eid:8d} {log10_loss:>12} {q_bar_min:>12} {certified:>10} {shown}")
     return lines

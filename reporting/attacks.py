@@ -77,6 +77,7 @@ def linf_grid(runs: list[Run]) -> "Figure":
 SUMMARY = {  # what `attacks.run` writes of an epoch
     **dict.fromkeys(("n", "clean_acc", "success", "median", "mean"), forms.number),
     **dict.fromkeys(("certified_median", "log_loss", "q_bar_min"), forms.number_or_none),
+    "tail": forms.each(forms.number_or_none, forms.number_text),
     "robust_acc": forms.each(forms.number, forms.number_text),
 }
 
@@ -97,6 +98,7 @@ def _summary(run: Run) -> dict[str, dict]:
 def table(entries: list[Entry]) -> list[Table]:
     """Return the table of all attacked epochs, for attacks in one norm."""
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
+    tail = sorted({k for _, _, found in lines for k, v in found["tail"].items() if v is not None}, key=float)
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method
     shown = {"certified_median": "certified distance, median"}
@@ -111,6 +113,7 @@ def table(entries: list[Entry]) -> list[Table]:
             number(found["q_bar_min"]),
             percent(found["clean_acc"]),
             percent(found["success"]),
+            *(number(found["tail"].get(k), ".4f") for k in tail),
             *(number(found[key], ".4f") for key in shown),
             *(percent(found["robust_acc"].get(e)) for e in eps),
         ]
@@ -118,6 +121,7 @@ def table(entries: list[Entry]) -> list[Table]:
     ]
     head = [
         *("attack", "epoch", "images of", "images", "log10 loss", "q_bar_min", "clean accuracy", "success"),
+        *(f"distance, {k} %" if float(k) else "distance, minimum" for k in tail),
         *shown.values(),
         *(f"robust accuracy at eps {e}" for e in eps),
     ]

@@ -83,11 +83,13 @@ def certified_in_l2(flags: dict[str, Any]) -> bool:
 
 
 def summary(found: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
-    """Return an attack's summary; certified bounds in another norm than its distances are unknown: None."""
-    if not certified_in_l2(flags):
-        return found
-    unknown = {"certified_median": None}
-    return {eid: numbers | unknown if isinstance(numbers, dict) else numbers for eid, numbers in found.items()}
+    """Return an attack's summary: earlier ones have no `tail`, and where their certified bounds are in another norm
+    than their distances, these are unknown: None."""
+    unknown = {"certified_median": None} if certified_in_l2(flags) else {}
+    return {
+        eid: {"tail": {"0": None}} | numbers | unknown if isinstance(numbers, dict) else numbers
+        for eid, numbers in found.items()
+    }
 
 
 def records(path: Path, dtype: np.dtype, crc: Any) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import shutil
 import subprocess
 import sys
@@ -130,6 +131,9 @@ def test_the_summary_is_what_res_says(run):
     assert summary["median"] == pytest.approx(np.median(distance))
     assert summary["mean"] == pytest.approx(distance[res[8]["success"]].mean())
     assert summary["success"] == res[8]["success"].mean()
+    in_order = np.sort(distance)
+    for percent, value in summary["tail"].items():
+        assert value == in_order[max(math.ceil(len(distance) * float(percent) / 100) - 1, 0)]
     assert summary["certified_median"] == pytest.approx(np.median(res[8]["certified"]))
     for eps in (0.2, 0.6):
         assert summary["robust_acc"][str(eps)] == (distance > eps).mean()
