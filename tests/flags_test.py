@@ -95,7 +95,7 @@ def test_the_command_line_gives_typed_values(words, name, value):
         (["--eid", "first"], "--eid first"),
         (["--eid", "0"], "--eid"),
         (["--tf32", "perhaps"], "true or false"),
-        (["--opt", "adam"], "expected one of gd"),
+        (["--opt", "adamw"], "expected one of gd"),
         (["--seed", "-1"], "--seed"),
         (["--model.description", "[['Z']]"], "layer 0"),
         (["--lr", "__import__('os').system('true')"], "--lr"),

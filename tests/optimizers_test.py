@@ -7,7 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 import tensorflow as tf
-from builders import TINY
+from builders import TINY, soak
 
 import flags as flag_table
 import results
@@ -183,7 +183,7 @@ def test_a_constant_lr_is_the_length_of_every_step(tiny_flags, opt, lr):
         assert length == pytest.approx(lr, rel=1e-3)
 
 
-@pytest.mark.parametrize("opt", ["adam", ("muon", 0.9), "nesterov"], ids=str)
+@pytest.mark.parametrize("opt", ["adam", ("muon", 0.9), pytest.param("nesterov", marks=soak)], ids=str)
 def test_a_resumed_run_has_the_optimizers_state(tiny_flags, opt):
     flags = tiny_flags | {"E": 7, "opt": opt, "lr": ("loss-based-v1", 0.05, 2.0, 1.5), "archive": 2}
     whole, path = Core(flags).run(), Core(flags | {"E": 3}).run()
