@@ -14,14 +14,13 @@ from builders import TINY, soak
 from commands_test import ENV, QUICK, SMALL, assert_one_line
 from core_test import assert_same_weights, without_times
 
-import flags as flag_table
 import results
 from bench import scale
 from core import Core
 from engine import cluster, cluster_worker
 from engine.units import Unit
 from reporting import page
-from storage.run_flags import of_command_line
+from storage.run_flags import of_command_line, stored
 from support.errors import Stopped, UserError
 from support.files import ROOT
 from support.screen import Progress
@@ -232,7 +231,7 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
     path = (tmp_path / "logs" / QUICK / "latest").resolve()
     last = max(results.read_journal(path))
     again = {"resume": str(path), "E": last + 1, "cluster": None, "speculate": False}
-    assert Core(flag_table.table.stored(path) | again, QUICK).run() == path
+    assert Core(stored(path) | again, QUICK).run() == path
     assert max(results.read_journal(path)) == last + 1
 
 
@@ -265,7 +264,7 @@ def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_pa
     run = (tmp_path / "logs" / "orphan" / "latest").resolve()
     assert max(results.read_journal(run)) == 4
     again = shutil.copytree(run, tmp_path / "again")
-    assert_same_runs(serial, alone(flags | {"resume": str(again)}, "orphan"))
+    assert_same_runs(serial, alone(flags | {"resume": str(again), "cluster": None, "speculate": False}, "orphan"))
 
 
 # Mistakes
