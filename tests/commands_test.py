@@ -30,7 +30,7 @@ ENV = os.environ | {"VIRTUAL_ENV": sys.prefix}  # the environment that runs the 
 
 def command(*words, **options):
     return subprocess.run(
-        [str(ROOT / words[0]), *words[1:]], capture_output=True, text=True, env=ENV, timeout=300, **options
+        [str(ROOT / words[0]), *words[1:]], capture_output=True, text=True, env=ENV, **({"timeout": 300} | options)
     )
 
 

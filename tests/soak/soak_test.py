@@ -362,6 +362,9 @@ def test_a_write_that_fails_leaves_a_run_that_goes_on_to_be_the_unbroken_one(
 # Kills
 
 
+PATIENT = {"timeout": 3600}  # a slow machine is no failure
+
+
 def killed_until_done(words, resume, rng, most):
     """Start, kill at a random moment, go on; the number of kills."""
     kills = 0
@@ -381,14 +384,14 @@ def killed_until_done(words, resume, rng, most):
 @pytest.mark.skipif(not WHOLE, reason="long: ./test.sh --soak")
 def test_fifty_kills_of_a_training(tmp_path):
     logs = tmp_path / "logs"
-    E = ["--E", "5000", "--archive", "50", "--checkpoint_every", "0.05"]
-    done = command("run.sh", QUICK, *SMALL, *E, "--logs_dir", str(tmp_path / "whole"))
+    E = ["--E", "2000", "--archive", "50", "--checkpoint_every", "0.05"]
+    done = command("run.sh", QUICK, *SMALL, *E, "--logs_dir", str(tmp_path / "whole"), **PATIENT)
     assert done.returncode == 0
     run = lambda: (logs / QUICK / "latest").resolve()  # noqa: E731
     start = [str(ROOT / "run.sh"), QUICK]
     resume = lambda: [*start, "--resume", str(run())]  # noqa: E731
     kills = killed_until_done([*start, *SMALL, *E, "--logs_dir", str(logs)], resume, random.Random(1), 50)
-    assert command("run.sh", QUICK, "--resume", str(run())).returncode == 0
+    assert command("run.sh", QUICK, "--resume", str(run()), **PATIENT).returncode == 0
     whole = (tmp_path / "whole" / QUICK / "latest").resolve()
     print(f"{kills} kills")
     assert without_times(results.read_journal(run())) == without_times(results.read_journal(whole))
@@ -405,13 +408,13 @@ def test_ten_kills_of_an_attack_and_of_a_radius(trained, tmp_path, name):
     words = [str(own), "--eid", "last", "--gpu", "-1", "--figures", "false", *words]
     if program == "run.sh":
         words += ["--directions", "40"]
-    assert command(program, name, *words).returncode == 0
+    assert command(program, name, *words, **PATIENT).returncode == 0
     whole = (own / name / "latest").resolve()
     start = [str(ROOT / program), name]
     resume = lambda: [*start, "--resume", str((own / name / "latest").resolve())]  # noqa: E731
     kills = killed_until_done([*start, *words], resume, random.Random(2), 10)
     path = (own / name / "latest").resolve()
-    assert command(program, *resume()[1:]).returncode == 0
+    assert command(program, *resume()[1:], **PATIENT).returncode == 0
     print(f"{name}: {kills} kills")
     assert plain(results.load(path)) == plain(results.load(whole))
 
