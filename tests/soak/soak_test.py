@@ -365,11 +365,11 @@ def test_a_write_that_fails_leaves_a_run_that_goes_on_to_be_the_unbroken_one(
 PATIENT = {"timeout": 3600}  # a slow machine is no failure
 
 
-def killed_until_done(words, resume, rng, most):
-    """Start, kill at a random moment, go on; the number of kills."""
+def killed_until_done(words, resume, begun, rng, most):
+    """Start, kill at a random moment, resume (or start again what had no directory yet); the number of kills."""
     kills = 0
-    while kills < most:
-        start = words if kills == 0 else resume()
+    while kills < most or not begun():
+        start = resume() if begun() else words
         process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
         try:
             process.wait(rng.uniform(3, 9))
@@ -390,7 +390,8 @@ def test_fifty_kills_of_a_training(tmp_path):
     run = lambda: (logs / QUICK / "latest").resolve()  # noqa: E731
     start = [str(ROOT / "run.sh"), QUICK]
     resume = lambda: [*start, "--resume", str(run())]  # noqa: E731
-    kills = killed_until_done([*start, *SMALL, *E, "--logs_dir", str(logs)], resume, random.Random(1), 50)
+    begun = (logs / QUICK / "latest").exists
+    kills = killed_until_done([*start, *SMALL, *E, "--logs_dir", str(logs)], resume, begun, random.Random(1), 50)
     assert command("run.sh", QUICK, "--resume", str(run()), **PATIENT).returncode == 0
     whole = (tmp_path / "whole" / QUICK / "latest").resolve()
     print(f"{kills} kills")
@@ -412,7 +413,8 @@ def test_ten_kills_of_an_attack_and_of_a_radius(trained, tmp_path, name):
     whole = (own / name / "latest").resolve()
     start = [str(ROOT / program), name]
     resume = lambda: [*start, "--resume", str((own / name / "latest").resolve())]  # noqa: E731
-    kills = killed_until_done([*start, *words], resume, random.Random(2), 10)
+    begun = lambda: (own / name / "latest").resolve() != whole  # noqa: E731
+    kills = killed_until_done([*start, *words], resume, begun, random.Random(2), 10)
     path = (own / name / "latest").resolve()
     assert command(program, *resume()[1:], **PATIENT).returncode == 0
     print(f"{name}: {kills} kills")
