@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from attacks.local_certificate import LocalCertificate
-from attacks.operator_norms import FLOAT32, conv_norm, fc_norm
+from attacks.operator_norms import FLOAT32, conv_norm, fc_norm, pool_norm
 from models.architectures import LayerSpec
 from support.screen import Update
 
@@ -27,7 +27,7 @@ def lipschitz(specs: list[LayerSpec], weights: list[np.ndarray], act_type: str) 
     Args:
       specs: the layers. weights: of the layers that have one, in order, with all that multiplies
         (batch norm, the input's normalization) in them: `effective_weights` of a model.
-      act_type: relu and linear are 1-Lipschitz; relu2 has no Lipschitz constant.
+      act_type: all are 1-Lipschitz but relu2, which has no Lipschitz constant.
 
     Returns: (L, D), with L D[j, k] the constant of z_j - z_k: D the distances of the last layer's columns, or where
       a fully connected layer is right below it, the pair's constant over that layer's norm; float64 [C, C]. L of all
@@ -40,14 +40,12 @@ def lipschitz(specs: list[LayerSpec], weights: list[np.ndarray], act_type: str) 
     bound, bound_below = 1.0, 1.0
     below: np.ndarray | None = None
     for spec in specs[:-1]:
-        if spec.kind == "A":
-            bound /= 2  # the mean of four is 1/2-Lipschitz; a max over disjoint windows is 1-Lipschitz
         if spec.weight_shape is None:
-            below = None
+            bound, below = bound * pool_norm(spec), None
             continue
         weight = weights.pop(0)
         if spec.kind == "C":
-            bound, bound_below, below = bound * conv_norm(weight, spec.in_shape), bound, None
+            bound, bound_below, below = bound * conv_norm(weight, spec), bound, None
             continue
         alone = bound * fc_norm(weight)
         paired = alone if below is None else bound_below * pair_norm(below, weight)

@@ -23,7 +23,7 @@ from scipy import sparse
 from scipy.linalg import cholesky
 from scipy.sparse.linalg import eigsh
 
-from attacks.operator_norms import FLOAT32, conv_as_matrix, conv_norm, fc_norm
+from attacks.operator_norms import FLOAT32, average_as_matrix, conv_as_matrix, conv_norm, fc_norm, pool_norm
 
 # A sum of n products has an error below n * 1.2e-16 times the sum of their magnitudes, and n is below 1e5 here. Norms
 # by eigenvalues have relative errors of this order, too.
@@ -80,23 +80,17 @@ def why_not(model: Any) -> str | None:
     """Return why there is no local certificate of this network; None where there is one."""
     specs = model.specs
     if model.act_type not in ("relu", "linear"):
-        return f"the activation {model.act_type} has no largest slope"
+        return f"the activation {model.act_type} is neither relu nor linear"
     if specs[-1].act:
         return "an activation follows the last layer"
     if any(spec.kind == "P" and (k == 0 or specs[k - 1].kind != "C") for k, spec in enumerate(specs)):
         return "a max pool does not follow a convolution"
+    if any(spec.kind == "P" and not spec.plain for spec in specs):
+        return "a max pool is not 2x2 of stride 2"
     numbers = sum(spec.flops // 2 for spec in specs)
     if numbers > MOST_NUMBERS:
         return f"its layers have {numbers:.2g} entries as matrices; at most {MOST_NUMBERS:.1g} are supported"
     return None
-
-
-def average_as_matrix(in_shape: tuple[int, ...]) -> Any:
-    """Return a 2x2 average pool as a sparse matrix, [h w c, h/2 w/2 c]."""
-    h, w, c = in_shape
-    rows, columns = (np.kron(np.eye(n // 2), [[1], [1]]) for n in (h, w))
-    rows, columns = (np.pad(m, [(0, n % 2), (0, 0)]) for m, n in ((rows, h), (columns, w)))  # VALID drops the rest
-    return sparse.csr_matrix(sparse.kron(sparse.kron(rows, columns), sparse.eye(c)) / 4)
 
 
 def windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -166,12 +160,12 @@ class LocalCertificate:
         self.q = {1: np.inf, 2: 2, np.inf: 1}[p]
         self.layers: list[Layer] = []
         self.longest = math.sqrt(math.prod(model.specs[0].in_shape)) if p == np.inf else 1.0  # L2 of a radius of 1
-        before: Any = None  # average pools since the last layer with weights
+        before: Any = None  # average pools since the last layer with weights, and their norm
         weights = iter(model.effective_weights())
         for n, (spec, layer, _) in enumerate(model.stages()):
             if spec.kind == "A":
-                pool = average_as_matrix(spec.in_shape)
-                before = pool if before is None else before @ pool
+                pool, norm = average_as_matrix(spec), pool_norm(spec)
+                before = (pool, norm) if before is None else (before[0] @ pool, before[1] * norm)
             elif layer is not None:
                 self._append(model, layer, next(weights), spec, before, model.specs[n + 1 : n + 2])
                 before = None
@@ -180,11 +174,11 @@ class LocalCertificate:
 
     def _append(self, model: Any, own: Any, weight: np.ndarray, spec: Any, before: Any, after: list[Any]) -> None:
         _, bias = own.folded()
-        matrix: Any = conv_as_matrix(weight, spec.in_shape) if spec.kind == "C" else weight
-        norm = conv_norm(weight, spec.in_shape) if spec.kind == "C" else fc_norm(weight)
+        matrix: Any = conv_as_matrix(weight, spec) if spec.kind == "C" else weight
+        norm = conv_norm(weight, spec) if spec.kind == "C" else fc_norm(weight)
         bias = np.broadcast_to(bias, spec.out_shape).ravel().copy()
         if before is not None:
-            matrix, norm = before @ matrix, norm / 2
+            matrix, norm = before[0] @ matrix, before[1] * norm
         if own is model.layers[0] and model.input_normalization is not None:
             factor, shift = (np.asarray(part, np.float64) for part in model.input_normalization)
             # The factor is in the weight already: (x + shift / factor) (factor W).

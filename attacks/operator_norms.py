@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from models.architectures import LayerSpec
+
 MAX_MATRIX = 1 << 20  # entries; larger convolutions are bounded with an FFT
 FLOAT32 = 1e-5  # relative to the largest logit: allowance for float32 errors in a margin
 
@@ -17,40 +19,66 @@ def fc_norm(weight: np.ndarray) -> float:
     return math.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0))
 
 
-def conv_as_matrix(kernel: np.ndarray, in_shape: tuple[int, ...]) -> Any:
-    """Return a SAME convolution of inputs of this size as a sparse matrix, [h w cin, h w cout].
+def reads(n: int, tap: int, outputs: int, stride: int, before: int = 0) -> Any:
+    """Return which input each output reads with one tap of a window along an axis: sparse, 0 or 1, [n, outputs]."""
+    output = np.arange(outputs)
+    read = output * stride - before + tap
+    inside = (read >= 0) & (read < n)
+    return sparse.csr_matrix((np.ones(inside.sum()), (read[inside], output[inside])), (n, outputs))
+
+
+def conv_as_matrix(kernel: np.ndarray, spec: LayerSpec) -> Any:
+    """Return a convolution as a sparse matrix, [h w cin, h' w' cout].
 
     Args: as for `conv_norm`.
     """
-    (h, w, _), (kh, kw, _, _) = in_shape, kernel.shape
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            offsets = (kh - 1) // 2 - i, (kw - 1) // 2 - j
-            if abs(offsets[0]) < h and abs(offsets[1]) < w:  # else the tap reads zeros only
-                down, right = (sparse.eye(n, k=k) for n, k in zip((h, w), offsets, strict=True))
-                taps.append(sparse.kron(sparse.kron(down, right), kernel[i, j]))
-    return sparse.csr_matrix(sum(taps))
+    (h, w, _), (h_out, w_out, _), (top, _, left, _) = spec.in_shape, spec.out_shape, spec.pads
+    total = sparse.csr_matrix((math.prod(spec.in_shape), math.prod(spec.out_shape)))
+    for i, j in np.ndindex(*spec.window):
+        down, right = reads(h, i, h_out, spec.stride[0], top), reads(w, j, w_out, spec.stride[1], left)
+        total += sparse.kron(sparse.kron(down, right), kernel[i, j], "csr")
+    return total
 
 
-def conv_norm(kernel: np.ndarray, in_shape: tuple[int, ...]) -> float:
-    """Return the 2-norm of a SAME convolution as an operator on inputs of exactly this size, or an upper bound.
+def average_as_matrix(spec: LayerSpec) -> Any:
+    """Return an average pool as a sparse matrix, [h w c, h' w' c]."""
+    axes = [
+        sum(reads(n, tap, outputs, stride) for tap in range(window))
+        for n, outputs, window, stride in zip(spec.in_shape, spec.out_shape, spec.window, spec.stride, strict=False)
+    ]
+    return sparse.kron(sparse.kron(*axes), sparse.eye(spec.in_shape[-1]) / math.prod(spec.window), "csr")
+
+
+def pool_norm(spec: LayerSpec) -> float:
+    """Return a Lipschitz constant of a pool, in L2.
+
+    An element lies in at most `overlap` windows, so that maxima of windows change by at most sqrt(overlap) times as
+    much as their elements, and means of n elements by sqrt(overlap / n).
+    """
+    overlap = math.prod(-(-window // stride) for window, stride in zip(spec.window, spec.stride, strict=True))
+    return math.sqrt(overlap / math.prod(spec.window) if spec.kind == "A" else overlap)
+
+
+def conv_norm(kernel: np.ndarray, spec: LayerSpec) -> float:
+    """Return the 2-norm of a convolution as an operator on inputs of exactly this size, or an upper bound.
 
     It is exact, from the matrix, where that is small. Otherwise it comes from an FFT: with zero padding, the operator
     is a block of the circular convolution on h + kh - 1 by w + kw - 1, whose norm is the largest singular value of
     the kernel's Fourier coefficients (Sedghi et al. 2019, arXiv 1805.10408, theorem 6); the larger the
     input, the closer the two. Power iteration approaches the norm from below, and so would prove nothing.
 
+    Other strides and pads select some of that block's outputs, which makes the norm no larger.
+
     Args:
-      kernel: [kh, kw, cin, cout]. in_shape: (h, w, cin).
+      kernel: [kh, kw, cin, cout]. spec: the layer.
     """
-    if math.prod(in_shape) * math.prod(in_shape[:2]) * kernel.shape[3] <= MAX_MATRIX:
-        return fc_norm(conv_as_matrix(kernel, in_shape).toarray())
-    return fft_norm(kernel, in_shape)
+    if math.prod(spec.in_shape) * math.prod(spec.out_shape) <= MAX_MATRIX:
+        return fc_norm(conv_as_matrix(kernel, spec).toarray())
+    return fft_norm(kernel, spec.in_shape)
 
 
 def fft_norm(kernel: np.ndarray, in_shape: tuple[int, ...]) -> float:
-    """Return the upper bound of `conv_norm`."""
+    """Return the upper bound of `conv_norm`. in_shape: (h, w, cin)."""
     kh, kw = kernel.shape[:2]
     size = (in_shape[0] + kh - 1, in_shape[1] + kw - 1)
     # Real kernels have conjugate coefficients at opposite frequencies: half of them suffice.

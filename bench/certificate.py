@@ -20,11 +20,11 @@ from storage.run_flags import stored
 
 def product(model) -> tuple[float, np.ndarray]:
     """The constants of `certificate.lipschitz` without pairs."""
-    norms = {"C": operator_norms.conv_norm, "F": lambda weight, shape: operator_norms.fc_norm(weight)}
+    norms = {"C": operator_norms.conv_norm, "F": lambda weight, spec: operator_norms.fc_norm(weight)}
     weighted = [spec for spec in model.specs if spec.weight_shape is not None]
     *below, last = zip(weighted, model.effective_weights(), strict=True)
-    bound = np.prod([norms[spec.kind](weight, spec.in_shape) for spec, weight in below])
-    bound /= 2 ** sum(spec.kind == "A" for spec in model.specs)
+    bound = np.prod([norms[spec.kind](weight, spec) for spec, weight in below])
+    bound *= np.prod([operator_norms.pool_norm(spec) for spec in model.specs if spec.weight_shape is None])
     columns = last[1].T
     return float(bound), np.linalg.norm(columns[:, None] - columns, axis=2)
 

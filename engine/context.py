@@ -197,13 +197,9 @@ def build_network(
     if model["description"] is None:
         raise UserError("--model.description: this experiment has none; give a list of layers, CNN or VGG16")
     (x, _), _ = dataset
-    if "auto" in (model["input_mean"], model["input_std"]):
-        mean, std = labels.input_statistics(dataset)
-        auto = {"input_mean": mean, "input_std": std}
-        model = model | {name: auto[name] for name in auto if model[name] == "auto"}
     try:
         network = _networks().Network(
-            **model,
+            **with_statistics(model, dataset),
             input_shape=x.shape[1:],
             scale=dataset.scale,
             seed=seed,
@@ -220,6 +216,15 @@ def build_network(
             f"but {dataset.name} has {dataset.n_classes} classes"
         )
     return network
+
+
+def with_statistics(model: dict, dataset: loading.Dataset) -> dict:
+    """Return the `model` flags with numbers where input_mean and input_std are 'auto'."""
+    if "auto" not in (model["input_mean"], model["input_std"]):
+        return model
+    mean, std = labels.input_statistics(dataset)
+    auto = {"input_mean": mean, "input_std": std}
+    return model | {name: auto[name] for name in auto if model[name] == "auto"}
 
 
 # A task's working directory

@@ -12,7 +12,7 @@ from typing import Any
 from catalogue import optimizers
 from catalogue.attacks import NORMALIZATIONS
 from models import archivers, lr_scheduler
-from models.architectures import ARCHITECTURES, named, parse
+from models.architectures import ACT_TYPES, ARCHITECTURES, named, parse, slope_of
 from support.errors import nearest
 
 
@@ -245,6 +245,18 @@ def normalization(value):
 
 def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def act_type(value):
+    """Accept the name of an activation, or ('leaky_relu', slope)."""
+    name, *slope = value if isinstance(value, list | tuple) and value else [value]
+    if len(slope) == 1 or str(name).startswith("leaky_relu,"):
+        value = ",".join(map(str, (name, *slope)))
+        try:
+            return f"leaky_relu,{slope_of(value)!r}"
+        except ValueError:
+            raise Bad("leaky_relu with one slope between 0 and 1, such as leaky_relu,0.2") from None
+    return choice(*ACT_TYPES)(value)
 
 
 def learning_rate(value):

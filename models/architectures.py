@@ -3,12 +3,14 @@
 A description is a list with one entry a layer; each may end in a dict of overrides:
 
     ['C', channels, [kh, kw]]   convolution, stride 1, SAME
-    ['P']                       2x2 max pool, stride 2, VALID
-    ['A']                       2x2 average pool, stride 2, VALID
+    ['P'], ['P', [h, w]]        max pool, 2x2 or h x w, of stride equal to the size, VALID
+    ['A'], ['A', [h, w]]        average pool, likewise
     ['F', units]                fully connected; the first one flattens (NHWC order)
     {'act': False}              no activation after this layer
     {'bias': True}              whatever bias_mode says
     {'bn': True}                batch norm before the activation
+    {'stride': [h, w]}          of a convolution or pool
+    {'pad': [t, b, l, r]}       rows and columns of zeros around the input of a convolution, instead of SAME
 
 `ARCHITECTURES` has the papers' networks by name; 'VGG16/4' is VGG16 with a quarter of the units in each layer but the
 last.
@@ -21,7 +23,9 @@ from typing import Any
 from support.forms import whole
 
 BIAS_MODES = ("NONE", "FIRST_LAYER", "ALL")
-ACT_TYPES = ("relu", "linear", "relu2")
+ACT_TYPES = ("relu", "linear", "relu2", "leaky_relu")
+LEAKY_SLOPE = 0.01
+BN_EPSILON = 1e-5  # of batch norm, added to the variance
 
 CNN: list[Any] = [["C", 32, [5, 5]], ["P"], ["C", 64, [3, 3]], ["P"], ["F", 1024], ["F", 10, {"act": False}]]
 
@@ -67,6 +71,7 @@ class LayerSpec:
     kind: 'C', 'P', 'A' or 'F'. in_shape, out_shape: without the batch axis, (h, w, c) or (units,).
     weight_shape: (kh, kw, cin, cout) or (cin, cout); None for a pool.
     flops: floating-point operations of the forward pass for one example, 2 per multiply-add.
+    window, stride: of a convolution or pool, (h, w). pads: of a convolution, (top, bottom, left, right).
     """
 
     kind: str
@@ -77,9 +82,53 @@ class LayerSpec:
     bias: bool = False
     bn: bool = False
     flops: int = 0
+    window: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is of the papers' kinds: a convolution of stride 1, SAME, or a 2x2 pool of stride 2."""
+        if self.kind == "C":
+            return self.stride == (1, 1) and self.pads == same_pads(*self.window)
+        return self.kind == "F" or (self.window, self.stride) == ((2, 2), (2, 2))
 
 
-def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
+def same_pads(kh: int, kw: int) -> tuple[int, int, int, int]:
+    """Return the pads (top, bottom, left, right) of a SAME convolution of stride 1."""
+    return ((kh - 1) // 2, kh // 2, (kw - 1) // 2, kw // 2)
+
+
+def slope_of(act_type: str) -> float:
+    """Return the slope below 0 that 'leaky_relu' or, with another one, 'leaky_relu,0.2' means.
+
+    Raises: ValueError for another activation, or a slope outside (0, 1).
+    """
+    name, _, slope = act_type.partition(",")
+    found = float(slope or LEAKY_SLOPE)
+    if name != "leaky_relu" or not 0 < found < 1:
+        raise ValueError(act_type)
+    return found
+
+
+OVERRIDES = {
+    "C": ("act", "bias", "bn", "stride", "pad"),
+    "F": ("act", "bias", "bn"),
+    "P": ("stride",),
+    "A": ("stride",),
+}
+
+
+def _sizes(value: Any, n: int, least: int = 1) -> bool:
+    """Return whether this is a list of n whole numbers, none below `least`."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == n
+        and all(type(v) is int and least <= v < 2**16 for v in value)
+    )
+
+
+def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, Any]]:
     """Return (kind, arguments, overrides) of one entry. Raises: ValueError, naming the layer."""
     where = f"layer {number} of the description, {entry!r}"
     if not isinstance(entry, list | tuple) or not entry:
@@ -87,19 +136,30 @@ def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, bool]]:
     kind, *args = entry
     overrides = args.pop() if args and isinstance(args[-1], dict) else {}
     if kind == "C":
-        ok = len(args) == 2 and whole(args[0]) and isinstance(args[1], list | tuple)
-        ok = ok and len(args[1]) == 2 and all(map(whole, args[1]))
+        ok = len(args) == 2 and whole(args[0]) and _sizes(args[1], 2)
         expected = "['C', channels, [kh, kw]]"
     elif kind == "F":
         ok, expected = len(args) == 1 and whole(args[0]), "['F', units]"
+    elif kind in ("P", "A"):
+        args = args or [[2, 2]]
+        ok, expected = len(args) == 1 and _sizes(args[0], 2), f"['{kind}'] or ['{kind}', [h, w]]"
     else:
-        ok, expected = kind in ("P", "A") and not args, "a 'C', 'P', 'A' or 'F' layer"
+        ok, expected = False, "a 'C', 'P', 'A' or 'F' layer"
     if not ok:
         raise ValueError(f"{where}: expected {expected}")
     for key, value in overrides.items():
-        if key not in ("act", "bias", "bn") or not isinstance(value, bool) or kind in "PA":
-            raise ValueError(f"{where}: overrides are 'act', 'bias' and 'bn', True or False, on 'C' and 'F'")
+        fits = {"stride": _sizes(value, 2), "pad": _sizes(value, 4, least=0)}
+        if key not in OVERRIDES[kind] or not fits.get(key, isinstance(value, bool)):
+            raise ValueError(
+                f"{where}: overrides are 'act', 'bias' and 'bn', True or False, on 'C' and 'F'; 'stride': [h, w] on "
+                "'C', 'P' and 'A'; 'pad': [top, bottom, left, right] on 'C'"
+            )
     return kind, args, overrides
+
+
+def _windows(size: int, window: int, stride: int, pad: int = 0) -> int:
+    """Return how many windows fit along an axis."""
+    return (size + pad - window) // stride + 1
 
 
 def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, int]) -> list[LayerSpec]:
@@ -118,23 +178,33 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
         if kind != "F" and len(shape) == 1:
             raise ValueError(f"{where}: the input is flat after the first 'F'")
         if kind in ("P", "A"):
-            h, w, c = shape
-            if h < 2 or w < 2:
+            (h, w, c), window = shape, tuple(args[0])
+            stride = tuple(overrides.get("stride", window))
+            out_shape = (*map(_windows, (h, w), window, stride), c)
+            if min(out_shape) < 1:
                 raise ValueError(f"{where}: a {h}x{w} input is too small for another pool")
-            spec = LayerSpec(kind, shape, (h // 2, w // 2, c))
+            spec = LayerSpec(kind, shape, out_shape, window=window, stride=stride)
         else:
+            geometry: dict[str, Any] = {}
             bias = {"NONE": False, "FIRST_LAYER": weighted == 0, "ALL": True}[bias_mode]
             if kind == "C":
                 channels, size = args
                 weight_shape = (*size, shape[2], channels)
-                out_shape = (*shape[:2], channels)
-                flops = 2 * math.prod(weight_shape) * shape[0] * shape[1]
+                stride, pads = overrides.get("stride", (1, 1)), overrides.get("pad", same_pads(*size))
+                over = pads[0] + pads[1], pads[2] + pads[3]
+                out_shape = (*map(_windows, shape[:2], size, stride, over), channels)
+                if min(out_shape) < 1:
+                    raise ValueError(f"{where}: a {shape[0]}x{shape[1]} input is too small for it")
+                flops = 2 * math.prod(weight_shape) * math.prod(out_shape[:2])
+                geometry = {"window": tuple(size), "stride": tuple(stride), "pads": tuple(pads)}
             else:
                 weight_shape = (math.prod(shape), args[0])
                 out_shape = (args[0],)
                 flops = 2 * math.prod(weight_shape)
-            flags = {"act": True, "bias": bias, "bn": False} | overrides
-            spec = LayerSpec(kind, shape, out_shape, weight_shape, flops=flops, **flags)
+            flags: dict[str, Any] = {"act": True, "bias": bias, "bn": False} | {
+                k: v for k, v in overrides.items() if type(v) is bool
+            }
+            spec = LayerSpec(kind, shape, out_shape, weight_shape, flops=flops, **flags, **geometry)
             weighted += 1
         specs.append(spec)
         shape = spec.out_shape

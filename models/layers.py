@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from models.architectures import BN_EPSILON, LayerSpec, slope_of
 from support.device import compiled
 
 Gradient = Callable[..., Any]
@@ -22,6 +23,14 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "linear": tf.identity,
     "relu2": lambda x: tf.square(tf.nn.relu(x)),
 }
+
+
+def activation(act_type: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the activation that the flag act_type names."""
+    if act_type in ACTIVATIONS:
+        return ACTIVATIONS[act_type]
+    slope = slope_of(act_type)
+    return lambda x: tf.nn.leaky_relu(x, slope)
 
 
 class BatchNorm(tf.Module):
@@ -34,7 +43,7 @@ class BatchNorm(tf.Module):
       channels: the size of the last axis.
     """
 
-    MOMENTUM, EPS = 0.1, 1e-5
+    MOMENTUM, EPS = 0.1, BN_EPSILON
 
     def __init__(self, channels: int):
         super().__init__("bn")
@@ -153,16 +162,32 @@ def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
 
 
 class Conv(Weighted):
-    """Convolution, stride 1, SAME: [B, h, w, cin] -> [B, h, w, cout]."""
+    """Convolution, [B, h, w, cin] -> [B, h', w', cout]: of stride 1 and SAME unless it is given other values.
+
+    Args:
+      stride: (h, w). pads: (top, bottom, left, right), rows and columns of zeros; None: SAME.
+      The others: as for `Weighted`.
+    """
+
+    def __init__(self, *args: Any, stride: tuple[int, int] = (1, 1), pads: Any = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.stride, self.pads = stride, pads
+        self.padding = "SAME" if pads is None else "VALID"
+
+    def _padded(self, x: tf.Tensor) -> tf.Tensor:
+        return x if self.pads is None else tf.pad(x, [[0, 0], self.pads[:2], self.pads[2:], [0, 0]])
 
     def _linear(self, x: tf.Tensor) -> tf.Tensor:
-        if self.weight.shape[2] <= 4:
+        if self.weight.shape[2] <= 4 and self.pads is None:
             return conv_of_image(x, tf.convert_to_tensor(self.weight))
-        return tf.nn.conv2d(x, self.weight, strides=1, padding="SAME")
+        return tf.nn.conv2d(self._padded(x), self.weight, strides=self.stride, padding=self.padding)
 
     def _gram_of_weight(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
         kh, kw, _, _ = self.weight.shape
-        patches = tf.image.extract_patches(x, [1, kh, kw, 1], [1] * 4, [1] * 4, "SAME")  # [B, h, w, kh kw cin]
+        taps, strides = [1, kh, kw, 1], [1, *self.stride, 1]
+        patches = tf.image.extract_patches(
+            self._padded(x), taps, strides, [1] * 4, self.padding
+        )  # [B, h, w, kh kw cin]
         g = tf.einsum("bhwp,bhwc->bpc", patches, dz)
         g = tf.reshape(g, [tf.shape(g)[0], -1])
         return tf.matmul(g, g, transpose_b=True)
@@ -257,6 +282,9 @@ def _max_pool_then_relu(x: tf.Tensor) -> tf.Tensor:
     return tf.nn.relu(tf.maximum(row, next_row))
 
 
-def avg_pool(x: tf.Tensor) -> tf.Tensor:
-    """2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
-    return tf.nn.avg_pool2d(x, 2, 2, "VALID")
+def pool_of(spec: LayerSpec) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the pool that a layer describes, VALID: [B, h, w, c] -> [B, h', w', c]."""
+    if spec.kind == "P" and spec.plain:
+        return max_pool
+    pool = tf.nn.max_pool2d if spec.kind == "P" else tf.nn.avg_pool2d
+    return lambda x: pool(x, spec.window, spec.stride, "VALID")

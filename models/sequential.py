@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from models.architectures import LayerSpec, degrees, parse, why_not_homogeneous
 from models.initializers import initial_value
-from models.layers import ACTIVATIONS, Conv, FullyConnected, Weighted, avg_pool, max_pool, relu_max_pool
+from models.layers import Conv, FullyConnected, Weighted, activation, pool_of, relu_max_pool
 
 MOST_WEIGHTS = 2**31
 
@@ -78,7 +78,7 @@ class Sequential(tf.Module):
         self.input_normalization: tuple[np.ndarray, np.ndarray] | None = None
         self._pipeline: list[Any] = []
         if (input_mean, input_std) != (None, None):
-            factor, shift = self.input_normalization = _normalization(input_mean, input_std, input_shape[-1])
+            factor, shift = self.input_normalization = normalization(input_mean, input_std, input_shape[-1])
             self._pipeline.append(lambda x: x * factor + shift)
         self.layers = self._append_layers(seed)
         self._first_connected = next(i for i, stage in enumerate(self._pipeline) if isinstance(stage, FullyConnected))
@@ -86,27 +86,28 @@ class Sequential(tf.Module):
     def _append_layers(self, seed: int) -> list[Weighted]:
         """Fill the pipeline after the input's normalization. Returns the layers with weights."""
         layers: list[Weighted] = []
-        activation = ACTIVATIONS[self.act_type]
+        act = activation(self.act_type)
         # An activation waits for the max pool after it: being monotone, it gives the same numbers there,
         # on a quarter of the data.
         pending = None
         for spec in self.specs:
             if spec.kind == "P":
-                fused = pending is tf.nn.relu
-                self._pipeline.append(relu_max_pool if fused else max_pool)
+                fused = pending is tf.nn.relu and spec.plain
+                self._pipeline.append(relu_max_pool if fused else pool_of(spec))
                 pending = None if fused else pending
                 continue
             if pending is not None:
                 self._pipeline.append(pending)
                 pending = None
             if spec.kind == "A":
-                self._pipeline.append(avg_pool)
+                self._pipeline.append(pool_of(spec))
                 continue
-            layer_class = {"C": Conv, "F": FullyConnected}[spec.kind]
             k = len(layers)
-            layers.append(layer_class(*self._drawn(seed, k, spec), name=f"layer{k}", bn=spec.bn))
+            layer_class: Any = {"C": Conv, "F": FullyConnected}[spec.kind]
+            geometry = {} if spec.plain else {"stride": spec.stride, "pads": spec.pads}
+            layers.append(layer_class(*self._drawn(seed, k, spec), name=f"layer{k}", bn=spec.bn, **geometry))
             self._pipeline.append(layers[-1])
-            pending = activation if spec.act else None
+            pending = act if spec.act else None
         if pending is not None:
             self._pipeline.append(pending)
         return layers
@@ -289,7 +290,7 @@ def _through(pipeline: list[Any], x: tf.Tensor, training: bool = False) -> tf.Te
     return x
 
 
-def _normalization(
+def normalization(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (factor, shift). Raises: ValueError when there is neither one number nor one a channel."""

@@ -13,7 +13,7 @@ from support.errors import UserError
 from support.screen import log
 
 
-def import_tensorflow():
+def import_tensorflow() -> Any:
     """Import TensorFlow when it is first needed, so that errors in flags are reported before. Returns the module.
 
     At its start TensorFlow writes to file descriptor 2, bypassing Python; that is shown only if the import fails. It

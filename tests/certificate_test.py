@@ -57,6 +57,11 @@ def distances(a, b, norm):
 # The certificate
 
 
+def plain_conv(size, kernel, **overrides):
+    """The spec of a convolution, as `parse` makes it."""
+    return parse([["C", 6, list(kernel), overrides], ["F", 2]], "NONE", size)[0]
+
+
 def dense_norm(kernel, in_shape):
     """Largest singular value of a SAME convolution written out as a matrix."""
     n = int(np.prod(in_shape))
@@ -71,7 +76,7 @@ SIZES = [((8, 8, 3), (3, 3)), ((7, 5, 2), (5, 3)), ((2, 2, 4), (3, 3)), ((5, 4, 
 def test_a_small_convolutions_norm_is_exact_and_that_by_fft_above_it(size, kernel):
     weight = np.random.default_rng(0).standard_normal((*kernel, size[2], 6)).astype(np.float32)
     exact = dense_norm(weight, size)
-    assert operator_norms.conv_norm(weight, size) == pytest.approx(exact, rel=1e-5)
+    assert operator_norms.conv_norm(weight, plain_conv(size, kernel)) == pytest.approx(exact, rel=1e-5)
     assert exact * (1 - 1e-6) <= operator_norms.fft_norm(weight, size) <= 1.6 * exact
 
 
@@ -204,9 +209,9 @@ def test_pairs_tighten_the_constants_of_fully_connected_networks_and_gaps_keep_t
 def test_layers_as_matrices_are_tensorflows_own(size, kernel):
     rng = np.random.default_rng(0)
     weight, x = rng.standard_normal((*kernel, size[2], 6)), rng.standard_normal((3, *size))
-    ours = x.reshape(3, -1) @ local_certificate.conv_as_matrix(weight, size)
+    ours = x.reshape(3, -1) @ operator_norms.conv_as_matrix(weight, plain_conv(size, kernel))
     np.testing.assert_allclose(ours, tf.nn.conv2d(x, weight, 1, "SAME").numpy().reshape(3, -1), atol=1e-12)
-    pooled = x.reshape(3, -1) @ local_certificate.average_as_matrix(size)
+    pooled = x.reshape(3, -1) @ operator_norms.average_as_matrix(parse([["A"], ["F", 2]], "NONE", size)[0])
     np.testing.assert_allclose(pooled, tf.nn.avg_pool2d(x, 2, 2, "VALID").numpy().reshape(3, -1), atol=1e-6)
     windows = local_certificate.windows(x[0].ravel(), size)
     np.testing.assert_allclose(windows.max(axis=1), tf.nn.max_pool2d(x[:1], 2, 2, "VALID").numpy().ravel(), 1e-6)

@@ -18,6 +18,7 @@ import export
 import results
 from core import Core
 from engine.context import Context
+from exchange import npz_form, onnx_form
 from models.architectures import VGG16_BN
 from storage import workdir
 from storage.run_flags import of_trained
@@ -143,7 +144,7 @@ def test_a_second_onnx_consumer_agrees_and_the_model_is_of_the_stated_opset(trai
         (path,) = export.export(run, "onnx")
         model = onnx.load(path)
         onnx.checker.check_model(model, full_check=True)
-        assert [entry.version for entry in model.opset_import] == [export.ONNX_OPSET]
+        assert [entry.version for entry in model.opset_import] == [onnx_form.OPSET]
         (z,) = ReferenceEvaluator(model).run(["logits"], {"pixels": pixels[:3].transpose(0, 3, 1, 2)})
         assert relative(z, own[:3]) < 1e-5
 
@@ -257,7 +258,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, tmp_path, capsys, monkeypa
         fails(["--to", form, "--out", str(run)], "a folder is in the way")
     assert (run / "journal.jsonl").exists()
     assert export.main([str(tmp_path), "--to", "npz"]) == 2 and "not a working directory" in capsys.readouterr().err
-    wrong = export.write_npz
+    wrong = npz_form.write
     monkeypatch.setitem(export.FORMS, "npz", lambda *args: lambda images: wrong(*args)(images) * 1.001)
     fails(["--to", "npz", "--out", str(tmp_path / "b.npz")], "deviate by 0.001")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -8,13 +8,14 @@ from support.files import ROOT
 
 LAYERS = (  # each imports only from itself and from those above
     *("support", "models", "data", "catalogue", "flags", "storage", "engine"),
-    *("attacks", "flatness", "reporting", "training"),
+    *("attacks", "flatness", "reporting", "training", "exchange"),
     "root",
 )
 STRANGERS = ("attacks", "flatness", "reporting")  # none of them imports another
-ROOT_MODULES = ("core", "launch", "results", "figures", "report", "export", "sweep")
+ROOT_MODULES = ("core", "launch", "results", "figures", "report", "export", "import_network", "sweep")
 IN_FUNCTIONS = {  # (module, what it imports): why
-    ("engine.context", "models.network"): "TensorFlow loads after the flags and the data are checked"
+    ("engine.context", "models.network"): "TensorFlow loads after the flags and the data are checked",
+    ("import_network", "exchange.importing"): "TensorFlow is kept out of --help and of errors in flags",
 }
 
 
