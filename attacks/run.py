@@ -156,7 +156,7 @@ class AttackRun:
             return
         # The last epoch may be in the checkpoint only, which a run that is still running replaces.
         workers.publish("last", self.last_weights)
-        raw, summaries = read.read_journal(self.source), {}
+        raw, summaries = read.load(self.source)["raw"], {}
         n, f = len(self.images), self.context.f
         opened = [self._records(eid) for eid in self.eids]
         found = sum(int(records["done"].sum()) for records in opened)

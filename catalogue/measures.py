@@ -205,6 +205,8 @@ FIGURES = {  # the other numbers that --measure asks for have a panel each in th
 }
 ALWAYS = tuple(name for name, measure in MEASURES.items() if measure.cadence == EVERY_EPOCH)
 ON_REQUEST = tuple(name for name, measure in MEASURES.items() if measure.cadence == ASKED_FOR)
+OF_STEPS = ("direction", "effort")  # what training itself did; the others are of a network
+OF_A_NETWORK = tuple(name for name in MEASURES if name not in OF_STEPS)
 
 # What `info` holds beside `stats`.
 INFO = {

@@ -172,6 +172,15 @@ class Context:
             raise UserError(f"{where}: holds another network ({error})") from None
         return arrays
 
+    def initial_weights(self) -> Any:
+        """Return the weights that training starts with. Raises: UserError where those of init_from do not fit."""
+        run = self.f.init_from
+        return (
+            self.model.initial_weights(self.f.seed)
+            if run is None
+            else self.check_weights(read.load_weights(run), run)
+        )
+
     def stored_weights(self, directory: Path | str, eid: int) -> list[np.ndarray]:
         """Return the weights of a stored epoch. Raises: UserError where they are missing or do not fit."""
         if (str(directory), eid) in self.held:

@@ -209,19 +209,15 @@ class Chain:
         return by_channel[0]
 
     def batch_norm(self, norm: list[Any], eps: float) -> None:
-        """Add a batch norm: scale, shift, running mean and variance. Ours has an epsilon of its own: the difference
-        goes into the variance."""
+        """Add a batch norm: scale, shift, running mean and variance. Its epsilon becomes ours, in the variance."""
         scale, shift, mean, variance = (np.asarray(v, np.float64) for v in norm)
+        if not math.isclose(eps, BN_EPSILON, rel_tol=1e-6):  # beyond float32, in which ONNX keeps it
+            variance = variance + eps - BN_EPSILON
         last = self.layers[-1] if self.layers else None
         if last is None or not last.tensors or last.act or "bn/scale" in last.tensors:
             raise self.refuse("a batch norm that does not follow a convolution or fully connected layer directly")
-        last.tensors |= {
-            "bn/scale": scale,
-            "bn/shift": shift,
-            "bn/mean": mean,
-            "bn/variance": variance + eps - BN_EPSILON,
-        }
-        if not (last.tensors["bn/variance"] > 0).all():
+        last.tensors |= {"bn/scale": scale, "bn/shift": shift, "bn/mean": mean, "bn/variance": variance}
+        if not (variance >= 0).all():
             raise self.refuse(f"a batch norm with a variance below {BN_EPSILON}, epsilon included")
 
     def convolution(self, kernel: np.ndarray, bias: np.ndarray | None, stride: Any, pads: Any) -> None:

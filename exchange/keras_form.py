@@ -155,12 +155,14 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
         chain.where = f"layer {layer.name} ({kind})"
         if k == len(layers) - 1 and "softmax" in (act, kind.lower()):
             chain.softmax()
-            act = layer.activation = keras.activations.linear
-            layer.call = layer.call if kind == "Dense" else lambda inputs, mask=None: inputs
+            act, layer.activation = "linear", keras.activations.linear
+            if kind == "Softmax":
+                layer.call = lambda inputs, mask=None: inputs
+                break
         if kind not in READ:
             raise chain.refuse("this kind of layer is not supported")
         READ[kind](chain, layer)
-        if kind in ("Conv2D", "Dense") and isinstance(act, str) and act != "linear":
+        if kind in ("Conv2D", "Dense") and act != "linear":
             chain.act(act)
     arranged = chain.arranged
     return chain, lambda images: model(arranged(images), training=False).numpy()
@@ -178,7 +180,7 @@ def _layers(model: Any) -> Iterator[Any]:
             yield layer
 
 
-def _activation_of(layer: Any) -> Any:
+def _activation_of(layer: Any) -> str:
     """Return an activation's name, with the slope of a leaky relu; 'linear' where a layer has none."""
     import keras
 
@@ -240,7 +242,7 @@ def _read_relu(chain: Chain, layer: Any) -> None:
 
 
 def _read_activation(chain: Chain, layer: Any) -> None:
-    if isinstance(layer.activation, str) or _activation_of(layer) != "linear":
+    if _activation_of(layer) != "linear":
         chain.act(_activation_of(layer))
 
 
@@ -267,6 +269,5 @@ READ: dict[str, Callable[[Chain, Any], None]] = {
     "ReLU": _read_relu,
     "LeakyReLU": _read_relu,
     "Functional": lambda chain, layer: chain.act("relu2"),
-    "Softmax": _nothing,  # the last layer; elsewhere `read` refuses it
     **dict.fromkeys(("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise"), _nothing),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalogue.attacks import ABORT_RULES, CERTIFICATES, METHODS
-from catalogue.measures import ON_REQUEST
+from catalogue.measures import OF_A_NETWORK, ON_REQUEST
 from catalogue.optimizers import OPTIMIZERS
 from catalogue.tasks import MEASUREMENTS, TASKS, TRAINING
 from flags import values
@@ -88,6 +88,8 @@ SECTIONS = (
         Flag("model.input_std", None, optional(values.input_std), "then divides them; values as for input_mean"),
     )),
     Section("Training", TRAINING, (
+        Flag("init_from", None, optional(values.folder),
+             "start with the last network of this working directory, and take its network's flags"),
         Flag("E", 10000, whole(1), "epochs to accept"),
         Flag("B", 100, whole(1), "batch size"),
         Flag("parts", "auto", whole(1, "auto"),
@@ -121,8 +123,9 @@ SECTIONS = (
              "log the run for TensorBoard (an optional package)"),
     )),
     Section("More to record of an epoch", (*TRAINING, "measure_epochs"), (
-        Flag("measure", None, optional(several(choice(*ON_REQUEST))),
-             "record these, along a run or of stored epochs: " + ", ".join(ON_REQUEST)),
+        Flag("measure", None, optional(several(choice(*OF_A_NETWORK))),
+             "record these, along a run or of stored epochs: " + ", ".join(ON_REQUEST) + "; of stored "
+             "epochs also what is always recorded: " + ", ".join(n for n in OF_A_NETWORK if n not in ON_REQUEST)),
         Flag("kkt_constraints", 50, whole(1, most=10_000),
              "theory: number of smallest gaps that kkt_certificate may use"),
     )),

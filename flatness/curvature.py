@@ -210,6 +210,7 @@ def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]
     hessian = _operator(worker, args["network"], HESSIAN)
     found = measure(hessian, f.eigenvalues, f.probes, rng)
     path, eid = args["network"]
-    if info := record_of(worker.context, path).get(eid):
+    info = record_of(worker.context, path).get(eid)
+    if info and info["lr"]:  # an imported network has no learning rate
         found["lr_sharpness"] = hessian.times_lr(found["eigenvalues"][0], info)
     return found

@@ -33,7 +33,9 @@ def make_figures(runs: list[Run]) -> dict[str, "Figure"]:
         made: dict = {}
         for kind, own in groups(runs, lambda run: run.kind).items():
             label(own)
-            made |= {name: figure.draw(own) for name, figure in KINDS[kind].figures.items()}
+            if kind == "train":  # an imported network has no course of training
+                own = [run for run in own if any(run.raw)]
+            made |= {} if not own else {name: figure.draw(own) for name, figure in KINDS[kind].figures.items()}
         made = {name: figure for name, figure in made.items() if figure is not None}
         for figure in made.values():
             style.finish(figure)
@@ -80,6 +82,8 @@ def draw(
         for name, figure in tqdm(made.items(), desc="figures", leave=False, disable=None):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
+    if not contents:
+        raise UserError(f"{paths[0]}: an imported network, which has no course of training to draw; see report.py")
     files: dict[str, list[Path]] = {}
     with _writing_into(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -80,6 +80,62 @@ def test_a_small_convolutions_norm_is_exact_and_that_by_fft_above_it(size, kerne
     assert exact * (1 - 1e-6) <= operator_norms.fft_norm(weight, size) <= 1.6 * exact
 
 
+GEOMETRIES = [{"stride": [2, 2]}, {"stride": [2, 1], "pad": [1, 0, 0, 2]}, {"pad": [0, 0, 0, 0]}]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize(("size", "kernel"), SIZES[:2])
+def test_other_strides_and_pads_have_their_own_norm_below_the_fft_bound(size, kernel, geometry):
+    spec = plain_conv(size, kernel, **geometry)
+    weight = np.random.default_rng(0).standard_normal((*kernel, size[2], 6))
+    n = int(np.prod(size))
+    (top, bottom, left, right), eye = spec.pads, np.eye(n).reshape(n, *size)
+    padded = np.pad(eye, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    matrix = tf.nn.conv2d(padded, weight, spec.stride, "VALID").numpy().reshape(n, -1)
+    np.testing.assert_allclose(operator_norms.conv_as_matrix(weight, spec).toarray(), matrix, atol=1e-12)
+    exact = np.linalg.norm(matrix, 2)
+    assert operator_norms.conv_norm(weight, spec) == pytest.approx(exact, rel=1e-9)
+    assert exact <= operator_norms.fft_norm(weight, size) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    "entry", [["A", [3, 2], {"stride": [2, 1]}], ["A", [2, 3]], ["P", [3, 3], {"stride": [1, 2]}]]
+)
+def test_a_pools_constant_bounds_the_pool_and_an_average_is_its_matrix(entry):
+    (spec, *_) = parse([entry, ["F", 2]], "NONE", (7, 8, 2))
+    rng = np.random.default_rng(0)
+    x, other = rng.standard_normal((2, 50, 7, 8, 2))
+    pool = tf.nn.avg_pool2d if entry[0] == "A" else tf.nn.max_pool2d
+    values, others = (pool(v, spec.window, spec.stride, "VALID").numpy().reshape(50, -1) for v in (x, other))
+    change = np.linalg.norm(values - others, axis=1) / np.linalg.norm((x - other).reshape(50, -1), axis=1)
+    constant = operator_norms.pool_norm(spec)
+    assert change.max() <= constant
+    if entry[0] == "A":
+        matrix = operator_norms.average_as_matrix(spec)
+        np.testing.assert_allclose(x.reshape(50, -1) @ matrix, values, atol=1e-6)
+        assert np.linalg.norm(matrix.toarray(), 2) <= constant * (1 + 1e-9)
+
+
+STRIDED = [["C", 4, [3, 3], {"stride": [2, 2], "pad": [1, 1, 0, 1]}], ["A", [2, 2], {"stride": [1, 1]}],
+           ["C", 6, [2, 2], {"pad": [0, 0, 0, 0]}], ["F", 10, {"act": False}]]  # fmt: skip
+
+
+@pytest.mark.parametrize("act_type", ["relu", "leaky_relu,0.2"])
+def test_no_attack_comes_below_the_certificates_of_strides_pads_and_leaky_relu(act_type):
+    model = Network(STRIDED, SHAPE, "ALL", act_type, seed=3)
+    x = np.random.default_rng(0).uniform(0, 1, (20, *SHAPE)).astype(np.float32)
+    z = model.logits(x).numpy()
+    y = z.argmax(axis=1)
+    local = act_type == "relu"
+    assert (local_certificate.why_not(model) is None) == local
+    by_norms, radii = (Certifier(model, "L2", local=use)(x, z, y, nothing) for use in (False, local))
+    found = DDN(lambda images: model.logits(images), SHAPE)(x, y)
+    away = np.linalg.norm((found - x).reshape(20, -1), axis=1)
+    fooled = model.logits(found).numpy().argmax(axis=1) != y
+    assert fooled.any() and (by_norms > 0).all() and (radii >= by_norms).all()
+    assert (radii[fooled] <= away[fooled]).all()
+
+
 def test_the_fft_bound_nears_the_norm_as_the_input_grows():
     weight = np.random.default_rng(0).standard_normal((3, 3, 1, 4)).astype(np.float32)
     excess = [operator_norms.fft_norm(weight, (n, n, 1)) / dense_norm(weight, (n, n, 1)) - 1 for n in (4, 8, 28)]

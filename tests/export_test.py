@@ -19,6 +19,7 @@ import results
 from core import Core
 from engine.context import Context
 from exchange import npz_form, onnx_form
+from exchange.importing import import_network
 from models.architectures import VGG16_BN
 from storage import workdir
 from storage.run_flags import of_trained
@@ -27,12 +28,16 @@ from support.files import ROOT
 
 SMALL_VGG_BN = [[layer[0], max(layer[1] // 32, 2), *layer[2:]] if layer[0] == "C" else layer for layer in VGG16_BN]
 RELU2 = [["C", 4, [2, 3]], ["P"], ["C", 3, [3, 2]], ["A"], ["F", 10, {"act": False}]]
+STRIDED = [["C", 4, [3, 2], {"stride": [2, 1]}], ["P", [3, 2], {"stride": [2, 1]}],
+           ["C", 5, [2, 3], {"pad": [0, 1, 2, 0], "bn": True}], ["A", [2, 3], {"stride": [1, 2]}],
+           ["F", 10, {"act": False}]]  # fmt: skip
 NETWORKS = {  # {name: (data set's image shape, flags of the model)}
     "mnist cnn": ((28, 28, 1), {"description": "CNN"}),
     "vgg16 with batch norm": ((32, 32, 3), {"description": SMALL_VGG_BN, "bias_mode": "ALL", "input_mean": "auto",
                                             "input_std": "auto"}),
     "mlp": ((28, 28, 1), {"description": "MLP", "input_mean": 0.1307, "input_std": 0.3081}),
     "relu2": ((9, 7, 2), {"description": RELU2, "act_type": "relu2", "bias_mode": "ALL"}),
+    "strided": ((13, 11, 2), {"description": STRIDED, "act_type": ["leaky_relu", 0.2], "input_std": 0.5}),
     "linear": ((8, 8, 1), {"description": [["F", 2, {"act": False}]], "bias_mode": "NONE"}),
 }  # fmt: skip
 
@@ -66,16 +71,17 @@ if "input/factor" in arrays:
 k = 0
 for layer in layers:
     if layer["kind"] in "PA":
-        h, w = z.shape[1] // 2, z.shape[2] // 2
-        windows = z[:, : 2 * h, : 2 * w].reshape(len(z), h, 2, w, 2, -1)
-        z = windows.max((2, 4)) if layer["kind"] == "P" else windows.mean((2, 4))
+        (sh, sw), size = layer.get("stride", (2, 2)), tuple(layer.get("window", (2, 2)))
+        windows = np.lib.stride_tricks.sliding_window_view(z, size, (1, 2))[:, ::sh, ::sw]
+        z = windows.max((4, 5)) if layer["kind"] == "P" else windows.mean((4, 5))
         continue
     weight = arrays[f"layer{k}/weight"].astype(np.float64)
     if layer["kind"] == "C":
         kh, kw = weight.shape[:2]
-        padded = np.pad(z, ((0, 0), ((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2), (0, 0)))
-        taps = [(i, j) for i in range(kh) for j in range(kw)]
-        z = sum(padded[:, i : i + z.shape[1], j : j + z.shape[2]] @ weight[i, j] for i, j in taps)
+        top, bottom, left, right = layer.get("pads", ((kh - 1) // 2, kh // 2, (kw - 1) // 2, kw // 2))
+        padded, (sh, sw) = np.pad(z, ((0, 0), (top, bottom), (left, right), (0, 0))), layer.get("stride", (1, 1))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), (1, 2))[:, ::sh, ::sw]
+        z = np.einsum("bhwcij,ijcd->bhwd", windows, weight)
     else:
         z = z.reshape(len(z), -1) @ weight
     if layer["bias"]:
@@ -83,7 +89,9 @@ for layer in layers:
     if layer["bn"]:
         bn = {what: arrays[f"layer{k}/bn/{what}"] for what in ("scale", "shift", "mean", "variance")}
         z = (z - bn["mean"]) / np.sqrt(bn["variance"] + 1e-5) * bn["scale"] + bn["shift"]
-    if layer["act"] != "linear":
+    if layer["act"].startswith("leaky_relu"):
+        z = np.maximum(z, float(layer["act"].split(",")[1]) * z)
+    elif layer["act"] != "linear":
         z = np.maximum(z, 0) ** (2 if layer["act"] == "relu2" else 1)
     k += 1
 """,
@@ -137,6 +145,21 @@ def test_a_stranger_without_this_program_gets_the_same_logits(trained, form, tmp
         z = np.load(tmp_path / f"z{k}.npy")
         assert relative(z, own) < 1e-5, name
         np.testing.assert_array_equal(z.argmax(1), own.argmax(1))
+
+
+@pytest.mark.parametrize("form", ["keras", "onnx", "npz"])
+def test_an_export_that_is_imported_has_equal_weights_and_logits(trained, form, tmp_path):
+    for name, (run, pixels, own) in trained.items():
+        (path,) = export.export(run, form)
+        flags = {"dataset": of_trained(run)["dataset"], "gpu": -1, "logs_dir": str(tmp_path)}
+        back = import_network(path, flags, f"import-{name.replace(' ', '-')}")
+        before, after = results.load_weights(run, 1), results.load_weights(back, 0)
+        assert [name for name, _ in before] == [name for name, _ in after]
+        for (tensor, a), (_, b) in zip(before, after, strict=True):
+            np.testing.assert_array_equal(a, b, f"{name} {tensor}")
+        context = Context(of_trained(back))
+        context.model.set_weights(context.stored_weights(back, 0))
+        np.testing.assert_array_equal(context.model.logits(pixels).numpy(), own)
 
 
 def test_a_second_onnx_consumer_agrees_and_the_model_is_of_the_stated_opset(trained):

@@ -37,6 +37,7 @@ NETWORKS = {
         ["F", 12, {"bn": True}],
         LAST,
     ],
+    "strided": [["C", 6, [3, 3], {"stride": [2, 2], "pad": [1, 0, 1, 0]}], ["P", [2, 2], {"stride": [1, 1]}], LAST],
     "thin first layer": [["C", 1, [1, 1], {"bn": True}], ["C", 16, [3, 3], {"bn": True}], ["P"], LAST],
 }
 

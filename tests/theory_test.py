@@ -89,7 +89,10 @@ def test_the_certificate_is_that_of_least_squares_on_the_gradients_themselves(na
     np.testing.assert_allclose(h @ w, order * s / np.linalg.norm(np.concatenate([v.ravel() for v in network.flat])))
 
 
-@pytest.mark.parametrize("description", [TINY, MLP, [["C", 3, [2, 3]], ["A"], ["C", 5, [3, 3]], ["F", 10]]])
+STRIDED = [["C", 3, [3, 2], {"stride": [2, 1], "pad": [1, 0, 2, 0]}], ["P", [3, 3], {"stride": [1, 2]}], ["F", 10]]
+
+
+@pytest.mark.parametrize("description", [TINY, MLP, [["C", 3, [2, 3]], ["A"], ["C", 5, [3, 3]], ["F", 10]], STRIDED])
 def test_the_gram_matrix_of_gap_gradients_is_that_of_each_gradient_by_itself(tiny_flags, description):
     model = Core(tiny_flags | {"model": tiny_flags["model"] | {"description": description}}).context.model
     (x, y), _ = loading.load("digits")

@@ -188,7 +188,7 @@ def _sharpness(now: Evaluation, history: History) -> dict[str, Any]:
     value, vector = curvature.largest_eigenvalue(hessian, history.kept.get("eigenvector"), noise)
     history.kept["eigenvector"] = vector.astype(np.float32)
     found = {"sharpness": hessian.over_the_loss(value), "sharpness_products": hessian.products}
-    if info:
+    if info and info["lr"]:
         found["lr_sharpness"] = hessian.times_lr(value, info)
     return found
 

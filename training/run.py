@@ -50,7 +50,7 @@ def check_training(context: Context) -> None:
     """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
-    context.model  # noqa: B018 (made now)
+    context.initial_weights()
 
 
 def _check_alone(context: Context) -> None:
@@ -89,6 +89,8 @@ def train_in(
             log.info("resuming after epoch #%d", run.eid)
         if run.eid >= context.f.E:
             log.info("nothing to do: the run has its %d epochs already", run.eid)
+        if context.f.init_from is not None and not run.eid:
+            log.info("starting with the network of %s", context.f.init_from)
         for line in measures.lacking(context.model, (*ALWAYS, *(context.f.measure or ()))):
             log.info("%s", line)
         try:
@@ -131,10 +133,14 @@ class Training:
       watch: called with the number of the present attempt and its completed fraction.
     """
 
-    def __init__(self, context: Context, executor: Executor | None = None):
+    def __init__(self, context: Context, executor: Executor | None = None, resumed: bool = False):
         self.context, self.executor = context, executor or Serial(context)
         self.eid, self.weights = 0, context.model.initial_weights(context.f.seed)
-        self.start(attempt.first_frame(context))
+        log_frame0 = attempt.first_frame(context)
+        if context.f.init_from is not None and not resumed:
+            self.weights = context.initial_weights()
+            log_frame0 = self._initial_log_loss() if context.f.log_frame0 == "auto" else log_frame0
+        self.start(log_frame0)
         self.watch: Callable[[int, float], None] = lambda number, fraction: None
         self._dead = self._restarted = False
 
@@ -191,14 +197,17 @@ class Training:
             )
         return info
 
+    def _initial_log_loss(self) -> float:
+        """Return the natural log of the training loss of the weights at the start."""
+        self.context.model.set_weights(self.weights)
+        return Evaluation(self.context, 0.0).log_loss
+
     def _restart(self) -> None:
         """Start with the frame at the initial loss: in the present one even steps that change nothing are rejected.
 
         Raises: TrainingDiverged where the flag log_frame0 gives the frame.
         """
-        context = self.context
-        context.model.set_weights(self.weights)
-        log_frame0 = Evaluation(context, self.log_frame).log_loss
+        context, log_frame0 = self.context, self._initial_log_loss()
         if self._restarted:
             raise TrainingDiverged(
                 f"epoch 1: no learning rate decreases the loss below its initial value, exp({log_frame0:.6g})"
@@ -275,7 +284,7 @@ class Run(Training):
         whole: Path | None = None,
         point: dict[str, Any] | None = None,
     ):
-        super().__init__(context, executor)
+        super().__init__(context, executor, (path / "checkpoint.npz").exists())
         self.archiver = archivers.build(context.f.archive)
         if (path / "archive").exists() and not (path / "archive").is_dir():
             raise UserError(f"{path / 'archive'}: a file is in the way of the archived epochs; remove it")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from catalogue.measures import ALWAYS, ON_REQUEST
+from catalogue.measures import ALWAYS, OF_A_NETWORK
 from engine.context import Context
 from engine.measurement import checked_networks, measure, record_of
 from engine.units import Unit, Worker
@@ -27,7 +27,7 @@ def measure_epochs(context: Context) -> Path:
     """
     run = context.f.load_dir
     if not context.f.measure:
-        raise UserError(f"--measure: nothing to measure; give any of {', '.join(ON_REQUEST)}")
+        raise UserError(f"--measure: nothing to measure; give any of {', '.join(OF_A_NETWORK)}")
     if stored(run)["task"] != "train":
         raise UserError(f"{run}: has one run per seed; give one of them, {run}/seed-<n>")
     networks = checked_networks(context)
@@ -72,5 +72,6 @@ def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]
 
     last = infos[-1] if infos else None
     now = Evaluation(context, last["log_frame"] if last else first_frame(context), update=context.update)
-    names = context.f.measure if eid else (*ALWAYS, *context.f.measure)
+    # The initial weights have no record of their own.
+    names = context.f.measure if last else dict.fromkeys((*ALWAYS, *context.f.measure))
     return measures.record(now, History(last, infos, before), names)
