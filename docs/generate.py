@@ -21,8 +21,8 @@ loss0), `aggressive` and `aggressive-v2` (lr, cd), `aggressive-v3` (lr, alpha1, 
 (lr, alpha1, alpha2, eps). `models/lr_scheduler.py` says what each does.
 
 Descriptions are lists of layers: `['C', channels, [kh, kw]]` convolution, `['P']` 2×2 max pool, `['A']` 2×2
-average pool, `['F', units]` fully connected; `['P', [h, w]]` and `['A', [h, w]]` are pools of other sizes. A dict at the
-end overrides: `{'act': False}`, `{'bias': True}`, `{'bn': True}`, `{'stride': [h, w]}`, and of a convolution
+average pool, `['F', units]` fully connected; `['P', [h, w]]` and `['A', [h, w]]` are pools of other sizes. A dict at
+the end overrides: `{'act': False}`, `{'bias': True}`, `{'bn': True}`, `{'stride': [h, w]}`, and of a convolution
 `{'pad': [top, bottom, left, right]}`."""
 
 
