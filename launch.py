@@ -25,6 +25,22 @@ from support.screen import Screen, give_streams, log, logging_to, print_error, s
 
 PATTERNS = {"run": ("exper-*.py", "make_*.py", "train_*.py", "measure_*.py"), "eval": ("eval-*.py",)}
 KINDS = {"run": "experiment", "eval": "attack"}
+GROUPS = (  # of the listing: (heading, beginnings of names)
+    ("Minutes, on bundled data", ("exper-quick-",)),
+    ("Margins (arXiv 1906.05890), MNIST", ("exper-final-mnist-",)),
+    ("Margins (arXiv 1906.05890), CIFAR-10", ("exper-final-cifar-",)),
+    (
+        "Flatness (arXiv 1801.02254): train, measure, draw",
+        ("train_", "make_random_labels", "make_points_", "measure_radius_"),
+    ),
+    ("Any trained or imported network", ("measure_", "make_surface")),
+    (
+        "Attacks on training images",
+        ("eval-final-mnist-l", "eval-final-mnist-inf", "eval-final-mnist-apgd", "eval-final-cifar-l2"),
+    ),
+    ("Attacks on test images", ("eval-final-mnist-test-", "eval-final-cifar-test-")),
+    ("Others", ("",)),
+)
 
 
 # The end of a script
@@ -151,10 +167,11 @@ def listing(command: str) -> str:
     kind, known = KINDS[command], scripts(command)
     words = "[--flag value ...]" if command == "run" else "<working directory> [--flag value ...]"
     lines = [f"usage: ./{command}.sh <{kind}> {words}"]
-    lines += [f"       ./{command}.sh <{kind}> --help lists the flags", ""]
-    width = max(map(len, known), default=0)
-    for name, path in known.items():
-        lines.append(f"  {name:{width}}  {_about(path)}")
+    lines += [f"       ./{command}.sh <{kind}> --help lists the flags"]
+    width, left = max(map(len, known), default=0), dict(known)
+    for heading, beginnings in GROUPS:
+        own = [name for name in left if name.startswith(beginnings)]
+        lines += ["", heading, *(f"  {name:{width}}  {_about(left.pop(name))}" for name in own)] if own else []
     return "\n".join(lines)
 
 

@@ -228,6 +228,22 @@ def _of_key(key: str) -> tuple[str, str, str]:
     return "", "", ""
 
 
+SHORT = {  # for legends, where several numbers share a panel
+    "beta": "w and −g",
+    "beta_delta": "w and its change",
+    "direction_moved": "movement",
+    "flow_bound": "the flow's bound",
+    "kkt_stationarity": "multipliers of the loss",
+    "kkt_stationarity_best": "best multiple of these",
+    "kkt_certificate": "best multipliers ≥ 0",
+}
+
+
+def short_name(key: str) -> str:
+    """Return a key's name in a legend."""
+    return SHORT.get(key, key)
+
+
 def describe(key: str) -> tuple[str, str]:
     """Return (meaning, unit) of a key of `stats`; two empty texts for a key that no measure has."""
     return _of_key(key)[:2]

@@ -37,6 +37,7 @@ def load(
     test_N: int | None = None,
     classes: tuple[int, ...] | None = None,
     subset_seed: int | None = None,
+    download: bool = True,
 ) -> Dataset:
     """Load a dataset, or a part of it.
 
@@ -49,6 +50,7 @@ def load(
       train_N, test_N: only the first n examples of these classes; None for all.
       subset_seed: draw the train_N training examples at random. With one seed, a smaller train_N selects a subset of
         a larger one.
+      download: whether to ask the network where no place has it.
 
     Raises: UserError when it is not found, or its files are invalid.
     """
@@ -57,7 +59,7 @@ def load(
     if str(name).endswith(".npz"):
         dataset = read_npz(Path(name), str(name))
     elif name in SOURCES:
-        dataset = _find(name, SOURCES[name], data_dir)
+        dataset = _find(name, SOURCES[name], data_dir, download)
     else:
         raise UserError(
             f"--dataset {name}: there is none of that name{nearest(name, SOURCES)} "
@@ -215,7 +217,7 @@ def _roots(data_dir: str | Path | None) -> list[Path]:
     return [Path(root) for root in given if root]
 
 
-def _find(name: str, source: Source, data_dir: str | Path | None) -> Dataset:
+def _find(name: str, source: Source, data_dir: str | Path | None, download: bool) -> Dataset:
     """Search every place in turn, then download. When all fail the error names the places."""
     if source.make is not None:
         return source.make()
@@ -223,6 +225,8 @@ def _find(name: str, source: Source, data_dir: str | Path | None) -> Dataset:
     for root in roots:
         if dataset := source.read(root, name, shape=source.shape, n_classes=source.n_classes):
             return dataset
+    if not download:
+        raise UserError(f"{name}: not found in {', '.join(map(str, roots))}")
     try:
         return _download(name, source)
     except UserError:

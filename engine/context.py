@@ -21,6 +21,7 @@ from catalogue import optimizers
 from catalogue.tasks import TRAINING
 from data import labels, loading
 from engine import compute
+from flags.table import DEFAULTS
 from storage import read, workdir
 from support.device import import_tensorflow, set_threads
 from support.errors import UserError
@@ -322,7 +323,8 @@ def _log_header(context: Context, path: Path) -> None:
     made, ((x, _), (x_test, _)) = context.compute, context.dataset
     log.info("experiment: %s", context.name)
     for name, value in flag_table.flatten(context.flags).items():
-        log.info("  --%s %s", name, value)
+        is_default = value == DEFAULTS[name]  # a terminal shows the others
+        log.info("  --%s %s", name, value, extra={"short": ""} if is_default else None)
     parts = f", batches in {made.parts} parts" if made.parts > 1 else ""
     compiled = ", turns compiled by XLA" if made.xla else ""
     log.info("device: %s, %d threads%s%s", made.device, made.threads, parts, compiled)

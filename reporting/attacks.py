@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data import loading
 from reporting import style
 from reporting.runs import Run, title
-from reporting.tables import Entry, Table, number, percent
+from reporting.tables import Entry, Table, compared, number, percent
 from storage import read
 from support import forms
 from support.errors import UserError
@@ -74,6 +75,54 @@ def linf_grid(runs: list[Run]) -> "Figure":
     return style.with_legend(figure, right)
 
 
+MOST_EXAMPLES = 6
+
+
+def examples(runs: list[Run]) -> "Figure | None":
+    """The nearest adversarial examples of the last epoch: image, example, and their difference (grey: none)."""
+    run, eid = runs[-1], max(runs[-1].raw)
+    found, away = run.raw[eid], run.distances(run.raw[eid])
+    nearest = [k for k in np.argsort(away) if found["success"][k] and away[k] > 0][:MOST_EXAMPLES]
+    images = _originals(run, found["indices"][nearest]) if nearest and "images" in found else None
+    if images is None or not _are_away(images, found["images"][nearest], away[nearest], run.method.norm):
+        return None
+    figure = style.blank(2 * style.PANEL[0], 1.25 * style.PANEL[1], title(runs[-1:], "dataset", "attack_method"))
+    axes = figure.subplots(3, MOST_EXAMPLES)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for k, (index, image) in enumerate(zip(nearest, images, strict=True)):
+        example = found["images"][index]
+        size = np.abs(example - image).max()
+        pictures = (image, example, 0.5 + (example - image) / (2 * size if size else 1))
+        for panel, picture in zip(axes[:, k], pictures, strict=True):
+            shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+            panel.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes[0, k].set_title(f"class {found['labels'][index]}\n{away[index]:.3g} away")
+        axes[2, k].set_title(f"±{size:.2g}")
+    return figure
+
+
+def _are_away(images: np.ndarray, examples: np.ndarray, distances: np.ndarray, norm: str) -> bool:
+    """Return whether these are the images that were attacked: their distances are those that were recorded."""
+    if images.shape != examples.shape:
+        return False
+    order = {"L1": 1, "L2": 2, "Linf": np.inf}[norm]
+    found = np.linalg.norm((examples - images).reshape(len(images), -1), order, axis=1)
+    return bool(np.allclose(found, distances, rtol=1e-3, atol=1e-6))
+
+
+def _originals(run: Run, indices: np.ndarray) -> np.ndarray | None:
+    """Return images of the attacked set, in [0, 1]; None where the data is not here."""
+    names = ("data_dir", "train_N", "test_N", "classes", "subset_seed")
+    flags = {name: None if run.flags[name] == "all" else run.flags[name] for name in names}
+    try:
+        dataset = loading.load(run.flags["dataset"], **flags, download=False)
+    except (UserError, OSError, ImportError):
+        return None
+    x, _ = dataset[0 if run.flags["attack_set"] == "train" else 1]
+    return x[indices] * dataset.scale if indices.max() < len(x) else None
+
+
 SUMMARY = {  # what `attacks.run` writes of an epoch
     **dict.fromkeys(("n", "clean_acc", "success", "median", "mean"), forms.number),
     **dict.fromkeys(("certified_median", "log_loss", "q_bar_min"), forms.number_or_none),
@@ -95,38 +144,38 @@ def _summary(run: Run) -> dict[str, dict]:
     return found
 
 
+HEADLINE = ("log10 loss", "margin q_min/ρᴸ", "fooled", "nearest", "nearest 1 %", "nearest 10 %", "median")
+
+
 def table(entries: list[Entry]) -> list[Table]:
-    """Return the table of all attacked epochs, for attacks in one norm."""
+    """Return the tables of all attacked epochs, for attacks in one norm: the headline, and all numbers."""
     lines = [(entry, eid, found) for entry in entries for eid, found in _summary(entry.run).items()]
     tail = sorted({k for _, _, found in lines for k, v in found["tail"].items() if v is not None}, key=float)
     eps = sorted({e for _, _, found in lines for e in found["robust_acc"]}, key=float)
     method = entries[0].run.method
-    shown = {"certified_median": "certified distance, median"}
-    shown |= {"median": "distance, median", "mean": "distance, mean of those found"}
-    rows = [
-        [
-            entry,
-            eid,
-            entry.run.flags["attack_set"],
-            number(found["n"]),
-            number(None if found["log_loss"] is None else found["log_loss"] / style.LN10),
-            number(found["q_bar_min"]),
-            percent(found["clean_acc"]),
-            percent(found["success"]),
-            *(number(found["tail"].get(k), ".4f") for k in tail),
-            *(number(found[key], ".4f") for key in shown),
-            *(percent(found["robust_acc"].get(e)) for e in eps),
-        ]
-        for entry, eid, found in lines
-    ]
-    head = [
-        *("attack", "epoch", "images of", "images", "log10 loss", "q_bar_min", "clean accuracy", "success"),
-        *(f"distance, {k} %" if float(k) else "distance, minimum" for k in tail),
-        *shown.values(),
-        *(f"robust accuracy at eps {e}" for e in eps),
+    shown = {"median": "median", "mean": "mean of those found", "certified_median": "certified, median"}
+    all_of_them = [
+        {
+            "images": [number(found["n"]), f" of the {entry.run.flags['attack_set']}ing set"],
+            "log10 loss": number(None if found["log_loss"] is None else found["log_loss"] / style.LN10),
+            "margin q_min/ρᴸ": number(found["q_bar_min"]),
+            "accuracy": percent(found["clean_acc"]),
+            "fooled": percent(found["success"]),
+            **{f"nearest {k} %" if float(k) else "nearest": number(found["tail"].get(k), ".4f") for k in tail},
+            **{name: number(found[key], ".4f") for key, name in shown.items()},
+            **{f"robust at ε = {e}": percent(found["robust_acc"].get(e)) for e in eps},
+        }
+        for entry, _, found in lines
     ]
     norm = method.norm.replace("Linf", "L-infinity")
-    caption = f"Attacks: {norm} distances to the nearest adversarial example found"
+    caption = f"{norm} distances to the nearest adversarial example found"
     if method.eps_grid:
-        caption = f"Attacks: the smallest eps of a list, in {norm}, with an adversarial example"
-    return [Table(caption, head, rows, entries)]
+        caption = f"The smallest eps of a list, in {norm}, with an adversarial example"
+    short = [name for name in all_of_them[0] if name in HEADLINE]
+    named = [[entry, f" epoch {eid}"] for entry, eid, _ in lines]
+    rows = [[name, *(numbers[key] for key in short)] for name, numbers in zip(named, all_of_them, strict=True)]
+    full = [[key, *(numbers[key] for numbers in all_of_them)] for key in all_of_them[0]]
+    return [
+        compared(caption, ["attack", *short], rows),
+        Table(f"{caption}: all numbers", ["number", *named], full, entries),
+    ]

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from reporting import paper, style
 from reporting.kinds import KINDS, read
 from reporting.runs import Run, groups, label
 from support.errors import UserError, reason
 from support.files import replace_atomically
+from support.screen import with_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +78,7 @@ def draw(
     contents = {}
     with matplotlib.rc_context(fname=style.STYLE):
         made = _of_paper(runs, say) if of_paper else make_figures(runs)
-        for name, figure in tqdm(made.items(), desc="figures", leave=False, disable=None):
+        for name, figure in with_bar(made.items(), "figures"):
             for suffix in formats:
                 contents[name, suffix] = _rendered(figure, suffix)
     if not contents:

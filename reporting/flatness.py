@@ -78,7 +78,7 @@ def profiles(runs: list[Run]) -> "Figure":
 
 
 def radii(runs: list[Run]) -> "Figure":
-    """Every direction's radius, each network's mean, and the published mean ± standard deviation.
+    """Every direction's radius and each network's mean; for the paper's own experiments, the published mean ± sd.
 
     Epochs of a run are placed at their numbers; other networks side by side, one group per measurement.
     """
@@ -137,7 +137,8 @@ def radius_loss(runs: list[Run]) -> "Figure | None":
         if run.raw["row"].get("published"):
             mean, sd = run.raw["row"]["published"]
             axes.axhspan(mean - sd, mean + sd, color=look["color"], alpha=0.12, linewidth=0)
-    axes.set(xlabel="training loss I(w)", xscale="log", ylabel="flatness radius (band: published)", ylim=(0, None))
+    band = " (band: published)" if any(run.raw["row"].get("published") for run in runs) else ""
+    axes.set(xlabel="training loss I(w)", xscale="log", ylabel=f"flatness radius{band}", ylim=(0, None))
     return style.with_legend(figure, axes)
 
 
@@ -231,14 +232,16 @@ def curvature(runs: list[Run]) -> "Figure":
             for k, largest in enumerate(logs):
                 panel.plot(x, largest - unit, marker="o", **(faint | {"alpha": 0.5} if k else look))
             panel.errorbar(x, trace - unit, bars, capsize=2, marker="^", markerfacecolor="w", **faint)
-    for panel, what in ((left, ""), (right, " / loss")):
+    for panel, what in ((left, ""), (right, ", over the loss")):
         if in_time:
             _epochs(panel)
         else:
             every = math.ceil(len(places) / 5)  # as many labels as there is room for
             names = [name.replace(" epoch", "\nepoch") for name in places]
             panel.set_xticks(range(0, len(names), every), names[::every])
-        panel.set_ylabel(f"log₁₀ eigenvalue (○), trace (△){what}")
+        panel.set_ylabel(f"log₁₀ of the Hessian's{what}")
+    for marker, face, name in (("o", "0.4", "largest eigenvalues"), ("^", "w", "trace")):
+        left.plot([], [], marker=marker, color="0.4", markerfacecolor=face, linewidth=0.6, label=name)
     return style.with_legend(figure, left)
 
 

@@ -76,7 +76,7 @@ KINDS = {
         "train",
         "Training",
         INFO,
-        _figures(training.loss_margin, training.margins, training.accuracy, training.norms)
+        _figures(training.loss_margin, training.accuracy, training.margins, training.norms)
         | _of_catalogue("direction")
         | _figures(training.steps)
         | _of_catalogue("theory", "kkt", "stability")
@@ -92,7 +92,11 @@ KINDS = {
     ),
     **{
         f"attack_{norm}": Kind(
-            "attack", f"Attacks, {words}", ATTACKED, _figures(**{f"attack_{norm}": attacks.distances}), attacks.table
+            "attack",
+            f"Attacks, {words}",
+            ATTACKED,
+            _figures(**{f"attack_{norm}": attacks.distances, f"examples_{norm}": attacks.examples}),
+            attacks.table,
         )
         for norm, words in (("l2", "L2"), ("l1", "L1"), ("linf", "L-infinity"))
     },

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 POINTS = 600  # of a density
 WIDTH = 0.005  # of its Gaussians, as a part of the spectrum
 DECADES = 8  # of a density that are drawn
+MOST_SPECTRA = 4  # of one measurement, in one panel
 OPERATORS = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton part"}
 
 
@@ -25,6 +26,8 @@ def operator(name: str) -> str:
 
 def plane(runs: list[Run]) -> "Figure":
     """log10 of the loss in a plane through a network, with the path of training, and along the plane's two axes."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = style.blank(2 * style.PANEL[0], 2.5 * len(runs), title(runs, "dataset", "plane"))
     for k, run in enumerate(runs):
         x, y = (np.asarray(run.raw[name]) for name in "xy")
@@ -48,7 +51,7 @@ def plane(runs: list[Run]) -> "Figure":
         chart.set(xlabel=names[0], ylabel=names[1])
         chart.grid(False)
         chart.set_title(style.wrapped(", ".join(filter(None, [run.label, run.raw["network"]])), style.PANEL[0]))
-        figure.colorbar(filled, ax=chart, pad=0.02).set_label("log₁₀ loss")
+        figure.colorbar(filled, ax=chart, pad=0.02, ticks=MaxNLocator(7)).set_label("log₁₀ loss")
         looks = style.cycle(2)
         cuts.plot(x, Z[np.abs(y).argmin()], **looks[0], label="along the first")
         cuts.plot(y, Z[:, np.abs(x).argmin()], **looks[1], label="along the second")
@@ -59,12 +62,13 @@ def plane(runs: list[Run]) -> "Figure":
 def spectrum(runs: list[Run]) -> "Figure | None":
     """Log density of the Hessian's spectrum against the eigenvalue over the loss, one panel per operator.
 
-    From stochastic Lanczos quadrature (Ghorbani et al. 2019): Gaussians at the Ritz values. One curve per network.
+    From stochastic Lanczos quadrature (Ghorbani et al. 2019): Gaussians at the Ritz values. One curve per network, of
+    at most four of each measurement.
     """
     curves = [
         (run, name, which, found)
         for run in runs
-        for name, network in run.raw.items()
+        for name, network in _few(run.raw).items()
         for which, found in network.get("density", {}).items()
     ]
     if not curves:
@@ -89,6 +93,13 @@ def spectrum(runs: list[Run]) -> "Figure | None":
     for panel in np.atleast_1d(axes).ravel()[len(which) :]:
         panel.set_axis_off()
     return style.with_legend(figure, next(iter(panels.values())))
+
+
+def _few(networks: dict[str, dict]) -> dict[str, dict]:
+    """Return at most MOST_SPECTRA networks, the first and the last among them."""
+    names = list(networks)
+    chosen = np.linspace(0, len(names) - 1, min(len(names), MOST_SPECTRA)).round().astype(int)
+    return {names[k]: networks[names[k]] for k in chosen}
 
 
 def smoothed(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

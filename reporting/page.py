@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from tqdm import tqdm
 
 from flags.table import DEFAULTS
 from reporting import style
@@ -22,13 +21,13 @@ from reporting.tables import Code, Entry, Number, Soft, Table
 from storage.read import read_about
 from support.errors import UserError, reason
 from support.files import replace_atomically
+from support.screen import with_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MOST_RUNS_FIRST = 4  # with more runs, figures and tables come first, and the metadata of each run last
 TEXT_CURVES = 6  # of one panel, in a figure's alternative text
 
 
@@ -65,7 +64,7 @@ def page(directories: Iterable[Path | str]) -> str:
     for entry in entries:
         read_about(entry.run.path)  # without it the report could not say what ran
     sections = []
-    for kind in tqdm(list(KINDS), desc="report", leave=False, disable=None):
+    for kind in with_bar(list(KINDS), "report"):
         own = [entry for entry in entries if entry.run.kind == kind]
         if own:
             sections.append(_section(kind, own))
@@ -77,7 +76,6 @@ def page(directories: Iterable[Path | str]) -> str:
         style=(Path(__file__).parent / "page.css").read_text(),
         sections=sections,
         articles=[_article(entry) for entry in entries],
-        runs_first=len(entries) <= MOST_RUNS_FIRST,
         made=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         command=shlex.join(["python", "report.py", *paths]),
     )
@@ -102,10 +100,18 @@ def _template() -> jinja2.Template:
 
 
 def _section(kind: str, entries: list[Entry]) -> dict[str, Any]:
-    """Return figures and tables of the runs of one kind. Drawing gives the runs their labels."""
+    """Return figures and tables of the runs of one kind, the most important first; `more`: whether some are left
+    for the details. Drawing gives the runs their labels."""
     figures = [_figure(kind, *drawing) for drawing in make_figures([entry.run for entry in entries]).items()]
     tables = KINDS[kind].tables(entries)
-    return {"id": kind, "heading": KINDS[kind].heading, "entries": entries, "figures": figures, "tables": tables}
+    return {
+        "id": kind,
+        "heading": KINDS[kind].heading,
+        "entries": entries,
+        "figures": figures,
+        "tables": tables,
+        "more": len(figures) > 2 or len(tables) > 1,
+    }
 
 
 def word(text: str) -> str:
@@ -143,7 +149,7 @@ def _article(entry: Entry) -> dict[str, Any]:
         "data": f"{flags['dataset']}: " + ", ".join(f"{name} {value}" for name, value in data.items()),
     }
     rows = [[Code(f"--{name}"), Code(value), Code(defaults.get(name, ""))] for name, value in flags.items()]
-    table = Table(f"Flags of run {entry.n}", ["flag", "value", "default"], rows)
+    table = Table(f"All flags of run {entry.n}", ["flag", "value", "default"], rows)
     return {"entry": entry, "facts": facts, "flags": table}
 
 
@@ -217,4 +223,4 @@ def course(line: "Line2D") -> str:
 
 def spoken(text: str) -> str:
     """Return text of a figure on one line, for a screen reader."""
-    return " ".join(text.replace("log₁₀", "log10").split())
+    return " ".join(style.FORMULAS.get(text, text).replace("log₁₀", "log10").split())

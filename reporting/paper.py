@@ -99,22 +99,31 @@ def _fullest(axes) -> "Axes":
 
 
 def _robustness(runs: list[Run]) -> tuple["Figure | None", list[str]]:
-    """Draw figure 8: L2 robust accuracy against eps, for models of one run, on the training and the test set."""
+    """Draw figure 8: L2 robust accuracy against eps, for models of one run, on the training and the test set.
+
+    Below it, the nearest images on a logarithmic axis: there the models of different margins differ.
+    """
     own = [run for run in runs if run.kind == "attack_l2"]
     if not own:
         return None, ["not drawn: no L2 attack"]
     lacks = [f"no L2 attack on the {name}" for which, name in SETS.items() if not _attacks(own, which)]
-    figure, panels = style.panels(1, 2, title(own, "dataset", "attack_method"), sharey=True)
+    figure, (panels, tails) = style.panels(2, 2, title(own, "dataset", "attack_method"), sharey="row")
     eids = sorted({eid for run in own for eid in run.raw})
     looks = dict(zip(eids, style.series([f"epoch {eid}" for eid in eids]), strict=True))
-    for (which, name), panel in zip(SETS.items(), panels, strict=True):
+    for (which, name), panel, tail in zip(SETS.items(), panels, tails, strict=True):
         for run in _attacks(own, which):
             for eid, found in sorted(run.raw.items()):
                 eps, robust = robust_accuracy(run, found)
                 panel.plot(eps, robust, drawstyle="steps-post", **looks[eid])
+                tail.plot(eps[1:], robust[0] - robust[1:], drawstyle="steps-post", **looks[eid])
         panel.set(xlabel="ε (L₂)", title=name, ylim=(0, 102))
         panel.set_xlim(0, None)
+        near = [line.get_xdata()[line.get_ydata() <= 10] for line in tail.lines]
+        if any(map(len, near)):
+            tail.set(xlabel="ε (L₂)", yscale="log", ylim=(None, 10))
+            tail.set_xlim(0.9 * min(x.min() for x in near if len(x)), 1.02 * max(x.max() for x in near if len(x)))
     panels[0].set_ylabel("robust accuracy, %")
+    tails[0].set_ylabel("fooled within ε, %")
     return style.with_legend(figure, _fullest(panels)), lacks
 
 

@@ -98,6 +98,8 @@ def say(name: str, value: Any) -> str:
             return Path(str(value)).stem
         case "params", _:
             return {"all": "all parameters", "top": "top layer"}.get(value, f"{value} parameters")
+        case "train_N" | "attack_N", int():
+            return f"{value} {'training ' if name == 'train_N' else ''}images"
         case "attack_method", _:
             return str(value)
         case "attack_set", _:

@@ -58,7 +58,7 @@ def series(labels: list[str], in_order: bool = True) -> list[dict]:
     if in_order and len(labels) > len(COLOURS):
         from matplotlib import colormaps
 
-        shades = colormaps["cividis"](np.linspace(0, 0.95, len(labels)))
+        shades = colormaps["cividis"](np.linspace(0, 0.85, len(labels)))
         styles = [{"color": shade, "linestyle": "-"} for shade in shades]
     named = set(np.linspace(0, len(labels) - 1, min(len(labels), MOST_NAMED)).round().astype(int))
     return [style | {"label": labels[k] if k in named else None} for k, style in enumerate(styles)]
@@ -91,9 +91,20 @@ def with_legend(figure: "Figure", axes: "Axes") -> "Figure":
     return figure
 
 
+# Labels with formulas, and how a screen reader says them. Other texts are not parsed: a name may contain a $.
+MARGIN, MARGIN2 = r"$\bar q_{\min} = q_{\min} / \rho^L$", r"$q_{\min} / (\rho_1 \cdots \rho_L)$"
+FORMULAS = {
+    f"normalized margin\n{MARGIN}": "normalized margin q_min / rho^L",
+    f"normalized margin\n{MARGIN2}": "normalized margin q_min / (rho_1 ... rho_L)",
+    r"$1 - \bar q_{\min} / \bar q_{\mathrm{SVM}}$": "1 - the normalized margin / that of the hard-margin SVM",
+    r"norm of a layer $\rho_k$": "norm of a layer rho_k",
+    r"growth of $\rho_k^2$": "growth of rho_k squared",
+}
+
+
 def finish(figure: "Figure") -> None:
-    """Thin the curves, mark single points, format ticks as plain text (formulas are not parsed), and lay out
-    the panels."""
+    """Thin the curves, mark single points, format ticks, parse FORMULAS, say which curves coincide, and lay out the
+    panels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     class Scalar(ScalarFormatter):
@@ -104,8 +115,10 @@ def finish(figure: "Figure") -> None:
     for axes in figure.axes:
         for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
             low, high = sorted(axis.get_view_interval())
+            axis.label.set_parse_math(axis.get_label_text() in FORMULAS)
             if scale == "log":
-                axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(math.log10(value))))
+                plain = low >= 1e-3 and high <= 3e4  # else all of this axis are powers
+                axis.set_major_formatter(FuncFormatter(lambda value, _, plain=plain: in_powers(value, plain)))
                 axis.set_minor_formatter(NullFormatter())
                 if high < 100 * low:
                     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -115,15 +128,53 @@ def finish(figure: "Figure") -> None:
             if line.get_marker() in (None, "None", "") and np.isfinite(line.get_xydata()).all(1).sum() == 1:
                 line.set_marker("o")  # else it would not be seen
     thin(figure)
-    figure.draw_without_rendering()  # once; every format would do it again
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for names in coinciding(axes):
+            which = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
+            said = wrapped(f"(the curves of {which} coincide)", PANEL[0])
+            axes.set_xlabel("\n".join(filter(None, [axes.get_xlabel(), said])))
+    figure.draw_without_rendering()  # now; every format would do it again
     figure.set_layout_engine("none")
 
 
-def power_of_ten(exponent: float) -> str:
-    """Return a number for an axis, given its log10: '0.01', '2', '1000', '10⁻⁶'."""
-    if -3 < exponent < 3.5 or exponent != round(exponent):
-        return f"{10**exponent:.4g}"
-    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def power_of_ten(exponent: int) -> str:
+    """Return '10⁻⁶' for -6."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def in_powers(value: float, plain: bool) -> str:
+    """Return a tick of a logarithmic axis: '0.01', '20'; where `plain` is false '10⁻⁶', '5×10⁻⁷', also '10⁰'."""
+    if plain or not value > 0:
+        return f"{value:.10g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = f"{value / 10.0**exponent:.3g}"
+    return ("" if mantissa == "1" else f"{mantissa}×") + power_of_ten(exponent)
+
+
+def coinciding(axes: "Axes") -> list[list[str]]:
+    """Return groups of named curves that cannot be told apart: nowhere a point (1/72 inch) from the first of them."""
+    groups: list[tuple[Any, list[str]]] = []
+    for line in axes.lines:
+        points = axes.transData.transform(line.get_xydata())
+        x, y = points[np.isfinite(points).all(axis=1)].T
+        if str(line.get_label()).startswith("_") or len(x) <= 4:
+            continue
+        for (first_x, first_y), names in groups:
+            apart = np.abs(np.interp(x, first_x, first_y) - y).max(), np.abs(x[[0, -1]] - first_x[[0, -1]]).max()
+            if max(apart) < axes.figure.dpi / 72:
+                names.append(str(line.get_label()))
+                break
+        else:
+            groups.append(((x, y), [str(line.get_label())]))
+    return [names for _, names in groups if len(names) > 1]
+
+
+def legend_below(axes: "Axes") -> None:
+    """Add a legend below a panel, where it covers no curve."""
+    handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        axes.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)
 
 
 def thin(figure: "Figure") -> None:

@@ -76,6 +76,15 @@ class Entry:
         return {name: plain(value) for name, value in self.run.flags.items()}
 
 
+def compared(caption: str, head: list[Any], rows: list[list[Any]], entries: Sequence[Entry] = ()) -> Table:
+    """Return a table with one row per run; of a single run, with one row per number."""
+    if len(rows) > 1:
+        return Table(caption, head, rows, entries)
+    return Table(
+        caption, ["number", rows[0][0]], [list(pair) for pair in zip(head[1:], rows[0][1:], strict=True)], entries
+    )
+
+
 def number(value: float | None, shown: str = ".5g") -> Number | None:
     """Return a number in a format; None for none."""
     if value is None:

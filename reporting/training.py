@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catalogue.measures import ASKED_FOR, FIGURES, cadence, describe
+from catalogue.measures import ASKED_FOR, FIGURES, cadence, describe, short_name
 from models.lr_scheduler import steps_of
 from reporting import style
 from reporting.runs import UNLABELLED, Run, columns, groups, styles, title
-from reporting.tables import Code, Entry, Soft, Table, number, percent
+from reporting.tables import Code, Entry, Soft, Table, compared, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,10 +23,7 @@ def _plot(axes: "Axes", runs: list[Run], *names: str, to: Callable = lambda *val
         axes.plot(*to(*columns(run, *names)), **look)
 
 
-MARGINS = {
-    "q_bar_min": "normalized margin\nq_bar_min = q_min/ρᴸ",
-    "q_bar2_min": "normalized margin\nq_bar2_min = q_min/(ρ₁⋯ρ_L)",
-}
+MARGINS = {"q_bar_min": f"normalized margin\n{style.MARGIN}", "q_bar2_min": f"normalized margin\n{style.MARGIN2}"}
 
 
 def loss_margin(runs: list[Run]) -> "Figure":
@@ -121,8 +118,8 @@ def norms(runs: list[Run]) -> "Figure":
             left.plot(eid, rho, **look)
             right.plot(eid, rho**2 - rho[:1] ** 2, **look)
         left.set_yscale("log")
-        left.set_ylabel("norm of a layer ρₖ")
-        right.set_ylabel("growth of ρₖ²")
+        left.set_ylabel(r"norm of a layer $\rho_k$")
+        right.set_ylabel(r"growth of $\rho_k^2$")
         for panel in (left, right):
             panel.set_title(style.wrapped(run.label, style.PANEL[0]))
     for panel in axes.reshape(-1, 2)[-1]:
@@ -213,7 +210,10 @@ def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
                 eid, value = columns(run, "eid", key)
                 value = np.where(value > 0, value, np.nan) if panel.log else value
                 if np.isfinite(value).any():
-                    named = {"label": ", ".join(filter(None, [run.label, key])), "linestyle": dash} if several else {}
+                    name = short_name(key)
+                    named = (
+                        {"label": ", ".join(filter(None, [run.label, name])), "linestyle": dash} if several else {}
+                    )
                     marker = {"marker": "o", "markersize": 2} if len(eid) <= FEW else {}
                     place.plot(eid, value, **look | named | marker)
         if panel.level is not None:
@@ -221,8 +221,8 @@ def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
         if panel.log and place.lines:
             place.set_yscale("log")
         place.set(xlabel="epoch", title=style.wrapped(panel.title, style.PANEL[0]))
-        if len(panel.keys) > 1 and place.get_legend_handles_labels()[1]:
-            place.legend(loc="best")
+        if len(panel.keys) > 1:
+            style.legend_below(place)
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
     return figure if several else style.with_legend(figure, axes.flat[0])
@@ -240,7 +240,7 @@ def linear(runs: list[Run]) -> "Figure | None":
     for run, look in zip(own, styles(own), strict=True):
         best = columns(run, "q_bar_svm")[0, -1]
         eid, margin, smoothed, lr, frame = columns(run, "eid", "q_bar_min", "smoothed_q_bar", "lr", "log_frame")
-        left.plot(eid, margin, **look | {"label": run.label or "q_bar_min"})
+        left.plot(eid, margin, **look | {"label": run.label or "margin"})
         left.plot(eid, smoothed, **look | {"label": "smoothed", "linewidth": 0.6})
         left.axhline(best, color="k", linewidth=0.8, linestyle=":", label="hard-margin SVM")
         log_time = np.logaddexp.accumulate(np.log(lr) - frame) + _log_steps(run)
@@ -252,13 +252,11 @@ def linear(runs: list[Run]) -> "Figure | None":
     left.set(xlabel="epoch", ylabel=MARGINS["q_bar_min"])
     style.epochs_by_decade(left)
     style.show_the_rise(left)
-    right.set(xlabel="log T, T the time of the flow", ylabel="1 − q_bar_min / SVM's")
+    right.set(xlabel="log T, T the time of the flow", ylabel=r"$1 - \bar q_{\min} / \bar q_{\mathrm{SVM}}$")
     if right.lines and any(len(line.get_xdata()) for line in right.lines):
         right.set(xscale="log", yscale="log")
     for axes in (left, right):
-        handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        if handles:
-            axes.legend(handles.values(), handles.keys(), loc="best")
+        style.legend_below(axes)
     return figure
 
 
@@ -336,9 +334,40 @@ def course_table(entries: list[Entry]) -> list[Table]:
                 listed += [entry] if entry not in listed else []
     if not rows:
         return []
-    head = ["run", "", "epochs that fell", "worst fall", f"windows of {WINDOW} that fell", "largest fall from a peak"]
+    head = [
+        "run",
+        "margin",
+        "epochs that fell",
+        "worst fall",
+        f"windows of {WINDOW} that fell",
+        "largest fall from a peak",
+    ]
     about = "gradient flow never decreases it; plain SGD may (docs/theory.md)"
     return [Table(f"Decreases of the smoothed margin: {about}", head, rows, listed)]
+
+
+def _headline(what: str, entries: list[Entry], infos: list[dict]) -> Table:
+    """Return what one asks of a run first, at its last fully evaluated epoch."""
+    rows = []
+    for entry, info in zip(entries, infos, strict=True):
+        stats = info["stats"]
+        margins = [number(stats.get(key)) for key in MARGINS]
+        accuracies = [percent(stats.get(key)) for key in ("acc", "test_acc")]
+        log10_loss = number(stats["log_loss"] / style.LN10, ".6g")
+        rows.append([entry, number(info["eid"]), log10_loss, *accuracies, *margins, _dips(entry.run)])
+    head = ["run", "epoch", "log10 training loss", "training accuracy", "test accuracy"]
+    head += ["margin q_min/ρᴸ", "margin q_min/(ρ₁⋯ρ_L)", "epochs in which the smoothed margin fell"]
+    return compared(f"{what}: the last epoch", head, rows)
+
+
+def _dips(run: Run) -> list | None:
+    """Return in how many epochs the smoothed margin fell, of how many; None where there is none."""
+    _, values = columns(run, "eid", "smoothed_q_bar")
+    values = values[np.isfinite(values)]
+    if len(values) < 2 or not (values > 0).all():
+        return None
+    found = course(values)
+    return [number(found["dips"]), " of ", number(found["steps"])]
 
 
 def table(entries: list[Entry]) -> list[Table]:
@@ -347,6 +376,10 @@ def table(entries: list[Entry]) -> list[Table]:
     last = [max((eid for eid in raw if "acc" in raw[eid]["stats"]), default=max(raw)) for raw in raws]
     infos = [raw[eid] for raw, eid in zip(raws, last, strict=True)]
     keys = list(dict.fromkeys(key for info in infos for key in info["stats"]))
+
+    def in_words(key):
+        meaning, unit, *_ = describe(key)
+        return f"{meaning} ({unit})" if unit in ("s", "radian") else meaning
 
     def row(name, about, values):
         return [[Code(name), " ", Soft(about)], *values]
@@ -361,10 +394,11 @@ def table(entries: list[Entry]) -> list[Table]:
     rows = [
         row("eid", "epoch, of the total", epochs),
         row("log10_loss", "log10 of the training loss", log10),
-        *(row(key, describe(key)[0], [shown(key, i["stats"].get(key)) for i in infos]) for key in keys),
+        *(row(key, in_words(key), [shown(key, i["stats"].get(key)) for i in infos]) for key in keys),
         row("lr", "learning rate, in the frame", [number(info["lr"]) for info in infos]),
         row("", "attempts of all epochs", attempts),
         row("", "seconds of all epochs", seconds),
     ]
     what = "Training" if entries[0].run.kind == "train" else "Stored epochs"
-    return [Table(f"{what}: the stats of the last epoch", ["stat", *entries], rows, entries), *course_table(entries)]
+    every = Table(f"{what}: all numbers of the last epoch", ["number", *entries], rows, entries)
+    return [_headline(what, entries, infos), every, *course_table(entries)]

@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from threadpoolctl import threadpool_limits
-
 from support.errors import UserError
 from support.screen import log
 
@@ -83,6 +81,8 @@ def set_threads(threads: int, parts: int) -> None:
     The number of threads of an op changes the last bits of what it computes. TensorFlow fixes both numbers when it
     first computes anything. A later task of the process that asks for others keeps those, and says so.
     """
+    from threadpoolctl import threadpool_limits
+
     wanted = (parts, threads // parts) if parts > 1 else (threads, threads)
     threadpool_limits(threads, "blas")  # NumPy's own, whose count changes last bits, too
     if not _pools:

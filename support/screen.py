@@ -7,10 +7,9 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from support.errors import reason
 from support.files import open_for_writing
@@ -69,15 +68,29 @@ def silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def with_bar(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """Iterate, on a terminal with a progress bar; without tqdm, without one."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # figures need no more than NumPy and matplotlib
+        return items
+    return tqdm(items, desc=what, leave=False, disable=None)
+
+
 class Screen(logging.Handler):
     """Write log lines to stdout without tearing a progress bar on the terminal.
 
-    When stdout cannot be written, warn once and keep running: the file `stdout` in the directory is complete.
+    On a terminal, a record with an attribute `short` is that text, or nothing if it is empty. When stdout cannot be
+    written, warn once and keep running: the file `stdout` in the directory is complete.
     """
 
     def emit(self, record):
+        from tqdm import tqdm
+
         try:
-            tqdm.write(self.format(record), file=sys.stdout)
+            short = getattr(record, "short", None) if sys.stdout.isatty() else None
+            if short != "":
+                tqdm.write(self.format(record) if short is None else short, file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
             silence_stdout()
@@ -173,6 +186,8 @@ class Bar(Progress):
     """
 
     def __init__(self, total: float, unit: str, update: Update = ignore, found: float = 0.0):
+        from tqdm import tqdm
+
         super().__init__(update, total)
         self.unit, self.due, self.began = unit, Throttle(60), time.monotonic()
         self.done = self.found = found

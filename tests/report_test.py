@@ -205,12 +205,14 @@ def test_a_page_of_every_kind_of_run_is_valid_and_complete(everything):
         "stored_measures",
         "radius_loss",
         "seeds",
+        *(f"examples_{norm}" for norm in ("l1", "l2", "linf")),  # the attacked images are not those of a data set
     }
-    assert [h.to_text() for h in document.query("h2")] == [
-        *("Training", "Stored epochs, measured", "Attacks, L2", "Attacks, L1", "Attacks, L-infinity"),
-        *("Attacks, L-infinity, at given eps", "Flatness radius", "Loss surfaces", "Planes through a run"),
-        *("Curvature", "Sharpness", "Runs"),  # of few runs these come first
-    ]
+    headings = ["Training", "Stored epochs, measured", "Attacks, L2", "Attacks, L1", "Attacks, L-infinity"]
+    headings += ["Attacks, L-infinity, at given eps", "Flatness radius", "Loss surfaces", "Planes through a run"]
+    assert [h.to_text() for h in document.query("#results ~ h3")] == [*headings, "Curvature", "Sharpness"]
+    details = [h.to_text() for h in document.query("h2")]
+    assert details[0] == "Results" and details[-1] == "Commands, environment and flags"
+    assert {"Training", "Attacks, L2", "Flatness radius"} <= set(details)
 
 
 def test_captions_say_what_is_drawn_and_from_which_runs(everything):
@@ -240,7 +242,7 @@ def test_nothing_is_fetched_from_anywhere(everything):
 
 def test_the_final_stats_are_those_of_the_last_epoch(everything):
     text, document = everything
-    shown = {row[0].split()[0]: row[1] for row in rows(document, "Training: the stats of the last epoch")}
+    shown = {row[0].split()[0]: row[1] for row in rows(document, "Training: all numbers of the last epoch")}
     assert shown["eid"] == "3 of 3"
     assert shown["log10_loss"] == "-801"
     assert set(epoch(3)["stats"]) <= set(shown)
@@ -249,14 +251,63 @@ def test_the_final_stats_are_those_of_the_last_epoch(everything):
 
 
 def test_an_attacks_summary_is_there_among_those_in_its_norm(everything):
-    known = ["7", "train", "40", "-5", "–", "97.50%", "100.00%"]
-    (row,) = rows(everything[1], "Attacks: L2 distances to the nearest adversarial example found")
-    assert row[0] == "2: exper-attack"
-    assert row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%", "25.00%"]
-    (row,) = rows(everything[1], "Attacks: the smallest eps of a list, in L-infinity, with an adversarial example")
-    assert row[0] == "3: exper-pgd" and row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%"]
-    (row,) = rows(everything[1], "Attacks: L1 distances to the nearest adversarial example found")
-    assert row[1:] == [*known, "0.1250", "1.2346", "inf", "75.00%", "25.00%"]
+    known = {"images": "40 of the training set", "log10 loss": "-5", "accuracy": "97.50%", "fooled": "100.00%"}
+    known |= {"margin q_min/ρᴸ": "–", "median": "1.2346", "mean of those found": "inf", "certified, median": "0.1250"}
+    grid = "The smallest eps of a list, in L-infinity, with an adversarial example"
+    robust = {"robust at ε = 0.5": "75.00%", "robust at ε = 1.0": "25.00%"}
+    for caption, more in (
+        ("L2 distances to the nearest adversarial example found", robust),
+        ("L1 distances to the nearest adversarial example found", robust),
+        (grid, {"robust at ε = 0.1": "75.00%"}),
+    ):
+        assert dict(rows(everything[1], f"{caption}: all numbers")) == known | more
+        headline = {key: known[key] for key in ("log10 loss", "margin q_min/ρᴸ", "fooled", "median")}
+        assert dict(rows(everything[1], caption)) == headline
+
+
+def test_a_report_opens_with_its_results(everything):
+    """For each run its numbers, then at most two figures; what remains comes after, then commands and flags."""
+    text, document = everything
+    (results_, *_, commands) = document.query("main > section")
+    assert results_.query("h2")[0].to_text() == "Results"
+    assert commands.query("h2")[0].to_text() == "Commands, environment and flags"
+    assert all(not details.attrs.get("open") for details in commands.query("details"))
+    assert not results_.query("code") or not any("--" in code.to_text() for code in results_.query("code"))
+    headline = dict(rows(document, "Training: the last epoch"))
+    assert headline["log10 training loss"] == "-801" and headline["training accuracy"] == "96.67%"
+    assert headline["margin q_min/ρᴸ"] == "0.015" and headline["margin q_min/(ρ₁⋯ρ_L)"] == "0.125"
+    assert headline["epochs in which the smoothed margin fell"] == "0 of 1"
+    shown = [figure.attrs["id"] for figure in results_.query("figure")]
+    assert shown[:2] == ["figure-loss_margin", "figure-accuracy"] and "figure-margins" not in shown
+    assert text.index("figure-loss_margin") < text.index("figure-margins") < text.index("All flags of run 1")
+
+
+def test_several_runs_are_compared_in_one_table(tmp_path):
+    runs = [training(tmp_path / f"exper-{k}" / "1", lr=0.01 * k) for k in (1, 2, 3)]
+    document = JustHTML(report.page(runs), strict=True, sanitize=False)
+    assert len(rows(document, "Training: the last epoch")) == 3
+    (first, *_) = document.query("table")
+    assert first.query("caption")[0].to_text() == "Training: the last epoch"
+
+
+def test_an_attacks_nearest_examples_are_shown_with_image_and_difference(tmp_path):
+    from data import loading
+
+    x = loading.load("digits")[0][0][:40] / 16
+    path = attack(tmp_path / "exper-attack" / "1", dataset="digits")
+    examples = x + np.where(np.arange(64).reshape(8, 8, 1) == 20, 0.5, 0)
+    found = results.read_res(path)
+    found[7] |= {"images": examples.astype(np.float32), "errors": np.full(40, 0.25)}
+    found[7]["errors"][3] = 0.2500001
+    workdir.WorkDir(path).write_res(found)
+    figure = figures.build([path])["examples_l2"]
+    pictures = [axes.images[0].get_array() for axes in figure.axes]
+    np.testing.assert_allclose(pictures[0], x[0, ..., 0])
+    np.testing.assert_allclose(pictures[6], np.clip(examples[0, ..., 0], 0, 1), atol=1e-6)
+    assert pictures[12][2, 4] == pytest.approx(1, abs=1e-6) and pictures[12][0, 0] == 0.5
+    found[7]["images"] = examples.astype(np.float32) * 0.9  # not at the recorded distances: of other data
+    workdir.WorkDir(path).write_res(found)
+    assert "examples_l2" not in figures.build([path])
 
 
 def test_radii_stand_beside_the_published_ones(everything):
@@ -292,28 +343,14 @@ def test_spectra_sharpness_and_planes_are_there_also_far_below_float64(everythin
     assert row[1:7] == ["epoch 9", "pca", "4 × 5", "-701", "-1", "2"] and row[7].split() == ["90.00%", "6.00%"]
 
 
-def test_every_table_names_the_command_that_made_its_numbers(everything):
+def test_the_command_that_made_a_number_is_one_link_away(everything):
     _, document = everything
-    commands = {
-        "Training": "python exper.py --E 3",
-        "Attacks: L2": "python eval-ddn.py run --eid 7",
-        "Attacks: L-i": "python eval-fmn-linf.py run --eid 7",
-        "Flatness": "python measure_radius_mnist_top.py",
-        "Loss in": "python make_points_mnist.py",
-        "The training": "python measure_curvature.py",
-        "Spectra": "python measure_curvature.py",
-        "Sharpness": "python measure_sharpness.py x",
-        "log of": "python make_surface.py x",
-        "Attacks: L1": "python eval-fmn-l1.py run --eid 7",
-        "Attacks: the smallest": "python eval-pgd.py run --eid 7",
-        "Stored epochs": "python measure_theory.py x",
-    }
-    tables = [t for t in document.query("table") if t.query("tfoot")]
-    assert len(tables) == len(commands) + 1  # two of radii
-    for table in tables:
-        caption = table.query("caption")[0].to_text()
-        (command,) = [c for start, c in commands.items() if caption.startswith(start)]
-        assert [code.to_text() for code in table.query("tfoot code")] == [command]
+    articles = {f"#{a.attrs['id']}": a for a in document.query("article")}
+    assert {code.to_text() for code in articles["#run-1"].query("dd code")} >= {"python exper.py --E 3"}
+    tables = [t for section in document.query("main > section")[:-1] for t in section.query("table")]
+    linked = [table.query("a[href]") for table in tables]
+    assert len(tables) > 12 and all(linked)
+    assert {link.attrs["href"] for links in linked for link in links} == set(articles)
     facts = {dt.to_text() for dt in document.query("dt")}
     assert {"command", "flags", "versions", "machine", "git revision", "seed"} <= facts
     assert "0123456789abcdef" in {dd.to_text() for dd in document.query("dd")}
@@ -369,8 +406,8 @@ def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_pa
     assert out == a / "report.html"
     document = JustHTML(out.read_text(encoding="utf-8"), strict=True, sanitize=False)
     assert len(document.query("article")) == 2
-    assert len(rows(document, "Training: the stats of the last epoch")[0]) == 3
-    assert [p.to_text() for p in document.query("article > p")] == ["lr 0.01", "lr 0.1"]
+    assert len(rows(document, "Training: all numbers of the last epoch")[0]) == 3
+    assert [p.to_text() for p in document.query("article summary .label")] == ["lr 0.01", "lr 0.1"]
 
 
 def mistakes(root):

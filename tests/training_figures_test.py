@@ -10,6 +10,7 @@ import figures
 import results
 from bench.figures import made_up
 from reporting import style, training
+from reporting.page import spoken
 from storage import workdir
 
 
@@ -111,15 +112,41 @@ def test_a_run_still_under_way_is_drawn_from_its_journal(made_up_run, tmp_path):
 def test_axes_of_many_decades_have_plain_ticks(long_drawn):
     figure = long_drawn["margins"]
     against_epoch, against_loss = ([text.get_text() for text in axes.get_xticklabels()] for axes in figure.axes[2:])
-    assert [style.power_of_ten(e) for e in (-6, -2, 0, 3, 5)] == ["10⁻⁶", "0.01", "1", "1000", "10⁵"]
-    assert {"1", "10", "100", "1000"} < set(against_epoch)
+    assert [style.in_powers(v, False) for v in (1e-6, 5e-7, 1.0, 2e3, 1e5)] == [
+        "10⁻⁶",
+        "5×10⁻⁷",
+        "10⁰",
+        "2×10³",
+        "10⁵",
+    ]
+    assert [style.in_powers(v, True) for v in (0.001, 0.05, 1.0, 2000.0, 1e4)] == [
+        "0.001",
+        "0.05",
+        "1",
+        "2000",
+        "10000",
+    ]
+    assert {"1", "10", "100", "1000", "10000"} <= set(against_epoch)
     assert {"0", "−1", "−10", "−100", "−300"} < set(against_loss)
 
 
-def test_the_axes_of_margins_name_their_keys_in_res(drawn):
-    shown = [axes.get_ylabel() for axes in (drawn["loss_margin"].axes[1], *drawn["margins"].axes[::2])]
-    for name, words in zip(("q_bar_min", "q_bar_min", "q_bar2_min"), shown, strict=True):
-        assert f"{name} = " in words
+def test_the_axes_of_margins_are_formulas_that_matplotlib_parses_and_a_screen_reader_says(drawn):
+    labels = [axes.yaxis.label for axes in (drawn["loss_margin"].axes[1], *drawn["margins"].axes[::2])]
+    formulas = (r"\rho^L", r"\rho^L", r"\rho_1 \cdots \rho_L")
+    for label, formula in zip(labels, formulas, strict=True):
+        assert formula in label.get_text() and label.get_parse_math()
+        assert spoken(label.get_text()).startswith("normalized margin q_min / ")
+    for text in style.FORMULAS:
+        style.blank(1, 1, "").text(0, 0, text, parse_math=True).get_window_extent()  # an error in a formula raises
+
+
+def test_curves_that_coincide_are_named_below_the_panel(tmp_path):
+    res = results.load(made_up(tmp_path / "made", 30))
+    a, b = (work_dir(tmp_path / name, {"lr": lr}, res) for name, lr in (("a", 0.01), ("b", 0.02)))
+    figure = figures.build([a, b])["loss_margin"]
+    assert figure.axes[0].get_xlabel() == "epoch\n(the curves of lr 0.01 and lr 0.02 coincide)"
+    (own,) = figures.build([a])["loss_margin"].axes[:1]
+    assert own.get_xlabel() == "epoch"
 
 
 def test_what_reads_like_a_formula_in_a_name_is_only_a_name(made_up_run, tmp_path):

@@ -339,7 +339,7 @@ class Run(Training):
             while self.eid < E:
                 info = self.epoch()
                 self._record(info)
-                log.info("%s", epoch_line(info))
+                log.info("%s", epoch_line(info), extra={"short": self._short_line(info)})
                 bar.update()
                 self.context.update(self.eid / E)
 
@@ -379,6 +379,20 @@ class Run(Training):
 
     def _measure_now(self, every: int) -> bool:
         return self.eid % every == 0 or self.eid == self.context.f.E
+
+    def _short_line(self, info: dict[str, Any]) -> str:
+        """Return what one watches an epoch for, in a line of 80 columns."""
+        stats, E = info["stats"], self.context.f.E
+        before = self.raw.get(self.eid - 1, {}).get("stats", {}).get("q_bar_min")
+        margin = stats.get("q_bar_min")
+        rise = "" if margin is None or before is None else " up" if margin > before else " down"
+        shown = "" if margin is None else f" margin {margin:.3e}{rise}"
+        latest = [self.raw[eid]["time"] for eid in range(max(1, self.eid - 19), self.eid + 1) if eid in self.raw]
+        seconds = (E - self.eid) * sum(latest) / max(len(latest), 1)
+        size, unit = next((s, u) for s, u in ((1, "s"), (60, "min"), (3600, "h")) if seconds < 100 * s or u == "h")
+        left = f"{seconds / size:.0f} {unit} left"
+        loss = stats["log_loss"] / math.log(10)
+        return f"#{self.eid}/{E} log10_loss {loss:.2f}{shown}, {stats['attempts']} attempts, {left}"
 
     def save(self) -> None:
         """Write the checkpoint and `res` of the last accepted epoch, if they are not written yet."""
