@@ -239,7 +239,7 @@ def curvature(runs: list[Run]) -> "Figure":
             every = math.ceil(len(places) / 5)  # as many labels as there is room for
             names = [name.replace(" epoch", "\nepoch") for name in places]
             panel.set_xticks(range(0, len(names), every), names[::every])
-        panel.set_ylabel(f"log₁₀ of the Hessian's{what}")
+        panel.set_ylabel(f"log₁₀{what}")
     for marker, face, name in (("o", "0.4", "largest eigenvalues"), ("^", "w", "trace")):
         left.plot([], [], marker=marker, color="0.4", markerfacecolor=face, linewidth=0.6, label=name)
     return style.with_legend(figure, left)

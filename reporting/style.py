@@ -170,9 +170,13 @@ def coinciding(axes: "Axes") -> list[list[str]]:
     return [names for _, names in groups if len(names) > 1]
 
 
-def legend_below(axes: "Axes") -> None:
-    """Add a legend below a panel, where it covers no curve."""
+def legend_below(axes: "Axes", dashes: dict[str, Any] | None = None) -> None:
+    """Add a legend below a panel, where it covers no curve: of its curves, or of these dashes, {name: line style}."""
+    from matplotlib.lines import Line2D
+
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if dashes is not None:
+        handles = {name: Line2D([], [], color="0.3", linestyle=dash) for name, dash in dashes.items()}
     if handles:
         axes.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2)
 

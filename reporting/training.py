@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -203,29 +203,27 @@ def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
     if not panels:
         return None
     figure, axes = style.panels(math.ceil(len(panels) / 2), 2, title(runs), squeeze=False)
-    several = max(len(panel.keys) for panel in panels) > 1
     for panel, place in zip(panels, axes.flat, strict=False):
-        for key, dash in zip(panel.keys, style.DASHES, strict=False):
+        keys = dict(zip(panel.keys, style.DASHES, strict=False))
+        for key, dash in keys.items():
             for run, look in zip(runs, styles(runs), strict=True):
                 eid, value = columns(run, "eid", key)
                 value = np.where(value > 0, value, np.nan) if panel.log else value
                 if np.isfinite(value).any():
-                    name = short_name(key)
-                    named = (
-                        {"label": ", ".join(filter(None, [run.label, name])), "linestyle": dash} if several else {}
-                    )
+                    of_key: dict[str, Any] = {"linestyle": dash} if len(keys) > 1 else {}
+                    of_key |= {} if dash == style.DASHES[0] else {"label": None}
                     marker = {"marker": "o", "markersize": 2} if len(eid) <= FEW else {}
-                    place.plot(eid, value, **look | named | marker)
+                    place.plot(eid, value, **look | of_key | marker)
         if panel.level is not None:
             place.axhline(panel.level, color="0.4", linewidth=0.6, zorder=1)
         if panel.log and place.lines:
             place.set_yscale("log")
         place.set(xlabel="epoch", title=style.wrapped(panel.title, style.PANEL[0]))
-        if len(panel.keys) > 1:
-            style.legend_below(place)
+        if len(keys) > 1:  # a colour for each run, a dash for each number
+            style.legend_below(place, {short_name(key): dash for key, dash in keys.items() if seen(key)})
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
-    return figure if several else style.with_legend(figure, axes.flat[0])
+    return style.with_legend(figure, axes.flat[0])
 
 
 def linear(runs: list[Run]) -> "Figure | None":

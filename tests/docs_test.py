@@ -4,6 +4,8 @@ import gzip
 import importlib
 import re
 import struct
+import subprocess
+import sys
 import textwrap
 
 import nbformat
@@ -202,3 +204,13 @@ def test_the_figures_of_the_trainings_in_docs_can_be_drawn_again():
 
 def test_every_record_in_docs_is_of_a_task_that_is_drawn():
     assert {results.read_flags(run)["task"] for run in RUNS} == {"train", *FIGURES}
+
+
+def test_the_pages_build_as_a_site_in_which_every_link_leads_somewhere(tmp_path):
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {path.stem for path in (tmp_path / "site").glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} | {"index", "REPRODUCTION", "CHANGELOG"} <= pages
+    start = (tmp_path / "site" / "index.html").read_text()
+    assert 'href="REPRODUCTION.html"' in start and 'src="digits-10000-loss-margin.png"' in start

@@ -143,3 +143,24 @@ def test_a_name_of_letters_that_ascii_lacks_is_drawn_and_reported(tmp_path):
     attack = an_attack(tmp_path / "é", {5: [0.1, 0.2, 0.3]})
     done = call([sys.executable, ROOT / "figures.py", attack], ALL, tmp_path)
     assert done.returncode == 0 and "attack_l2" in done.stdout, done.stderr
+
+
+def test_results_and_figures_need_only_numpy_and_matplotlib(run, tmp_path):
+    absent = (
+        "tqdm",
+        "threadpoolctl",
+        "tensorflow",
+        "keras",
+        "scipy",
+        "sklearn",
+        "jinja2",
+        "cleverhans",
+        "distributed",
+    )
+    hide = f"import sys\nsys.modules |= dict.fromkeys({absent})\nsys.path.insert(0, {str(ROOT)!r})\n"
+    use = (
+        "import results, figures\nprint(len(results.table(sys.argv[1])))\nfigures.draw([sys.argv[1]], sys.argv[2])\n"
+    )
+    done = call([sys.executable, "-c", hide + use, run, tmp_path / "out"], {}, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+    assert (tmp_path / "out" / "loss_margin.png").exists()
