@@ -119,13 +119,18 @@ class Attack:
     def gap(self, z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         return gap(z, y, self.targeted)
 
+    def climbed(self, z: tf.Tensor, y: tf.Tensor, gap: tf.Tensor) -> tf.Tensor:
+        """Return what the attack climbs, [B]: the gap, unless a subclass climbs another function of the logits."""
+        return gap
+
     def gap_and_gradient(self, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """gap [B], its gradient by the image [B, h, w, c], and whether x is adversarial, bool [B]."""
+        """gap [B], the gradient of `climbed` by the image [B, h, w, c], and whether x is adversarial, bool [B]."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
             z = self.logits(x)
             gap = self.gap(z, y)
-        return gap, tape.gradient(gap, x), is_adversarial(gap, z)
+            climbed = self.climbed(z, y, gap)
+        return gap, tape.gradient(climbed, x), is_adversarial(gap, z)
 
 
 class State(NamedTuple):

@@ -84,6 +84,9 @@ METHODS = {
     ),
     "deepfool": Method("attacks.deepfool:DeepFool", {"steps": "attack_K"}),
     "ddn": Method("attacks.ddn:DDN", {"steps": "attack_K", "init_epsilon": "attack_init_eps"}, targeted=True),
+    "best": Method(
+        "attacks.best:Nearest", {"steps": "attack_K", "init_epsilon": "attack_init_eps"}, targeted=True
+    ),  # of DDN along the gap, DDN along the cross-entropy, and FMN
     **{
         name: Method(
             f"attacks.fmn:{path}", {"steps": "attack_K", "alpha_init": "attack_lr"}, norm=norm, targeted=True

@@ -213,8 +213,12 @@ class Chain:
         scale, shift, mean, variance = (np.asarray(v, np.float64) for v in norm)
         if not math.isclose(eps, BN_EPSILON, rel_tol=1e-6):  # beyond float32, in which ONNX keeps it
             variance = variance + eps - BN_EPSILON
-        last = self.layers[-1] if self.layers else None
-        if last is None or not last.tensors or last.act or "bn/scale" in last.tensors:
+        if not self.layers:  # of the input: constants
+            factor = scale / np.sqrt(variance + BN_EPSILON)
+            self.factor, self.shift = self.factor * factor, self.shift * factor + shift - mean * factor
+            return
+        last = self.layers[-1]
+        if not last.tensors or last.act or "bn/scale" in last.tensors:
             raise self.refuse("a batch norm that does not follow a convolution or fully connected layer directly")
         last.tensors |= {"bn/scale": scale, "bn/shift": shift, "bn/mean": mean, "bn/variance": variance}
         if not (variance >= 0).all():

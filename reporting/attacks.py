@@ -1,5 +1,6 @@
 """Figures and tables of attacks."""
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,6 +145,50 @@ def _summary(run: Run) -> dict[str, dict]:
     return found
 
 
+QUANTILES = (0.0, 0.01, 0.1, 0.5)  # of the distances that are compared
+RESAMPLES = 1000
+
+
+def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[float, tuple[float, float, float]]:
+    """Compare the distances of two epochs on the same images.
+
+    Args:
+      first, second: of each image, [N]; infinite without an example.
+
+    Returns: {quantile: (second's less first's, and the 95 % interval of that difference)}, the interval from
+      RESAMPLES bootstrap samples of the images, each taken in both epochs.
+    """
+    rng, n = np.random.default_rng(seed), len(first)
+    chosen = rng.integers(0, n, (RESAMPLES, n))
+    # Only images with an example in both have a difference; others leave a quantile infinite.
+    with np.errstate(invalid="ignore"):
+        whole = np.quantile(second, QUANTILES) - np.quantile(first, QUANTILES)
+        drawn = np.quantile(second[chosen], QUANTILES, axis=1) - np.quantile(first[chosen], QUANTILES, axis=1)
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=1)
+    return {q: (float(whole[k]), float(low[k]), float(high[k])) for k, q in enumerate(QUANTILES)}
+
+
+def paired_table(entries: list[Entry]) -> list[Table]:
+    """Return the table that compares each attacked epoch with the one before it, and the last with the first."""
+    rows = []
+    for entry in entries:
+        run = entry.run
+        eids = sorted(run.raw)
+        for before, after in [*itertools.pairwise(eids), *([(eids[0], eids[-1])] if len(eids) > 2 else [])]:
+            first, second = (run.distances(run.raw[eid]) for eid in (before, after))  # of the same images
+            moved = float((second > first).mean())
+            cells = [
+                [number(d, "+.4f"), f" ({low:+.4f} to {high:+.4f})"]
+                for d, low, high in paired(first, second).values()
+            ]
+            rows.append([[entry, f" epoch {after} less epoch {before}"], *cells, percent(moved)])
+    if not rows:
+        return []
+    head = ["attack", *("nearest" if q == 0 else "median" if q == 0.5 else f"nearest {q:.0%}" for q in QUANTILES)]
+    caption = "Distances on the same images: difference of two epochs, with its 95 % bootstrap interval"
+    return [Table(caption, [*head, "images that moved further away"], rows, entries)]
+
+
 HEADLINE = ("log10 loss", "margin q_min/ρᴸ", "fooled", "nearest", "nearest 1 %", "nearest 10 %", "median")
 
 
@@ -175,7 +220,5 @@ def table(entries: list[Entry]) -> list[Table]:
     named = [[entry, f" epoch {eid}"] for entry, eid, _ in lines]
     rows = [[name, *(numbers[key] for key in short)] for name, numbers in zip(named, all_of_them, strict=True)]
     full = [[key, *(numbers[key] for numbers in all_of_them)] for key in all_of_them[0]]
-    return [
-        compared(caption, ["attack", *short], rows),
-        Table(f"{caption}: all numbers", ["number", *named], full, entries),
-    ]
+    every = Table(f"{caption}: all numbers", ["number", *named], full, entries)
+    return [compared(caption, ["attack", *short], rows), every, *paired_table(entries)]

@@ -7,6 +7,7 @@ from builders import an_attack, curves, work_dir
 import figures
 from catalogue.attacks import METHODS
 from reporting import attacks, runs
+from reporting.tables import Entry
 
 
 def test_robust_accuracy_falls_at_each_distance_and_starts_at_the_clean_accuracy(tmp_path):
@@ -98,3 +99,34 @@ def test_attacks_in_l1_and_l_infinity_are_drawn_by_their_distances(tmp_path):
         path = work_dir(tmp_path / name, {"task": "attack", "attack_method": name}, {4: res})
         _, robust = figures.build([path])[f"attack_{norm}"].axes
         assert curves(robust)[0][:3].tolist() == [[0, 100], [1, pytest.approx(200 / 3)], [2, pytest.approx(100 / 3)]]
+
+
+def test_two_epochs_are_compared_on_the_same_images():
+    """Each image moves by 0.1: the difference is certain, though the images themselves differ by far more."""
+    first = np.random.default_rng(0).uniform(1, 3, 400)
+    for quantile, (difference, low, high) in attacks.paired(first, first + 0.1).items():
+        assert low == pytest.approx(0.1) and high == pytest.approx(0.1) and difference == pytest.approx(0.1), quantile
+    noise = np.random.default_rng(1).normal(0, 0.3, 400)
+    difference, low, high = attacks.paired(first, first + noise)[0.5]
+    assert low < 0 < high and low <= difference <= high
+
+
+def test_the_interval_covers_the_true_difference_of_medians_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(100):
+        first = rng.normal(2, 0.5, 150)
+        second = first + rng.normal(0.1, 0.2, 150)  # both medians are known
+        _, low, high = attacks.paired(first, second, seed)[0.5]
+        covered += low <= 0.1 <= high
+    assert 85 <= covered <= 100
+
+
+def test_the_report_compares_each_attacked_epoch_with_the_one_before_and_the_last_with_the_first(tmp_path):
+    path = an_attack(tmp_path / "ddn", {1: [1.0, 2.0], 5: [1.5, 1.5], 9: [np.inf, 2.5]}, attack_set="test")
+    (run,) = figures.read([path])
+    (table,) = attacks.paired_table([Entry(1, run)])
+    assert [row[0][1] for row in table.rows] == [
+        *(" epoch 5 less epoch 1", " epoch 9 less epoch 5", " epoch 9 less epoch 1")
+    ]
+    assert [row[-1].text for row in table.rows] == ["50.00%", "100.00%", "100.00%"]
+    assert table.rows[0][1][0].text == "+0.5000"  # of the nearest

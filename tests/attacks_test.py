@@ -10,6 +10,7 @@ from builders import CW, L2_ATTACKS, PGD, SHAPE, N, classes, l2, lengths, linear
 from attacks import certificate
 from attacks.apgd import AutoPGD
 from attacks.base import normalized
+from attacks.best import CrossEntropyDDN, Nearest
 from attacks.bim import BasicIterativeMethod
 from attacks.ddn import DDN
 from attacks.deepfool import DeepFool
@@ -297,3 +298,30 @@ def test_in_pieces_an_attack_takes_the_same_path(monkeypatch):
 
 
 logging.getLogger("foolbox").setLevel(logging.ERROR)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_best_of_three_is_the_nearest_of_each_for_every_image(small_network, targeted):
+    model, x, y = small_network
+    goal = (y + 1) % 10 if targeted else y
+    kinds = (DDN, CrossEntropyDDN, FMN)
+    alone = np.array([l2(kind(model.logits, SHAPE, 30, targeted=targeted)(x, goal), x) for kind in kinds])
+    together = l2(Nearest(model.logits, SHAPE, 30, targeted=targeted)(x, goal), x)
+    np.testing.assert_array_equal(together, np.where(alone > 0, alone, np.inf).min(axis=0))
+    assert len({int(k) for k in alone.argmin(axis=0)}) > 1  # no attack is the nearest everywhere
+
+
+def test_ddn_along_the_cross_entropy_follows_its_gradient_also_where_it_underflows(small_network):
+    model, x, y = small_network
+    attack = CrossEntropyDDN(model.logits, SHAPE)
+    x, y = tf.constant(x), tf.constant(y)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, model.logits(x))
+    exact = tf.reshape(tape.gradient(loss, x), [len(y), -1]).numpy().astype(np.float64)
+    ours = tf.reshape(attack.gap_and_gradient(x, y)[1], [len(y), -1]).numpy().astype(np.float64)
+    kept = np.linalg.norm(exact, axis=1) > 1e-4
+    unit = [g / np.linalg.norm(g, axis=1, keepdims=True) for g in (exact[kept], ours[kept])]
+    assert kept.sum() > 10 and ((unit[0] * unit[1]).sum(axis=1) > 1 - 1e-4).all()
+    steep = CrossEntropyDDN(lambda images: 1000 * model.logits(images), SHAPE)
+    assert (np.abs(steep.gap_and_gradient(x, y)[1].numpy()).max(axis=(1, 2, 3)) > 0).all()

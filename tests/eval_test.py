@@ -412,7 +412,7 @@ def test_every_eval_script_is_a_whole_set_of_flags(run):
     import runpy
 
     scripts = sorted(ROOT.glob("eval-final-*.py"))
-    assert len(scripts) == 16
+    assert len(scripts) == 18
     for script in scripts:
         chosen = runpy.run_path(str(script))["flags"]
         full = of_command_line([str(run)], chosen)

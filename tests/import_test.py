@@ -52,7 +52,7 @@ KERAS = {
          L.GlobalAveragePooling2D(), L.Dense(10, activation="softmax")]),
     "functional": functional,
     "nested, leaky": lambda: keras.Sequential(
-        [keras.Input((8, 8, 1)), L.Rescaling(2.0, -1.0), L.Conv2D(4, 3), L.LeakyReLU(0.2),
+        [keras.Input((8, 8, 1)), L.BatchNormalization(), L.Rescaling(2.0, -1.0), L.Conv2D(4, 3), L.LeakyReLU(0.2),
          keras.Sequential([keras.Input((6, 6, 4)), L.Conv2D(6, 3, 2, "same", activation="linear"), L.LeakyReLU(0.2)]),
          L.Flatten(), L.Dense(10)]),
     "overlapping pools": lambda: keras.Sequential(

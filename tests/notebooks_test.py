@@ -58,7 +58,7 @@ def test_results_runs_from_top_to_bottom_and_finds_the_latest_runs_by_itself(run
     by_hand, recorded = (line.split(":")[1].split() for line in printed.splitlines()[-2:])
     assert "L2 of these:" in printed and by_hand == recorded
     assert printed.count("epoch 4: q_bar_min") == 2
-    assert pictures == 2 + 1 + 3 + 2  # of the run, by hand, two runs, the attack
+    assert pictures == 2 + 1 + 3 + 3  # of the run, by hand, two runs, the attack with its examples
 
 
 def test_an_attack_in_the_largest_pixel_is_told_in_eps_and_images_by_their_levels(tmp_path):
