@@ -128,13 +128,12 @@ def finish(figure: "Figure") -> None:
             if line.get_marker() in (None, "None", "") and np.isfinite(line.get_xydata()).all(1).sum() == 1:
                 line.set_marker("o")  # else it would not be seen
     thin(figure)
-    figure.draw_without_rendering()
     for axes in figure.axes:
         for names in coinciding(axes):
             which = " and ".join(names) if len(names) == 2 else f"{len(names)} runs"
             said = wrapped(f"(the curves of {which} coincide)", PANEL[0])
             axes.set_xlabel("\n".join(filter(None, [axes.get_xlabel(), said])))
-    figure.draw_without_rendering()  # now; every format would do it again
+    figure.draw_without_rendering()  # once; every format would do it again
     figure.set_layout_engine("none")
 
 

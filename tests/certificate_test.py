@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from builders import trained_on_digits
+from builders import soak, trained_on_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -383,7 +383,10 @@ def radii(trained):
     return functools.cache(lambda norm: Certifier(model, norm, local=True)(x, z, y, nothing))
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+OFTEN = ("ddn", "fmn-linf", "apgd")  # an attack a norm is tried every time
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else soak) for name in ATTACKS])
 def test_no_attack_on_1000_images_comes_below_the_certificate(trained, radii, name):
     model, x, y, _ = trained
     attack, norm, options = ATTACKS[name]

@@ -45,8 +45,9 @@ NETWORKS = {  # {name: (data set's image shape, flags of the model)}
 STRANGERS = {
     "keras": """
 import keras
-assert all(type(layer).__module__.startswith("keras.") for layer in keras.models.load_model(path).layers)
-z = keras.models.load_model(path).predict(x, verbose=0)
+model = keras.models.load_model(path)
+assert all(type(layer).__module__.startswith("keras.") for layer in model.layers)
+z = model(x, training=False).numpy()
 """,
     "saved_model": """
 import tensorflow as tf

@@ -434,7 +434,7 @@ def test_an_attack_goes_on_without_a_stdout(own, redirected):
     assert len(results.load(path)[6]["errors"]) == 20 and "done: results in" in (path / "stdout").read_text()
 
 
-@pytest.mark.parametrize("program", ["figures.py", "report.py"])
+@pytest.mark.parametrize("program", [pytest.param("figures.py", marks=soak), "report.py"])
 @pytest.mark.parametrize("redirected", REDIRECTED)
 def test_figures_and_report_end_without_a_traceback_when_nobody_reads(own, program, redirected):
     script = f'"$@" {redirected}; exit 0'

@@ -230,7 +230,7 @@ def test_the_largest_eigenvalue_is_that_of_the_sources_own_hessian(mlp):
             inner.watch(flat)
             loss = loss_of_source(model, x, y, flat)
         gradient = tf.concat([tf.reshape(g, [-1]) for g in inner.gradient(loss, flat)], 0)
-    blocks = outer.jacobian(gradient, flat, experimental_use_pfor=False)
+    blocks = outer.jacobian(gradient, flat)
     hessian = np.concatenate([b.numpy().reshape(len(gradient), -1) for b in blocks], axis=1)
     (found,) = results.load(measured(run, "measure_curvature", eigenvalues=2, probes=2))["raw"].values()
     exact = np.linalg.eigvalsh(hessian)[-1]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import TINY
+from builders import TINY, soak
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
@@ -123,6 +123,7 @@ def test_a_real_server_shows_every_scalar_of_a_run_once(trained):
     assert [value for _, _, value in found] == pytest.approx(log10, rel=1e-6)
 
 
+@soak
 def test_a_sweeps_points_are_hyperparameters(tiny_flags, monkeypatch):
     monkeypatch.setattr(drawing, "build", lambda directories: {})
     grid = ["lr=0.05,0.1"]
@@ -178,6 +179,7 @@ def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(traine
         assert sorted(points(reader, "epoch/lr")) == [1, 2, 3, 4, 5]
 
 
+@soak
 def test_the_flag_may_come_with_resuming_and_tells_of_all_epochs(tiny_flags):
     run = Core(tiny_flags | {"E": 2}).run()
     assert not live.events_dir(run, run).exists()

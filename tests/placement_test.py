@@ -18,7 +18,7 @@ from support.files import ROOT
 
 
 @pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("name", ["MNIST CNN", "VGG-16 with batch norm", "MLP"])
+@pytest.mark.parametrize("name", ["MNIST CNN", pytest.param("VGG-16 with batch norm", marks=soak), "MLP"])
 def test_nothing_large_crosses_in_a_loop_and_nothing_but_shapes_falls_back(name, xla):
     attacks = not xla and name != "VGG-16 with batch norm"
     rows = gpu_placement.placed(name, xla, spans=name == "MNIST CNN" and not xla, attacks=attacks)

@@ -17,6 +17,7 @@ import report
 import results
 from catalogue.measures import FIGURES
 from reporting import kinds, page, tables
+from reporting.runs import label
 from reporting.tables import Entry
 from storage import workdir
 from support.files import ROOT
@@ -159,6 +160,12 @@ KINDS = {
 }
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """A report without its figures, which take most of its time."""
+    monkeypatch.setattr(page, "make_figures", lambda runs: label(runs) and {})
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """(text, document) of a report on a directory of every kind; parsing it strictly raises."""
@@ -282,7 +289,7 @@ def test_a_report_opens_with_its_results(everything):
     assert text.index("figure-loss_margin") < text.index("figure-margins") < text.index("All flags of run 1")
 
 
-def test_several_runs_are_compared_in_one_table(tmp_path):
+def test_several_runs_are_compared_in_one_table(tmp_path, no_figures):
     runs = [training(tmp_path / f"exper-{k}" / "1", lr=0.01 * k) for k in (1, 2, 3)]
     document = JustHTML(report.page(runs), strict=True, sanitize=False)
     assert len(rows(document, "Training: the last epoch")) == 3
@@ -365,7 +372,7 @@ def test_pictures_are_told_in_words(everything):
     assert not any(set("$\\{}") & set(text) for text in texts.values())
 
 
-def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
+def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path, no_figures):
     path = training(tmp_path / "a<b>&\"'" / "1", command=f"x.py {HOSTILE}", dataset=HOSTILE)
     out = report.write([path], tmp_path / "r.html")
     document = JustHTML(out.read_text(encoding="utf-8"), strict=True, sanitize=False)
@@ -375,8 +382,7 @@ def test_whatever_a_flag_or_path_holds_is_only_text(tmp_path):
     assert f"python x.py {HOSTILE}" in codes and HOSTILE in codes and str(path) in codes
 
 
-def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "make_figures", lambda runs: {})
+def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, no_figures):
     run = training(tmp_path / "my runs" / "1", command="'my scripts/exper.py' --E 3")
     document = JustHTML(report.page([run]), strict=True, sanitize=False)
     assert "python 'my scripts/exper.py' --E 3" in {code.to_text() for code in document.query("code")}
@@ -399,7 +405,7 @@ def test_each_res_is_read_once(tmp_path, monkeypatch):
     assert read == runs
 
 
-def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_path):
+def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_path, no_figures):
     a = training(tmp_path / "exper-a" / "1", lr=0.01)
     b = training(tmp_path / "exper-b" / "1", lr=0.1)
     out = report.write([a, b, a / ".", a])
@@ -442,7 +448,7 @@ def mistakes(root):
     }
 
 
-def test_epochs_of_one_run_are_not_averaged(tmp_path):
+def test_epochs_of_one_run_are_not_averaged(tmp_path, no_figures):
     path = radius(tmp_path / "exper-radius" / "1")
     res = results.load(path)
     one = res["raw"]["networks"]["seed 0"]
@@ -458,7 +464,7 @@ def test_epochs_of_one_run_are_not_averaged(tmp_path):
     assert not [cell for cell in cells if cell.startswith("2.5000 ±")]
 
 
-def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys):
+def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys, no_figures):
     for expected, words in mistakes(tmp_path).items():
         before = sorted(tmp_path.rglob("*"))
         assert report.main([str(word) for word in words]) == 2, expected

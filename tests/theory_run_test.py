@@ -77,7 +77,6 @@ def test_measured_afterwards_the_theory_is_the_same(fitted, tmp_path):
     for eid, info in afterwards.items():
         np.testing.assert_equal(info["stats"], along[eid]["stats"])
     assert {"stored_theory", "stored_kkt"} <= set(figures.build([path]))
-    assert {"theory", "kkt", "stability", "direction"} <= set(figures.build([fitted[1]]))
 
 
 def test_sharpness_is_the_curvatures_largest_eigenvalue_and_warm_after_the_first_time(fitted):
