@@ -110,9 +110,10 @@ def test_the_logits_are_keras_own(name, suffix, tmp_path, capsys):
     others = np.where(np.eye(10, dtype=bool)[y], -np.inf, z).max(axis=1)
     assert stats["q_min"] == pytest.approx((z[np.arange(len(y)), y] - others).min(), rel=1e-4)
     assert stats["acc"] == (z.argmax(1) == y).mean()
-    norms = [np.linalg.norm(w) for w in model.get_weights() if w.ndim > 1]
-    bias = model.get_weights()[1] if context.model.specs[0].bias else 0 * norms[0]
-    assert stats["rho_0"] == pytest.approx(np.hypot(norms[0], np.linalg.norm(bias)), rel=1e-6)
+    weights = model.get_weights()
+    first = next(k for k, w in enumerate(weights) if w.ndim > 1)
+    bias = np.linalg.norm(weights[first + 1]) if context.model.specs[0].bias else 0.0
+    assert stats["rho_0"] == pytest.approx(np.hypot(np.linalg.norm(weights[first]), bias), rel=1e-6)
 
 
 @pytest.mark.parametrize("file", sorted(KEPT.glob("*.onnx")), ids=lambda path: path.stem)
