@@ -129,7 +129,7 @@ SHARPNESS = {"rho": (0.1,), "eid": [10, 25]}
 @pytest.mark.parametrize(
     "task, asked",
     [
-        ("make_surface", {"grid": 4, "eid": [25]}),
+        pytest.param("make_surface", {"grid": 4, "eid": [25]}, marks=soak),
         pytest.param("measure_radius", {"directions": 20, "eid": "last", "radius_step": 0.05}, marks=soak),
         pytest.param("measure_curvature", CURVATURE, marks=soak),
         pytest.param("measure_sharpness", SHARPNESS, marks=soak),

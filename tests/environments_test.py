@@ -55,7 +55,9 @@ def doors(run):
     }
 
 
-@pytest.mark.parametrize("door", ["run.sh", "results", "report", "sweep"])
+@pytest.mark.parametrize(
+    "door", ["run.sh", "results", pytest.param("report", marks=soak), pytest.param("sweep", marks=soak)]
+)
 def test_every_front_door_works_in_all_of_them_together(run, tmp_path, door):
     (tmp_path / "a folder").mkdir()
     done = call(doors(run)[door], ALL, tmp_path / "a folder")

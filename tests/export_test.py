@@ -32,7 +32,7 @@ STRIDED = [["C", 4, [3, 2], {"stride": [2, 1]}], ["P", [3, 2], {"stride": [2, 1]
            ["C", 5, [2, 3], {"pad": [0, 1, 2, 0], "bn": True}], ["A", [2, 3], {"stride": [1, 2]}],
            ["F", 10, {"act": False}]]  # fmt: skip
 NETWORKS = {  # {name: (data set's image shape, flags of the model)}
-    "mnist cnn": ((28, 28, 1), {"description": "CNN"}),
+    "mnist cnn": ((28, 28, 1), {"description": "CNN/8"}),
     "vgg16 with batch norm": ((32, 32, 3), {"description": SMALL_VGG_BN, "bias_mode": "ALL", "input_mean": "auto",
                                             "input_std": "auto"}),
     "mlp": ((28, 28, 1), {"description": "MLP", "input_mean": 0.1307, "input_std": 0.3081}),
@@ -228,6 +228,7 @@ def test_logits_of_ten_thousand_are_exported_as_well(run, form, capsys):
     assert float(said.split("logits up to ")[1]) > 2000
 
 
+@soak
 def test_foolbox_finds_deepfools_distances_on_the_exported_keras_model(run):
     import foolbox
     import keras

@@ -202,7 +202,11 @@ def test_labels_do_not_wrap(tmp_path, label):
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(["--E", "2"], marks=soak), ["--data_dir", "/nowhere"], ["--E", "2", "--logs_dir", "/elsewhere"]],
+    [
+        pytest.param(["--E", "2"], marks=soak),
+        ["--data_dir", "/nowhere"],
+        pytest.param(["--E", "2", "--logs_dir", "/elsewhere"], marks=soak),
+    ],
 )
 def test_resuming_changes_nothing_before_the_run_goes_on(own, words):
     before = {p.name: p.read_bytes() for p in own.iterdir() if p.is_file() and p.name not in ("stdout", "lock")}
@@ -404,7 +408,7 @@ def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
 # Output
 
 
-@pytest.mark.parametrize("output", ["full", pytest.param("closed", marks=soak), pytest.param("broken", marks=soak)])
+@pytest.mark.parametrize("output", [pytest.param("full", marks=soak), pytest.param("closed", marks=soak), "broken"])
 def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, output):
     words = [ROOT / "run.sh", QUICK, *SMALL, "--E", "5", "--logs_dir", tmp_path / "logs"]
     shell = {"full": '"$@" >/dev/full', "closed": '"$@" >&-', "broken": '"$@" | true; exit ${PIPESTATUS[0]}'}[output]

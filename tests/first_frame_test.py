@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from builders import TINY, pixels
+from builders import TINY, pixels, soak
 
 import results
 from core import Core
@@ -25,6 +25,7 @@ def test_where_no_first_epoch_is_accepted_training_begins_again_at_the_initial_l
     assert f"starting again at the log of the initial loss, {loss:.6g}" in logged.text
 
 
+@soak
 def test_a_frame_given_by_hand_stays_and_the_message_names_one_that_works(tiny_flags):
     with pytest.raises(TrainingDiverged, match=r"--log_frame0 (\S+), or leave the flag out") as error:
         Core(tiny_flags | WHOLE | {"E": 1, "log_frame0": 0.5}).run()

@@ -285,6 +285,7 @@ def test_the_cifar_chain_runs_on_a_small_part_of_the_data(real_data, tmp_path):
         assert points.is_relative_to(trained) and np.load(points / "Z.npy").shape == (3, 3)
 
 
+@soak
 def test_the_same_seed_trains_the_same_network_crops_and_all(real_data, tmp_path):
     small = {"data_dir": real_data, "train_N": 100, "B": 50, "E": 1, "model": {"description": SMALL_VGG}}
     a, b, plain = (

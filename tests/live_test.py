@@ -163,6 +163,7 @@ def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
         np.testing.assert_array_equal([got[k] for k in range(1, len(values) + 1)], np.float32(values))
 
 
+@soak
 def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(trained, tmp_path):
     run, flags = trained
     shutil.copytree(flags["logs_dir"], tmp_path / "logs", symlinks=True)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import soak
 from flatness_test import TORCH, arrays, dense_hessian, digits, names, network
 from scipy import integrate
 
@@ -330,7 +331,9 @@ def measure(run, task, stop=lambda fraction: None, **more):
     return Core(flags, task, stop).run()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=soak) if task == "measure_curvature" else task for task in TASKS]
+)
 def test_stopped_and_resumed_a_measurement_leaves_the_same_results(run, task, monkeypatch):
     whole = results.load(measure(run, task))["raw"]
     units = []

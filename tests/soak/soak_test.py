@@ -382,16 +382,25 @@ def killed_until_done(words, resume, begun, rng, most):
 
 
 @pytest.mark.skipif(not WHOLE, reason="long: ./test.sh --soak")
-def test_fifty_kills_of_a_training(tmp_path):
+@pytest.mark.parametrize(
+    "most, words",
+    [
+        (50, ["--E", "2000"]),
+        (10, ["--E", "600", "--opt", "adam", "--lr", "0.001"]),
+        (10, ["--E", "600", "--opt", "muon", "--lr", "decay,0.01,0.5"]),
+    ],
+    ids=["gd", "adam", "muon"],
+)
+def test_kills_of_a_training(tmp_path, most, words):
     logs = tmp_path / "logs"
-    E = ["--E", "2000", "--archive", "50", "--checkpoint_every", "0.05"]
+    E = [*words, "--archive", "50", "--checkpoint_every", "0.05"]
     done = command("run.sh", QUICK, *SMALL, *E, "--logs_dir", str(tmp_path / "whole"), **PATIENT)
     assert done.returncode == 0
     run = lambda: (logs / QUICK / "latest").resolve()  # noqa: E731
     start = [str(ROOT / "run.sh"), QUICK]
     resume = lambda: [*start, "--resume", str(run())]  # noqa: E731
     begun = (logs / QUICK / "latest").exists
-    kills = killed_until_done([*start, *SMALL, *E, "--logs_dir", str(logs)], resume, begun, random.Random(1), 50)
+    kills = killed_until_done([*start, *SMALL, *E, "--logs_dir", str(logs)], resume, begun, random.Random(1), most)
     assert command("run.sh", QUICK, "--resume", str(run()), **PATIENT).returncode == 0
     whole = (tmp_path / "whole" / QUICK / "latest").resolve()
     print(f"{kills} kills")
