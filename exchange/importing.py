@@ -46,6 +46,10 @@ def import_network(
     """
     file = Path(file)
     _check_file(file)
+    if flags.get("dataset") is None:
+        raise UserError("give --dataset, the data that the network was trained on")
+    if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
+        raise UserError(f"--name {name}: expected letters, digits, '.', '-' and '_'")
     data = Context(flags)
     shape = data.dataset[0][0].shape[1:]
     chain, source = READERS[file.suffix](file, shape)

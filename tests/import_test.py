@@ -424,6 +424,9 @@ def test_files_that_are_no_networks_are_one_line(tmp_path, capsys, monkeypatch):
     fails("net.pt", "expected a file that ends in .keras, .h5, .onnx, .npz")
     fails("whole.keras", "--levels 0: expected the largest value", "--levels", "0")
     fails("whole.keras", "there is none of that name", "--dataset", "digit")
+    assert import_network.main([str(tmp_path / "whole.keras")]) == 2
+    assert "give --dataset, the data" in capsys.readouterr().err
+    fails("whole.keras", "--name a/../b: expected letters", "--name", "a/../b")
     monkeypatch.setattr(importing, "MOST_BYTES", 1000)
     for suffix in (".keras", ".h5"):
         fails(f"whole{suffix}", "GB; networks of less than")
