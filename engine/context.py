@@ -267,7 +267,10 @@ def first_files(context: Context, **more: Any) -> dict[str, dict]:
 def resumed(context: Context, command: str = "./run.sh") -> Path:
     """Return the directory to resume. Raises: UserError unless it is a run of this experiment."""
     path = read.check_run(context.f.resume)
-    name = read.read_about(path).get("experiment")
+    about = read.read_about(path)
+    if "imported" in about:
+        raise UserError(f"--resume {path}: an imported network; train it further with --init_from {path}")
+    name = about.get("experiment")
     if name != context.name:
         raise UserError(
             f"--resume {path}: a run of {name}, not of {context.name}; "

@@ -1,5 +1,6 @@
 """What all formats have in common: a network as a chain of steps, written from ours or read into ours."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from models.architectures import ACT_TYPES, BN_EPSILON, LayerSpec, same_pads
-from support.errors import UserError
+from support.errors import UserError, reason
 
 Logits = Callable[[np.ndarray], np.ndarray]  # images [B, h, w, c], as the network reads them -> logits [B, classes]
 
@@ -113,6 +114,14 @@ class Chain:
         """Return the error for the operation that is being read."""
         return UserError(f"{self.where}: {why}; {POSSIBLE}")
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Context manager: an operation whose tensors have another form than expected is refused."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self.refuse(f"of another form than expected ({reason(error)})") from None
+
     def _in_order(self) -> np.ndarray:
         index = np.arange(math.prod(self.shape)).reshape(self.shape)
         return index.transpose(2, 0, 1) if self.channels_first and len(self.shape) == 3 else index
@@ -192,7 +201,8 @@ class Chain:
             raise self.refuse("constants that do not follow the input, a convolution or a fully connected layer")
         names = ("bn/scale", "bn/shift") if "bn/scale" in tensors else ("weight", "bias")
         tensors[names[0]] = tensors[names[0]] * factor
-        tensors[names[1]] = tensors.get(names[1], np.zeros(1)) * factor + shift
+        if names[1] in tensors or shift.any():  # a factor alone adds no bias
+            tensors[names[1]] = tensors.get(names[1], np.zeros(1)) * factor + shift
 
     def _ours(self, constant: Any) -> np.ndarray:
         """Return constants as one number for each of our channels."""
@@ -210,7 +220,9 @@ class Chain:
 
     def batch_norm(self, norm: list[Any], eps: float) -> None:
         """Add a batch norm: scale, shift, running mean and variance. Its epsilon becomes ours, in the variance."""
-        scale, shift, mean, variance = (np.asarray(v, np.float64) for v in norm)
+        self._check_images(whole=False)
+        by_channel = (-1, 1, 1) if self.channels_first and self.order.ndim == 3 else (-1,)
+        scale, shift, mean, variance = (self._ours(np.reshape(np.asarray(v, np.float64), by_channel)) for v in norm)
         if not math.isclose(eps, BN_EPSILON, rel_tol=1e-6):  # beyond float32, in which ONNX keeps it
             variance = variance + eps - BN_EPSILON
         if not self.layers:  # of the input: constants

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 import shutil
 import zipfile
@@ -25,7 +26,6 @@ from training.measures import Evaluation
 READERS = {".keras": keras_form.read, ".h5": keras_form.read, ".onnx": onnx_form.read, ".npz": npz_form.read}
 MOST_BYTES = 2**31
 FACTOR_OF_BYTES = 1 / 20  # an input multiplied by less than this is meant to reach 255
-LEVELS = (1, 255)
 
 
 def import_network(
@@ -40,7 +40,8 @@ def import_network(
       flags: of the data, nested. `model` may have input_mean and input_std: what is done to the pixels before the
         source reads them.
       name: of the experiment; None: that of the file.
-      levels: the pixels are in [0, levels] then; None: 255 where the network begins with a factor below 1/20, else 1.
+      levels: the pixels are in [0, levels] then, as are numbers of input_mean and input_std; None: 255 where
+        the network begins with a factor below 1/20, else 1.
 
     Raises: UserError, also where its logits are not the source's; OSError.
     """
@@ -55,12 +56,17 @@ def import_network(
     chain, source = READERS[file.suffix](file, shape)
     if levels is None:
         levels = 255 if (chain.factor < FACTOR_OF_BYTES).all() else 1
-    chosen = with_statistics(data.f.model, data.dataset)
-    factor, shift = normalization(chosen["input_mean"], chosen["input_std"], shape[-1])
+    # Published statistics are those of pixels in [0, 1]; numbers are in the units that the network reads.
+    given, numbers = data.f.model, with_statistics(data.f.model, data.dataset)
+    mean, std = (
+        [levels * value for value in numbers[name]] if given[name] == "auto" else numbers[name]
+        for name in ("input_mean", "input_std")
+    )
+    factor, shift = normalization(mean, std, shape[-1])
     chain.after(levels * factor.astype(np.float64), shift)
     model, tensors = chain.network()
     more = {"task": "train", "E": 1, "B": min(data.f.B, len(data.dataset[0][1])), "model": model}
-    context = Context(flags | more, name or re.sub(r"[^\w.-]+", "-", f"import-{file.stem}"))
+    context = Context(flags | more, name or re.sub(r"[^\w.-]+", "-", f"import-{file.stem}")[:100])
     vars(context)["dataset"] = data.dataset
     _check_classes(context, len(tensors[-1].T))
     context.model.set_weights(tensors)
@@ -90,7 +96,7 @@ def _check_file(file: Path) -> None:
     if file.suffix == ".onnx":
         require_onnx(str(file))
     beside = file.with_name(f"{file.name}.data")  # where PyTorch's exporter puts the weights
-    size = file.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    size = file.stat().st_size + (beside.stat().st_size if os.path.isfile(beside) else 0)
     if file.suffix in (".keras", ".npz"):
         try:
             size = sum(part.file_size for part in zipfile.ZipFile(file).infolist())

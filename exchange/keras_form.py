@@ -161,18 +161,27 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
                 break
         if kind not in READ:
             raise chain.refuse("this kind of layer is not supported")
-        READ[kind](chain, layer)
-        if kind in ("Conv2D", "Dense") and act != "linear":
+        with chain.whole():
+            READ[kind](chain, layer)
+        if kind in ("Conv2D", "Dense") and isinstance(layer.activation, keras.Layer):
+            READ.get(type(layer.activation).__name__, _no_activation)(chain, layer.activation)
+        elif kind in ("Conv2D", "Dense") and act != "linear":
             chain.act(act)
     arranged = chain.arranged
     return chain, lambda images: model(arranged(images), training=False).numpy()
 
 
 def _layers(model: Any) -> Iterator[Any]:
-    """Yield the layers of a model and of the models in it; one that squares a relu, as a whole."""
+    """Yield the operations of a model and of the models in it; one that squares a relu, as a whole.
+
+    Raises: UserError for a layer that is called twice.
+    """
     import keras
 
-    for layer in model.layers:
+    graph = getattr(model, "_functional", None) or model
+    if sum(map(len, graph._nodes_by_depth.values())) != len(graph.operations):
+        raise UserError(f"{model.name}: a layer is called twice; expected a chain of layers")
+    for layer in graph.operations:
         kinds = [type(inner).__name__ for inner in getattr(layer, "layers", ())]
         if isinstance(layer, keras.Model) and kinds != SQUARED_RELU:
             yield from _layers(layer)
@@ -185,6 +194,8 @@ def _activation_of(layer: Any) -> str:
     import keras
 
     function = getattr(layer, "activation", None)
+    if isinstance(function, keras.Layer):
+        return type(function).__name__
     name = "linear" if function is None else keras.activations.serialize(function)
     return {"leaky_relu": "leaky_relu,0.2"}.get(str(name), str(name))
 
@@ -246,6 +257,10 @@ def _read_activation(chain: Chain, layer: Any) -> None:
         chain.act(_activation_of(layer))
 
 
+def _no_activation(chain: Chain, layer: Any) -> None:
+    raise chain.refuse(f"the activation {type(layer).__name__}")
+
+
 def _nothing(chain: Chain, layer: Any) -> None:
     """At inference it does nothing."""
 
@@ -267,6 +282,7 @@ READ: dict[str, Callable[[Chain, Any], None]] = {
     "BatchNormalization": _read_norm,
     "Activation": _read_activation,
     "ReLU": _read_relu,
+    "Relu": lambda chain, layer: chain.act("relu"),  # keras.ops.relu
     "LeakyReLU": _read_relu,
     "Functional": lambda chain, layer: chain.act("relu2"),
     **dict.fromkeys(("InputLayer", "Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise"), _nothing),

@@ -8,7 +8,6 @@ import numpy as np
 
 from exchange.chain import Chain, Logits
 from models.architectures import BN_EPSILON
-from support.errors import UserError
 from support.files import arrays_of, parsed, read_bytes
 
 
@@ -43,7 +42,7 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, None]:
     advice = "give a file that python export.py --to npz wrote"
     tensors, layers = parsed(read_bytes(path), tensors_and_layers, str(path), advice)
     chain = Chain(shape, shape)
-    try:
+    with chain.whole():
         if "input/factor" in tensors:
             chain.scale(tensors["input/factor"], tensors["input/shift"])
         k = 0
@@ -65,6 +64,4 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, None]:
             if row["act"] != "linear":
                 chain.act(row["act"])
             k += 1
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{path}: a tensor or a layer is missing, or of another form; {advice}") from None
     return chain, None

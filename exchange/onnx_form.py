@@ -153,10 +153,14 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
         (source,) = inputs
         (output,) = graph.output
         sizes = [d.dim_value or None for d in source.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(source.type.tensor_type.elem_type)
+        logits = _running(model.SerializeToString())
     except Exception as error:  # of protobuf, of the checker, a missing file of weights, several inputs
         raise UserError(f"{path}: not an ONNX network of one input and one output ({reason(error)})") from None
+    if dtype.kind != "f":
+        raise UserError(f"{path}: it reads {dtype} numbers; expected floating-point pixels")
     chain = Chain(shape, tuple(sizes[1:]), channels_first=True)
-    reader = _Reader(chain, source.name, constants)
+    reader = _Reader(chain, source.name, constants, {entry.domain: entry.version for entry in model.opset_import})
     for node, following in zip(graph.node, [*graph.node[1:], None], strict=True):
         reader.read(node, following)
     if output.name not in reader.here:
@@ -166,15 +170,16 @@ def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
         del graph.node[:]
         graph.node.extend(kept)
         output.name = reader.before_softmax
-    logits, arranged, batch = _running(model.SerializeToString()), chain.arranged, sizes[0] or 0
+        logits = _running(model.SerializeToString())
+    arranged, batch = chain.arranged, sizes[0] or 0
 
     def of(images: np.ndarray) -> np.ndarray:
-        inputs = arranged(images).astype(np.float32)
+        inputs = arranged(images).astype(dtype)
         if not batch:
             return logits(inputs)
         # Exported for batches of one size: the last one is filled up.
         blocks = [inputs[k : k + batch] for k in range(0, len(inputs), batch)]
-        full = [np.concatenate([b, np.zeros((batch - len(b), *b.shape[1:]), np.float32)]) for b in blocks]
+        full = [np.concatenate([b, np.zeros((batch - len(b), *b.shape[1:]), dtype)]) for b in blocks]
         return np.concatenate([logits(block)[: len(b)] for block, b in zip(full, blocks, strict=True)])
 
     return chain, of
@@ -190,13 +195,14 @@ class _Reader:
 
     Args:
       chain: receives the operations. first: the name of the input. constants: {name: array}.
+      opsets: {domain: version}, for operations on constants.
 
     Attributes:
       here: the names of the present tensor. before_softmax: the name of what a last softmax reads.
     """
 
-    def __init__(self, chain: Chain, first: str, constants: dict[str, np.ndarray]):
-        self.chain, self.here, self.constants = chain, {first}, constants
+    def __init__(self, chain: Chain, first: str, constants: dict[str, np.ndarray], opsets: dict[str, int]):
+        self.chain, self.here, self.constants, self.opsets = chain, {first}, constants, opsets
         self.shapes: set[str] = set()  # tensors that are computed from shapes
         self.before_softmax: str | None = None
         self.squared = False
@@ -204,6 +210,7 @@ class _Reader:
     def read(self, node: Any, following: Any) -> None:
         """Hand one node to the chain. Raises: UserError."""
         from onnx import helper, numpy_helper
+        from onnx.reference import ReferenceEvaluator
 
         chain, op = self.chain, node.op_type
         chain.where = f"operation {node.name or node.output[0]} ({op})"
@@ -215,8 +222,14 @@ class _Reader:
                 numpy_helper.to_array(value) if value is not None else np.asarray(next(iter(attributes.values())))
             )
             return
-        if given and all(name in self.constants for name in given) and op in SAME_VALUE:
-            self.constants[node.output[0]] = self.constants[given[0]]
+        if given and all(name in self.constants for name in given):
+            try:
+                found = ReferenceEvaluator(node, self.opsets).run(
+                    None, {name: self.constants[name] for name in given}
+                )
+            except Exception as error:
+                raise chain.refuse(f"constants cannot be computed ({reason(error)})") from None
+            self.constants |= dict(zip(node.output, found, strict=True))
             return
         if op in OF_SHAPES and (op == "Shape" or not self.here & set(given)):
             self.shapes.add(node.output[0])
@@ -224,14 +237,14 @@ class _Reader:
         if self.before_softmax is not None:
             raise chain.refuse("an operation after a softmax")
         data = [name for name in given if name in self.here]
-        others = [self.constants.get(name) for name in given if name not in self.here]
+        names = [name for name in given if name not in self.here]
+        others = [self.constants.get(name) for name in names]
         if op == "Mul" and len(data) == 2 and self.squared:
             self.squared = False
-        elif len(data) != 1 or any(
-            other is None and name not in self.shapes
-            for name, other in zip([n for n in given if n not in self.here], others, strict=True)
-        ):
+        elif len(data) != 1 or any(o is None and n not in self.shapes for n, o in zip(names, others, strict=True)):
             raise chain.refuse("it joins two branches")
+        elif op != "Reshape" and any(other is None for other in others):
+            raise chain.refuse("it multiplies or adds what is computed from the input's shape")
         elif op in SOFTMAX:
             self.before_softmax = data[0]
             chain.softmax()
@@ -244,7 +257,8 @@ class _Reader:
             )
             chain.act("relu2" if self.squared else "relu")
         elif op in READ:
-            READ[op](chain, attributes, others, given.index(data[0]))
+            with chain.whole():
+                READ[op](chain, attributes, others, given.index(data[0]))
         else:
             raise chain.refuse("this operation is not supported")
         self.here = {node.output[0]}

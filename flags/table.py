@@ -88,8 +88,6 @@ SECTIONS = (
         Flag("model.input_std", None, optional(values.input_std), "then divides them; values as for input_mean"),
     )),
     Section("Training", TRAINING, (
-        Flag("init_from", None, optional(values.folder),
-             "start with the last network of this working directory, and take its network's flags"),
         Flag("E", 10000, whole(1), "epochs to accept"),
         Flag("B", 100, whole(1), "batch size"),
         Flag("parts", "auto", whole(1, "auto"),
@@ -128,6 +126,10 @@ SECTIONS = (
              "epochs also what is always recorded: " + ", ".join(n for n in OF_A_NETWORK if n not in ON_REQUEST)),
         Flag("kkt_constraints", 50, whole(1, most=10_000),
              "theory: number of smallest gaps that kkt_certificate may use"),
+    )),
+    Section("Start from another run", ("train", "train_seeds", "sweep"), (
+        Flag("init_from", None, optional(values.folder),
+             "start with the last network of this working directory, and take its network's flags"),
     )),
     Section("Several networks", ("train_seeds",), (
         Flag("seeds", None, optional(values.seeds), "one network for each of these seeds"),

@@ -1,7 +1,7 @@
 """Figures and tables of attacks."""
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -159,12 +159,14 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[float, 
       RESAMPLES bootstrap samples of the images, each taken in both epochs.
     """
     rng, n = np.random.default_rng(seed), len(first)
-    chosen = rng.integers(0, n, (RESAMPLES, n))
-    # Only images with an example in both have a difference; others leave a quantile infinite.
-    with np.errstate(invalid="ignore"):
-        whole = np.quantile(second, QUANTILES) - np.quantile(first, QUANTILES)
-        drawn = np.quantile(second[chosen], QUANTILES, axis=1) - np.quantile(first[chosen], QUANTILES, axis=1)
-        low, high = np.quantile(drawn, (0.025, 0.975), axis=1)
+
+    def difference(chosen: Any) -> np.ndarray:
+        return np.quantile(second[chosen], QUANTILES, axis=-1) - np.quantile(first[chosen], QUANTILES, axis=-1)
+
+    with np.errstate(invalid="ignore"):  # a quantile may be infinite in both
+        whole = difference(slice(None))
+        drawn = np.array([difference(rng.integers(0, n, n)) for _ in range(RESAMPLES)])
+        low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
     return {q: (float(whole[k]), float(low[k]), float(high[k])) for k, q in enumerate(QUANTILES)}
 
 
@@ -178,7 +180,7 @@ def paired_table(entries: list[Entry]) -> list[Table]:
             first, second = (run.distances(run.raw[eid]) for eid in (before, after))  # of the same images
             moved = float((second > first).mean())
             cells = [
-                [number(d, "+.4f"), f" ({low:+.4f} to {high:+.4f})"]
+                [number(d, "+.4f"), f" ({low:+.4f} to {high:+.4f})"] if np.isfinite((d, low, high)).all() else None
                 for d, low, high in paired(first, second).values()
             ]
             rows.append([[entry, f" epoch {after} less epoch {before}"], *cells, percent(moved)])

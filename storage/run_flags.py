@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogue.attacks import refuses
-from catalogue.tasks import MEASUREMENTS, SEVERAL, TRAINING
+from catalogue.tasks import MEASUREMENTS, SEVERAL
 from flags.command_line import command_line
 from flags.table import DATA, FLAGS, FREE_ON_RESUME, NETWORK, TASKS_OF, TRAINING_FLAGS, complete, flatten, renamed
 from flags.values import shown
@@ -83,10 +83,11 @@ def resolve(script: dict, given: dict[str, Any]) -> dict:
     if given.get("resume") is not None:  # resolved once: `latest` may be another run a moment later
         return _resumed(given | {"resume": str(read.check_run(given["resume"]).resolve())})
     flags = complete(flatten(script) | given)
-    if flags["init_from"] is not None and flags["task"] in TRAINING and flags["task"] not in INHERITED:
+    if flags["init_from"] is not None and flags["task"] in TASKS_OF["init_from"]:
         # Resolved once, too. The network is that run's, unless its flags are typed: then its weights have to fit.
         start = read.check_run(flags["init_from"]).resolve()
         theirs = flatten(of_trained(start))
+        read.choose_eids(start, "last")
         flags = complete(
             flatten(flags) | {name: theirs[name] for name in NETWORK if name not in given} | {"init_from": str(start)}
         )

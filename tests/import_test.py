@@ -130,10 +130,10 @@ def test_a_network_of_pytorchs_exporter_has_onnxruntimes_logits(file, tmp_path, 
     assert results.load(run)["raw"][0]["stats"]["acc"] > 0.9
 
 
-def onnx_file(path, nodes, constants, first=(None, 1, 8, 8)):
+def onnx_file(path, nodes, constants, first=(None, 1, 8, 8), kind=TensorProto.FLOAT):
     """Write a network of these nodes from `x` to `z`."""
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in
               (("x", ["n", *first[1:]]), ("z", ["n", None]))]  # fmt: skip
     graph = helper.make_graph(nodes, "net", values[:1], values[1:], tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -168,6 +168,42 @@ def test_a_network_as_tf2onnx_writes_it_is_read_with_its_transpositions(tmp_path
         ["F", 10, {"act": False}],
     ]
     assert model["bias_mode"] == "ALL" and model["input_mean"] == pytest.approx((0.2,))
+
+
+def test_constants_are_computed_and_other_floats_are_read(tmp_path):
+    """In double, the weight turned and the bias squeezed by operations of the graph, as exporters leave them."""
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["w"], ["wt"], perm=[1, 0]), node("Squeeze", ["b"], ["bs"]), node("Flatten", ["x"], ["f"]),
+        node("MatMul", ["f", "wt"], ["p"]), node("Add", ["p", "bs"], ["z"]),
+    ]  # fmt: skip
+    constants = {"w": random_array(10, 64).astype(np.float64), "b": random_array(1, 10).astype(np.float64)}
+    file = onnx_file(tmp_path / "net.onnx", nodes, constants, kind=TensorProto.DOUBLE)
+    run, _, _ = imported(file, tmp_path)
+    (_, weight), (_, bias) = results.load_weights(run, 0)
+    np.testing.assert_array_equal(weight, constants["w"].T.astype(np.float32))
+    np.testing.assert_array_equal(bias, constants["b"][0].astype(np.float32))
+
+
+def test_a_factor_adds_no_bias_and_a_batch_norm_may_follow_the_flattening(tmp_path):
+    layers = [L.Conv2D(4, 3), L.Flatten(), L.BatchNormalization(), L.Dense(10)]
+    shuffled(chain(*layers)).save(tmp_path / "flat.keras")
+    with pytest.raises(UserError, match=r"BatchNormalization.*constants that differ within a channel"):
+        imported(tmp_path / "flat.keras", tmp_path)
+    shuffled(
+        chain(L.Flatten(), L.Dense(9, "relu", use_bias=False), L.Dense(10, use_bias=False), L.Rescaling(2.0))
+    ).save(tmp_path / "scaled.keras")
+    run, context, _ = imported(tmp_path / "scaled.keras", tmp_path)
+    assert of_trained(run)["model"]["bias_mode"] == "NONE" and context.model.why_not_homogeneous is None
+
+
+def test_published_statistics_are_scaled_to_what_the_network_reads(tmp_path):
+    shuffled(chain(L.Flatten(), L.Dense(10))).save(tmp_path / "net.keras")
+    flags = {"dataset": "digits", "gpu": -1, "logs_dir": str(tmp_path / "logs")}
+    auto = flags | {"model": {"input_mean": "auto", "input_std": "auto"}}
+    one, many = (importing.import_network(tmp_path / "net.keras", auto, levels=n) for n in (1, 255))
+    a, b = (results.load(run)["raw"][0]["stats"]["log_loss"] for run in (one, many))
+    assert a == pytest.approx(b, rel=1e-5)
 
 
 # Measured as any run
@@ -300,6 +336,25 @@ def test_a_network_of_another_shape_or_a_missing_directory_is_one_line(mlp, tmp_
     with pytest.raises(UserError, match="no such directory"):
         Core(flags | {"init_from": str(tmp_path / "gone")}, "x")
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_run_is_resumed_also_when_the_network_that_it_began_with_is_gone(mlp, tmp_path):
+    _, run, _, _, _ = mlp
+    source = shutil.copytree(run, tmp_path / "source", ignore=shutil.ignore_patterns("measure*", "attack", "export"))
+    flags = {
+        "dataset": "digits",
+        "train_N": 300,
+        "B": 50,
+        "gpu": -1,
+        "logs_dir": str(tmp_path),
+        "init_from": str(source),
+    }
+    more = Core(flags | {"E": 1, "lr": 0.01}, "exper-more").run()
+    shutil.rmtree(source)
+    assert Core({"resume": str(more), "E": 2}, "exper-more").run() == more
+    assert sorted(results.load(more)["raw"]) == [1, 2]
+    with pytest.raises(UserError, match="an imported network; train it further with --init_from"):
+        Core({"resume": str(run)}, "exper-more").run()
 
 
 # Mistakes

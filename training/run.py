@@ -50,7 +50,10 @@ def check_training(context: Context) -> None:
     """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
-    context.initial_weights()
+    if context.f.resume is None:
+        context.initial_weights()  # a resumed run has its checkpoint
+    else:
+        context.model  # noqa: B018 (made now)
 
 
 def _check_alone(context: Context) -> None:
