@@ -26,7 +26,9 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="python import_network.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("file", metavar="FILE", help="the network: .keras, .h5, .onnx, .npz")
     parser.add_argument("--name", help="of the working directory's folder [import-<name of the file>]")
-    parser.add_argument("--levels", help="the network reads pixels in [0, LEVELS] [255 if it divides them, else 1]")
+    parser.add_argument(
+        "--levels", help="the network reads pixels in [0, LEVELS] [255 if it begins by dividing them, else 1]"
+    )
     for short, name in FLAGS.items():
         parser.add_argument(f"--{short}", dest=name, metavar="VALUE", help=BY_NAME[name].help.replace("%", "%%"))
 

@@ -21,16 +21,19 @@ ROUNDING = 1e-5
 Logits = Callable[[tf.Tensor], tf.Tensor]
 
 
-def gap(z: tf.Tensor, y: tf.Tensor, targeted: bool = False) -> tf.Tensor:
+def gap(
+    z: tf.Tensor, y: tf.Tensor, targeted: bool = False, over: Callable[..., tf.Tensor] = tf.reduce_max
+) -> tf.Tensor:
     """max_{j != y} z_j - z_y, float32 [B]: positive where an example is adversarial.
 
     Args:
       z: logits, float32 [B, C].
       y: int32 [B], labels to leave. With targeted: classes to reach; the gap then has the other sign.
+      over: reduces the other classes' logits; tf.reduce_logsumexp gives a smooth gap.
     """
     is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
     z_y = tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
-    gap = tf.reduce_max(tf.where(is_y, -np.inf, z), axis=1) - z_y
+    gap = over(tf.where(is_y, -np.inf, z), axis=1) - z_y
     return -gap if targeted else gap
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from attacks import base
 from attacks.base import Attack, Logits
 from attacks.ddn import DDN
 from attacks.fmn import FMN
@@ -17,10 +18,7 @@ class CrossEntropyDDN(DDN):
     """
 
     def climbed(self, z, y, gap):
-        is_y = tf.one_hot(y, tf.shape(z)[1], True, False, dtype=tf.bool)
-        others = tf.reduce_logsumexp(tf.where(is_y, -np.inf, z), axis=1)
-        rise = others - tf.reduce_sum(tf.where(is_y, z, 0.0), axis=1)
-        return -rise if self.targeted else rise
+        return base.gap(z, y, self.targeted, over=tf.reduce_logsumexp)
 
 
 class Nearest(Attack):

@@ -1,4 +1,4 @@
-"""What all formats have in common: a network as a chain of steps, written from ours or read into ours."""
+"""A network as a chain of operations, which all formats share: ours in steps, and another's as a description."""
 
 import contextlib
 import math
@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from models.architectures import ACT_TYPES, BN_EPSILON, LayerSpec, same_pads
+from models.architectures import ACT_TYPES, BN_EPSILON, LayerSpec, same_padding, same_pads, windows
 from support.errors import UserError, reason
 
 Logits = Callable[[np.ndarray], np.ndarray]  # images [B, h, w, c], as the network reads them -> logits [B, classes]
 
 POSSIBLE = (
-    "possible is a chain of convolutions (without groups or dilation), fully connected layers, max and average pools "
-    "(without padding), batch norm directly after a layer, and relu, leaky relu or squared relu, the same throughout"
+    "supported are chains of convolutions (without groups or dilation), fully connected layers, max and average "
+    "pools (without padding), batch norm directly after a layer, and relu, leaky relu or squared relu, the same "
+    "throughout"
 )
 
 
@@ -53,12 +54,6 @@ def steps_of(network: Any) -> Iterator[Step]:
             yield Step("act", f"{name}_{network.act_type.partition(',')[0]}", spec)
 
 
-def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
-    """Return the zeros before and after an axis that SAME means."""
-    total = max((math.ceil(size / stride) - 1) * stride + window - size, 0)
-    return total // 2, total - total // 2
-
-
 @dataclass
 class _Layer:
     """A layer that has been read. tensors: by their names in a checkpoint, float64, channels last."""
@@ -76,7 +71,7 @@ class Chain:
       source: the shape of one of the source's inputs: (h, w, c), (c, h, w), (h, w) or (h w c,); None: any size.
 
     Attributes:
-      where: the operation that is being read, for messages. notes: what was left out, in words.
+      where: the operation that is being read, for messages. notes: lines on what was removed.
       channels_first: whether the source's convolutions and pools read [c, h, w].
       order: for each element of the source's present tensor, its index in ours, which is [h, w, c] or flat.
 
@@ -162,8 +157,8 @@ class Chain:
         self.pads = tuple(a + int(b) for a, b in zip(self.pads, pads, strict=True))
 
     def softmax(self) -> None:
-        """Take off a softmax at the end: it does not change which logit is larger, nor the gap of two."""
-        self.notes.append(f"{self.where} was taken off: a softmax; margins are those of the logits before it")
+        """Remove the final softmax. The network's outputs are then the logits, of which margins are measured."""
+        self.notes.append(f"{self.where}, the final softmax, was removed: margins are those of the logits before it")
 
     def pool(self, kind: str, window: Any, stride: Any, pads: Any = (0, 0, 0, 0)) -> None:
         """Add a max ('P') or average ('A') pool; pads, as of `convolution`, must be 0."""
@@ -173,8 +168,7 @@ class Chain:
             raise self.refuse("a pool with padding")
         size = [] if window == [2, 2] else [window]
         self.layers.append(_Layer([kind, *size, *([] if stride == window else [{"stride": stride}])]))
-        h, w = ((n - k) // s + 1 for n, k, s in zip(self.shape, window, stride, strict=False))
-        self._reset((h, w, self.shape[2]))
+        self._reset((*map(windows, self.shape[:2], window, stride), self.shape[2]))
 
     def act(self, name: str) -> None:
         """Add an activation. A max pool hands it down to the layer before it: both are monotone."""
@@ -242,17 +236,13 @@ class Chain:
         pads = tuple(map(sum, zip(self._pads(pads, (kh, kw), stride), self.pads, strict=True)))
         self.pads = (0, 0, 0, 0)
         self._check_images()
-        h, w, c = self.shape
-        if cin != c:
-            raise self.refuse(f"groups: it reads {cin} of {c} channels at a time")
+        if cin != self.shape[2]:
+            raise self.refuse(f"groups: it reads {cin} of {self.shape[2]} channels at a time")
         extra = {"stride": list(stride)} if stride != (1, 1) else {}
         extra |= {"pad": list(pads)} if pads != same_pads(kh, kw) else {}
         self._add(["C", cout, [kh, kw], extra], kernel, bias)
-        sizes = (
-            (n + a - k) // s + 1
-            for n, a, k, s in zip((h, w), (pads[0] + pads[1], pads[2] + pads[3]), (kh, kw), stride, strict=True)
-        )
-        self._reset((*sizes, cout))
+        over = pads[0] + pads[1], pads[2] + pads[3]
+        self._reset((*map(windows, self.shape[:2], (kh, kw), stride, over), cout))
 
     def connected(self, weight: np.ndarray, bias: np.ndarray | None) -> None:
         """Add a fully connected layer. weight: [inputs, outputs], rows in the source's order."""

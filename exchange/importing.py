@@ -51,7 +51,7 @@ def import_network(
         raise UserError("give --dataset, the data that the network was trained on")
     if name is not None and not re.fullmatch(r"\w[\w.-]{0,99}", name):
         raise UserError(f"--name {name}: expected letters, digits, '.', '-' and '_'")
-    data = Context(flags)
+    data = Context(flags, name or re.sub(r"[^\w.-]+", "-", f"import-{file.stem}")[:100])
     shape = data.dataset[0][0].shape[1:]
     chain, source = READERS[file.suffix](file, shape)
     if levels is None:
@@ -65,9 +65,7 @@ def import_network(
     factor, shift = normalization(mean, std, shape[-1])
     chain.after(levels * factor.astype(np.float64), shift)
     model, tensors = chain.network()
-    more = {"task": "train", "E": 1, "B": min(data.f.B, len(data.dataset[0][1])), "model": model}
-    context = Context(flags | more, name or re.sub(r"[^\w.-]+", "-", f"import-{file.stem}")[:100])
-    vars(context)["dataset"] = data.dataset
+    context = data.changed(E=1, B=min(data.f.B, len(data.dataset[0][1])), model=model)
     _check_classes(context, len(tensors[-1].T))
     context.model.set_weights(tensors)
     deviation = _compared(context, source, levels * factor, shift)
@@ -128,7 +126,7 @@ def _compared(context: Context, source: Any, factor: Any, shift: Any) -> tuple[f
     theirs = logits_of(context, lambda images: source((images * factor + shift).astype(np.float32)))
     if theirs.shape != own.shape:
         raise UserError(
-            f"its outputs have the shape {theirs.shape} for {len(own)} images; expected one number a class"
+            f"its outputs have the shape {theirs.shape} for {len(own)} images; expected one number per class"
         )
     deviation, other = differences(own, theirs)
     if not deviation < TOLERANCE:
@@ -151,20 +149,13 @@ def _record(context: Context) -> dict[str, Any]:
 def _report(
     context: Context, file: Path, path: Path, chain: Chain, levels: int, deviation: Any, stats: dict[str, Any]
 ) -> list[str]:
-    """Return what the user reads: what was taken off, assumed, compared and measured."""
+    """Return the lines that are printed: notes, description, comparison with the source, and stats."""
     n, keys = len(context.dataset[1][1]), ("log_loss", "acc", "test_acc", "q_min", "q_bar2_min", "smoothed_q_bar2")
-    compared = (
-        []
-        if deviation is None
-        else [
+    lines = [f"note: {note}" for note in chain.notes]
+    lines.append(f"{file.name}: reads pixels in [0, {levels}]; as a description: {context.f.model['description']}")
+    if deviation is not None:
+        lines.append(
             f"{n} test images: logits within {deviation[0]:.2g} of the source's, relative to an image's largest; "
             f"{deviation[1]} predictions differ"
-        ]
-    )
-    return [
-        *(f"note: {note}" for note in chain.notes),
-        f"{file.name}: reads pixels in [0, {levels}]; as a description: {context.f.model['description']}",
-        *compared,
-        " ".join(f"{key}={stats[key]:.6g}" for key in keys),
-        f"epoch 0 of {shown_path(path)}",
-    ]
+        )
+    return [*lines, " ".join(f"{key}={stats[key]:.6g}" for key in keys), f"epoch 0 of {shown_path(path)}"]

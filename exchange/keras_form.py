@@ -136,6 +136,9 @@ def write_saved_model(network: Any, path: Path, about: dict[str, Any]) -> Logits
 def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
     """Read a .keras or .h5; returns its chain, and images as the model reads them, [B, h, w, c] -> its logits.
 
+    Args:
+      shape: (h, w, c) of our images.
+
     Raises: UserError.
     """
     import_tensorflow()

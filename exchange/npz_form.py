@@ -29,9 +29,12 @@ def write(network: Any, path: Path, about: dict[str, Any]) -> Logits:
 
 
 def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, None]:
-    """Read what `write` wrote. There is no other program's opinion of its logits.
+    """Read what `write` wrote.
 
-    Raises: UserError.
+    Args:
+      shape: (h, w, c) of our images.
+
+    Returns: its chain; None, since no other program computes its logits. Raises: UserError.
     """
 
     def tensors_and_layers(content: bytes) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

@@ -139,6 +139,9 @@ def _running(model: str | bytes) -> Logits:
 def read(path: Path, shape: tuple[int, ...]) -> tuple[Chain, Logits]:
     """Read an .onnx; returns its chain, and images as the model reads them, [B, h, w, c] -> its logits.
 
+    Args:
+      shape: (h, w, c) of our images.
+
     Raises: UserError.
     """
     import onnx

@@ -94,9 +94,20 @@ class LayerSpec:
         return self.kind == "F" or (self.window, self.stride) == ((2, 2), (2, 2))
 
 
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """Return the numbers of zeros before and after an axis of this size that TensorFlow calls SAME."""
+    total = max((-(-size // stride) - 1) * stride + window - size, 0)
+    return total // 2, total - total // 2
+
+
 def same_pads(kh: int, kw: int) -> tuple[int, int, int, int]:
-    """Return the pads (top, bottom, left, right) of a SAME convolution of stride 1."""
-    return ((kh - 1) // 2, kh // 2, (kw - 1) // 2, kw // 2)
+    """Return the pads (top, bottom, left, right) of a SAME convolution of stride 1, for images of any size."""
+    return (*same_padding(kh, kh, 1), *same_padding(kw, kw, 1))
+
+
+def windows(size: int, window: int, stride: int, pad: int = 0) -> int:
+    """Return how many windows fit along an axis; pad: the number of zeros added to it."""
+    return (size + pad - window) // stride + 1
 
 
 def slope_of(act_type: str) -> float:
@@ -157,11 +168,6 @@ def _entry(entry: Any, number: int) -> tuple[str, list[Any], dict[str, Any]]:
     return kind, args, overrides
 
 
-def _windows(size: int, window: int, stride: int, pad: int = 0) -> int:
-    """Return how many windows fit along an axis."""
-    return (size + pad - window) // stride + 1
-
-
 def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, int]) -> list[LayerSpec]:
     """Read a description for images of input_shape (h, w, c).
 
@@ -180,7 +186,7 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
         if kind in ("P", "A"):
             (h, w, c), window = shape, tuple(args[0])
             stride = tuple(overrides.get("stride", window))
-            out_shape = (*map(_windows, (h, w), window, stride), c)
+            out_shape = (*map(windows, (h, w), window, stride), c)
             if min(out_shape) < 1:
                 raise ValueError(f"{where}: a {h}x{w} input is too small for another pool")
             spec = LayerSpec(kind, shape, out_shape, window=window, stride=stride)
@@ -192,7 +198,7 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
                 weight_shape = (*size, shape[2], channels)
                 stride, pads = overrides.get("stride", (1, 1)), overrides.get("pad", same_pads(*size))
                 over = pads[0] + pads[1], pads[2] + pads[3]
-                out_shape = (*map(_windows, shape[:2], size, stride, over), channels)
+                out_shape = (*map(windows, shape[:2], size, stride, over), channels)
                 if min(out_shape) < 1:
                     raise ValueError(f"{where}: a {shape[0]}x{shape[1]} input is too small for it")
                 flops = 2 * math.prod(weight_shape) * math.prod(out_shape[:2])

@@ -96,7 +96,7 @@ def test_the_logits_are_keras_own(name, suffix, tmp_path, capsys):
     softmax = "softmax" in str(getattr(model.layers[-1], "activation", model.layers[-1])).lower()
     run, context, pixels = imported(tmp_path / f"net{suffix}", tmp_path)
     said = capsys.readouterr().out
-    assert ("a softmax; margins are those of the logits" in said) == softmax
+    assert ("the final softmax, was removed" in said) == softmax
     levels = 255 if "batch norm" in name else 1
     assert f"reads pixels in [0, {levels}]" in said
     own = context.model.logits(pixels).numpy()
@@ -121,7 +121,7 @@ def test_a_network_of_pytorchs_exporter_has_onnxruntimes_logits(file, tmp_path, 
     import onnxruntime
 
     run, context, pixels = imported(file, tmp_path)
-    assert "LogSoftmax) was taken off" in capsys.readouterr().out
+    assert "LogSoftmax), the final softmax, was removed" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     theirs = session.run(None, {name: pixels.transpose(0, 3, 1, 2)})[0]
@@ -382,7 +382,7 @@ def two_outputs():
 
 
 REFUSED = {
-    "residual": (residual, r"layer add\w* \(Add\): this kind of layer is not supported; possible is"),
+    "residual": (residual, r"layer add\w* \(Add\): this kind of layer is not supported; supported are"),
     "groups": (
         lambda: chain(L.Conv2D(4, 3), L.Conv2D(4, 3, groups=2), L.Flatten(), L.Dense(10)),
         "groups: it reads 2 of 4",

@@ -50,10 +50,7 @@ def check_training(context: Context) -> None:
     """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
-    if context.f.resume is None:
-        context.initial_weights()  # a resumed run has its checkpoint
-    else:
-        context.model  # noqa: B018 (made now)
+    context.model if context.f.resume else context.initial_weights()  # made now; a resumed run has its own
 
 
 def _check_alone(context: Context) -> None:
@@ -384,7 +381,7 @@ class Run(Training):
         return self.eid % every == 0 or self.eid == self.context.f.E
 
     def _short_line(self, info: dict[str, Any]) -> str:
-        """Return what one watches an epoch for, in a line of 80 columns."""
+        """Return an accepted epoch on one line of at most 80 columns, for a terminal."""
         stats, E = info["stats"], self.context.f.E
         before = self.raw.get(self.eid - 1, {}).get("stats", {}).get("q_bar_min")
         margin = stats.get("q_bar_min")
@@ -395,7 +392,8 @@ class Run(Training):
         size, unit = next((s, u) for s, u in ((1, "s"), (60, "min"), (3600, "h")) if seconds < 100 * s or u == "h")
         left = f"{seconds / size:.0f} {unit} left"
         loss = stats["log_loss"] / math.log(10)
-        return f"#{self.eid}/{E} log10_loss {loss:.2f}{shown}, {stats['attempts']} attempts, {left}"
+        attempts = f"{stats['attempts']} attempt{'s' * (stats['attempts'] > 1)}"
+        return f"#{self.eid}/{E} log10_loss {loss:.2f}{shown}, {attempts}, {left}"
 
     def save(self) -> None:
         """Write the checkpoint and `res` of the last accepted epoch, if they are not written yet."""
