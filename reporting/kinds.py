@@ -80,7 +80,7 @@ KINDS = {
         | _of_catalogue("direction")
         | _figures(training.steps)
         | _of_catalogue("theory", "kkt", "stability")
-        | _figures(training.linear, measures=training.asked_for, seeds=training.over_seeds),
+        | _figures(training.norm_margins, training.linear, measures=training.asked_for, seeds=training.over_seeds),
         training.table,
     ),
     "measure_epochs": Kind(

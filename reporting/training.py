@@ -43,6 +43,7 @@ def loss_margin(runs: list[Run]) -> "Figure":
 
 
 SMOOTHED = {"q_bar_min": "smoothed_q_bar", "q_bar2_min": "smoothed_q_bar2"}
+OF_NORMS = {"q_bar_min": "L2 norm", "q_bar_linf": "L∞ norm", "q_bar_spectral": "spectral norm"}
 
 
 def _smoothed(axes: "Axes", runs: list[Run], x: str, name: str, to: Callable) -> None:
@@ -75,6 +76,43 @@ def margins(runs: list[Run]) -> "Figure":
     for panel in axes.flat:
         style.show_the_rise(panel)
     return style.with_legend(figure, axes[0, 0])
+
+
+def norm_margins(runs: list[Run]) -> "Figure | None":
+    """Normalized margins in three norms against the loss: which optimizer has the largest in which norm.
+
+    As `docs/optimizers.md` compares them.
+    """
+    own = [run for run in runs if columns(run, *OF_NORMS).size]
+    if not own:
+        return None
+    figure, axes = style.panels(1, len(OF_NORMS), title(own))
+    for panel, (name, norm) in zip(axes, OF_NORMS.items(), strict=True):
+        _plot(panel, own, "log_loss", name, to=lambda log_loss, margin: (log_loss / style.LN10, margin))
+        style.loss_axis(panel)
+        style.show_the_rise(panel)
+        panel.set_title(f"margin in the {norm}")
+    return style.with_legend(figure, axes[0])
+
+
+def norm_margin_table(entries: list[Entry]) -> list[Table]:
+    """Return the table of the margins in three norms at equal loss: the lowest one that every run reaches."""
+    found = [(entry, columns(entry.run, "eid", "log_loss", *OF_NORMS)) for entry in entries]
+    found = [(entry, values[:, (values[2:] > 0).all(axis=0)]) for entry, values in found if values.size]
+    found = [(entry, values) for entry, values in found if values.size]
+    if not found:
+        return []
+    common = max(values[1].min() for _, values in found)
+    at = np.array([values[:, np.argmax(values[1] <= common)] for _, values in found])
+    relative = at[:, 2:] / at[:, 2:].max(axis=0)
+    rows = [
+        [entry, number(eid), number(log_loss / style.LN10, ".4g"), *margins]
+        for (entry, _), (eid, log_loss, *values), of_best in zip(found, at, relative, strict=True)
+        for margins in [[[number(v), f" ({r:.0%})"] for v, r in zip(values, of_best, strict=True)]]
+    ]
+    head = ["run", "epoch", "log10 training loss", *(f"margin in the {norm}" for norm in OF_NORMS.values())]
+    about = "the first measured epoch below a loss that all runs reach; in brackets, relative to the largest"
+    return [Table(f"Margins by norm: {about}", head, rows, [entry for entry, _ in found])]
 
 
 ACCURACY_TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 100)
@@ -270,6 +308,7 @@ def asked_for(runs: list[Run]) -> "Figure | None":
         "since_eid",
         "log_time",
         "q_bar_svm",
+        *OF_NORMS,
         *(key for own in FIGURES.values() for p in own.panels for key in p.keys),
     }
     keys = [key for key in _recorded(runs) if cadence(key) == ASKED_FOR and key not in drawn]
@@ -319,7 +358,7 @@ def course_table(entries: list[Entry]) -> list[Table]:
     """Return the table of the decreases of the smoothed margin, of the runs that have one."""
     rows, listed = [], []
     for entry in entries:
-        for key in SMOOTHED.values():
+        for key in (*SMOOTHED.values(), "smoothed_q_bar_linf", "smoothed_q_bar_spectral"):
             eid, values = columns(entry.run, "eid", key)
             eid, values = eid[np.isfinite(values)], values[np.isfinite(values)]
             if len(values) > 1 and (values > 0).all() and (np.diff(eid) == 1).all():
@@ -399,4 +438,4 @@ def table(entries: list[Entry]) -> list[Table]:
     ]
     what = "Training" if entries[0].run.kind == "train" else "Stored epochs"
     every = Table(f"{what}: all numbers of the last epoch", ["number", *entries], rows, entries)
-    return [_headline(what, entries, infos), every, *course_table(entries)]
+    return [_headline(what, entries, infos), every, *norm_margin_table(entries), *course_table(entries)]

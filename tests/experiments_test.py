@@ -11,7 +11,8 @@ from core import Core
 from storage.run_flags import of_command_line
 from support.files import ROOT
 
-PARAMETERS = {"exper-quick-separable-linear": 128, "exper-quick-digits": 291648}
+PARAMETERS = {"exper-quick-separable-linear": 128, "exper-quick-digits-cnn": 291648}
+PARAMETERS["exper-quick-digits-optimizers"] = 9 * 8 + 8 + 9 * 8 * 16 + 16 * 2 * 2 * 10
 
 
 def one_epoch(name, tmp_path, *words):

@@ -171,7 +171,10 @@ def test_each_experiment_has_the_papers_flags(name):
 
 def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
     quick = {"exper-quick-digits-cnn-loss-based-lr", "exper-quick-digits-cnn-const-lr-1"}
-    assert set(experiments()) == set(TABLE) | quick | {"exper-quick-separable-linear"}
+    assert set(experiments()) == set(TABLE) | quick | {
+        "exper-quick-separable-linear",
+        "exper-quick-digits-optimizers",
+    }
     assert {script_flags(name)["E"] for name in quick} == {300}
 
 

@@ -40,6 +40,16 @@ def swept(tiny_flags, tmp_path):
     return flags, Core(flags, "sweep-tiny").run()
 
 
+def test_a_sweep_over_optimizers_lists_their_margins_in_three_norms(tiny_flags, logged):
+    flags = tiny_flags | {"task": "sweep", "E": 2, "axes": ("opt=gd|sign",), "figures": False}
+    path = Core(flags | {"measure": ("norm_margins",), "measure_every": 1}, "sweep-tiny").run()
+    table = [line.split() for line in logged.messages if line.split()[0] in ("opt", "gd", "sign")]
+    assert table[0][-3:] == ["q_bar_min", "q_bar_linf", "q_bar_spectral"]
+    for words, run in zip(table[1:], sorted(path.glob("opt=*")), strict=True):
+        stats = results.read_journal(run)[2]["stats"]
+        assert words[-3:] == [f"{stats[name]:.4g}" for name in table[0][-3:]]
+
+
 def test_a_sweep_is_not_resumed_on_other_data(swept):
     flags, path = swept
     pixels(flags["dataset"], n_classes=9)

@@ -9,8 +9,12 @@ from builders import curves, loss_margin, work_dir
 import figures
 import results
 from bench.figures import made_up
+from flags import complete
+from flags.table import flatten
 from reporting import style, training
 from reporting.page import spoken
+from reporting.runs import Run
+from reporting.tables import Entry
 from storage import workdir
 
 
@@ -172,6 +176,42 @@ def test_the_margins_stand_in_their_band_beside_the_smoothed_ones(tmp_path):
     ]
     corners = band.get_paths()[0].vertices
     assert min(lowest) == pytest.approx(corners[:, 1].min(), rel=1e-9)
+
+
+def compared(tmp_path, **margins):
+    """Report entries of runs, {name: [(log10 loss, margin in L2, in L-infinity, in the spectral norm), ...]}."""
+    entries = []
+    for k, (name, epochs) in enumerate(margins.items()):
+        raw = {}
+        for eid, (log10_loss, l2, linf, spectral) in enumerate(epochs, 1):
+            stats = {"log_loss": log10_loss * math.log(10), "q_bar_min": l2}
+            stats |= {"q_bar_linf": linf, "q_bar_spectral": spectral} if linf else {}
+            raw[eid] = {"eid": eid, "stats": stats}
+        entries.append(Entry(k, Run(tmp_path, flatten(complete({"dataset": "digits"})), raw, label=name)))
+    return entries
+
+
+def test_margins_by_norm_are_compared_at_the_lowest_loss_that_all_runs_reach(tmp_path):
+    sign = [(-1, -0.1, -1.0, -0.1), (-5, 0.1, 1.5, 0.2), (-6, 0.3, 0, 0), (-8, 0.4, 2.0, 0.3)]
+    muon = [(-1, 0.1, 0.2, 0.2), (-6.5, 0.8, 0.5, 0.6)]
+    other = [(-9, 0.5, 0, 0)]  # without --measure norm_margins
+    entries = compared(tmp_path, sign=sign, muon=muon, other=other)
+    (table,) = training.norm_margin_table(entries)
+    assert [row[1].text for row in table.rows] == ["4", "2"]
+    assert [["".join(getattr(c, "text", c) for c in cell) for cell in row[3:]] for row in table.rows] == [
+        ["0.4 (50%)", "2 (100%)", "0.3 (50%)"],
+        ["0.8 (100%)", "0.5 (25%)", "0.6 (100%)"],
+    ]
+    assert training.norm_margin_table(compared(tmp_path, other=other)) == []
+
+
+def test_the_figure_of_margins_by_norm_has_a_panel_for_each_norm_against_the_loss(tmp_path):
+    sign = [(-1, -0.1, -1.0, -0.1), (-5, 0.1, 1.5, 0.2), (-8, 0.4, 2.0, 0.3)]
+    figure = training.norm_margins([entry.run for entry in compared(tmp_path, sign=sign, other=[(-9, 0.5, 0, 0)])])
+    panels = [[line.get_xydata() for line in panel.lines if line.get_label() == "sign"] for panel in figure.axes]
+    assert [len(panel) for panel in panels] == [1, 1, 1]
+    for panel, column in zip(panels, (1, 2, 3), strict=True):
+        np.testing.assert_allclose(panel[0], [(epoch[0], epoch[column]) for epoch in sign])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -23,6 +23,7 @@ from training.run import check_training, train_in
 
 MOST_RUNS = 10_000
 COLUMNS = {"log_loss": "log10 loss", "acc": "train acc", "test_acc": "test acc", "q_bar_min": "q_bar_min"}
+RECORDED = ("q_bar_linf", "q_bar_spectral")  # columns where --measure norm_margins recorded them
 
 
 # What a training computes. Flags that only say how it runs have no place in a table of results.
@@ -188,12 +189,14 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
       rows: values of a sweep's `raw`.
     """
     names = list(rows[0]["point"])
-    lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *COLUMNS.values()))]
+    recorded = [name for name in RECORDED if any(name in row["info"]["stats"] for row in rows if row["info"])]
+    columns = COLUMNS | {name: name for name in recorded}
+    lines = [" ".join(f"{name:>14}" for name in (*names, "epochs", *columns.values()))]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         key = {name: shown(value) for name, value in row["point"].items()}
         info = row["info"] or {"eid": 0, "stats": {}}
-        cells = [_cell(name, info["stats"].get(name)) for name in COLUMNS]
+        cells = [_cell(name, info["stats"].get(name)) for name in columns]
         lines.append(" ".join(f"{text:>14.14}" for text in (*key.values(), str(info["eid"]), *cells)))
         groups.setdefault(str(key | {"seed": None}), []).append(row)
     for group in groups.values():
@@ -201,7 +204,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if "seed" in names and len(infos) > 1:
             where = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
             cells = []
-            for name in COLUMNS:
+            for name in columns:
                 values = np.array([info["stats"].get(name, np.nan) for info in infos])
                 cells.append(f"{_cell(name, values.mean())}±{_cell(name, values.std(ddof=1))}")
             lines.append(" ".join(f"{text:>14}" for text in (*where, f"{len(infos)} runs", *cells)))
