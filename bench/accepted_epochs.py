@@ -29,6 +29,7 @@ import results
 from core import Core
 from data import loading
 from storage import workdir
+from support.device import import_tensorflow
 from support.files import ROOT
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
@@ -65,6 +66,7 @@ class Stopwatch:
 
 def watch_run(watch: Stopwatch, run: Core) -> None:
     """Time the parts of a training run."""
+    import_tensorflow()  # as `Core` does it, without Keras
     from training import attempt
 
     model, (train_images, _) = run.context.model, run.context.train_set

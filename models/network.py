@@ -18,6 +18,7 @@ from support.screen import Update, ignore
 
 EVAL_BATCH = 500
 TURN_FLOPS = 2e11  # about a second of two cores: the work of one call of a graph. Between two calls a pass can stop.
+WIDE = 2**22  # bytes of weights: to add up gradients of this size takes longer than that slices wait for each other
 
 
 def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Variable, tf.Tensor]:
@@ -40,8 +41,8 @@ class Network(Sequential):
     Args:
       parts: into how many slices of examples every batch is cut. Slices are independent, so TensorFlow computes them
         concurrently: one on each core wastes less time than all cores sharing every small op
-        (`engine.compute.parts_that_pay`). Fully connected layers are cut only where no work is added
-        (`models.layers.FullyConnected`). Must be 1 with batch norm, which needs whole batches.
+        (`engine.compute.parts_that_pay`). Slices join before fully connected layers that are WIDE, which are cut only
+        where no work is added (`models.layers.FullyConnected`). Must be 1 with batch norm, which needs whole batches.
       xla: compile a turn of an epoch, including its loop, into one program.
       optimizer: name and arguments (`models.optimizers`).
       The others: as for `Sequential`.
@@ -58,9 +59,10 @@ class Network(Sequential):
         super().__init__(*args, **kwargs)
         self.optimizer = optimizers.build(*optimizer, [tuple(v.shape) for v in self.weights])
         self.parts = parts
-        for layer in self.layers:
-            if isinstance(layer, FullyConnected):
-                layer.parts = parts
+        connected = [layer for layer in self.layers if isinstance(layer, FullyConnected)]
+        self._joins = parts > 1 and sum(4 * layer.weight.shape.num_elements() for layer in connected) > WIDE
+        for layer in connected:
+            layer.parts = parts if self._joins else 1
         self._train_turn = compiled(self._steps, jit_compile=xla or None)
 
     # The state of training: the weights, then what the optimizer accumulates
@@ -82,10 +84,16 @@ class Network(Sequential):
         """Sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
         n = labels.shape[0] or tf.shape(labels)[0]
         parts = min(self.parts, labels.shape[0] or self.parts)  # none is empty
-        features = [self.features(self.pixels(pixels[part]), training) for part in slices(n, parts)]
-        z = self.from_features(tf.concat(features, axis=0) if parts > 1 else features[0], training)
-        losses = hp_sparse_softmax_cross_entropy_with_logits_v2(labels, z, log_frame)
-        return tf.reduce_sum(losses), z
+        cut = slices(n, parts)
+        sliced = self.features if self._joins else self.logits
+        z = [sliced(self.pixels(pixels[part]), training) for part in cut]
+        if self._joins:
+            cut, z = [slice(n)], [self.from_features(tf.concat(z, axis=0), training)]
+        losses = [
+            hp_sparse_softmax_cross_entropy_with_logits_v2(labels[part], own, log_frame)
+            for part, own in zip(cut, z, strict=True)
+        ]
+        return tf.add_n([tf.reduce_sum(loss) for loss in losses]), tf.concat(z, axis=0)
 
     def step(self, images: tf.Tensor, labels: tf.Tensor, lr: tf.Tensor, log_frame: tf.Tensor) -> tf.Tensor:
         """Take one step of the optimizer on integer pixels.

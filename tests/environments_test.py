@@ -166,3 +166,11 @@ def test_results_and_figures_need_only_numpy_and_matplotlib(run, tmp_path):
     done = call([sys.executable, "-c", hide + use, run, tmp_path / "out"], {}, tmp_path)
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
     assert (tmp_path / "out" / "loss_margin.png").exists()
+
+
+def test_a_training_loads_no_library_that_only_a_measure_or_a_figure_needs():
+    """Each of them would add a second to every start."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import training.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "training.theory" in loaded
+    assert not {"sklearn.svm", "tensorboard", "distributed"} & set(loaded)

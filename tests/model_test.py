@@ -125,11 +125,11 @@ def test_same_seed_same_weights_and_another_seed_others():
     assert not np.array_equal(a[0][1], c[0][1])
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_an_epoch_is_plain_gradient_steps_in_the_frame(parts):
+@pytest.mark.parametrize("parts, wide", [(1, 0), (3, 0), (3, network.WIDE)])
+def test_an_epoch_is_plain_gradient_steps_in_the_frame(parts, wide, monkeypatch):
     """v <- v - grad(lr * loss * exp(-log_frame)), batch by batch, against TensorFlow's own cross-entropy."""
-    model, reference = (Network(TINY, (8, 8, 1), scale=1 / 16, seed=3) for _ in range(2))
-    model.parts = parts
+    monkeypatch.setattr(network, "WIDE", wide)  # whether slices join before the fully connected layers
+    model, reference = (Network(TINY, (8, 8, 1), scale=1 / 16, seed=3, parts=p) for p in (parts, 1))
     x, y = data()
     batches = np.random.default_rng(0).permutation(120).reshape(6, 20).astype(np.int32)
     ok, losses = model.train_epoch(x, y, batches, 0.3, LOG10, 600.0)
@@ -180,11 +180,12 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
         np.testing.assert_array_equal(at_once, in_turns)
 
 
+@pytest.mark.parametrize("wide", [0, network.WIDE])
 @pytest.mark.parametrize("n, parts", [(3, 1), (499, 1), (500, 1), (501, 1), (1234, 1), (1, 2), (501, 2), (1234, 3)])
-def test_evaluation_in_blocks_is_evaluation_at_once(n, parts):
+def test_evaluation_in_blocks_is_evaluation_at_once(n, parts, wide, monkeypatch):
     """Also where the last block has fewer examples than parts."""
-    model = Network(TINY, (8, 8, 1), scale=1 / 16)
-    model.parts = parts
+    monkeypatch.setattr(network, "WIDE", wide)  # whether slices join before the fully connected layers
+    model = Network(TINY, (8, 8, 1), scale=1 / 16, parts=parts)
     x, y = data(n)
     complete, loss, logits = model.evaluate(x, y, -1.0)
     want = plain_logits(model, model.pixels(x))

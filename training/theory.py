@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from scipy.optimize import linprog, nnls
-from sklearn.svm import SVC
 
 from models.lr_scheduler import steps_of
 from models.margins import angle, smoothed_margin
@@ -221,6 +220,8 @@ def largest_margins(x: np.ndarray, y: np.ndarray, bias: bool) -> tuple[float, fl
 
     Returns: over L2, over L-infinity; NaN where no such network classifies all examples right.
     """
+    from sklearn.svm import SVC  # every run would wait for it
+
     if bias:
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     signed = np.where(y == 0, 1.0, -1.0)[:, None] * x
