@@ -366,13 +366,18 @@ PATIENT = {"timeout": 3600}  # a slow machine is no failure
 
 
 def killed_until_done(words, resume, begun, rng, most):
-    """Start, kill at a random moment, resume (or start again what had no directory yet); the number of kills."""
-    kills = 0
-    while kills < most or not begun():
-        start = resume() if begun() else words
-        process = subprocess.Popen(start, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
+    """Start, kill at a random moment after the directory is there, resume; the number of kills."""
+    kills, start_up = 0, 0.0
+    while kills < most:
+        process = subprocess.Popen(
+            resume() if begun() else words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV
+        )
+        began = time.monotonic()
+        while not begun() and process.poll() is None:
+            time.sleep(0.05)
+            start_up = time.monotonic() - began
         try:
-            process.wait(rng.uniform(3, 9))
+            process.wait(rng.uniform(start_up / 2 if kills else 0, start_up + 5))
             return kills
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
