@@ -197,7 +197,7 @@ def test_the_figures_of_the_measurements_in_docs_can_be_drawn_again(task):
 
 def test_the_figures_of_the_trainings_in_docs_can_be_drawn_again(monkeypatch):
     runs = records("train")
-    kept = ("loss_margin", "margins", "theory", "kkt", "stability", "linear")
+    kept = ("loss_margin", "margins", "theory", "kkt", "stability", "norm_margins", "linear")
     train = kinds.KINDS["train"]
     drawings = {name: drawing for name, drawing in train.figures.items() if name in kept}
     monkeypatch.setitem(kinds.KINDS, "train", replace(train, figures=drawings))
