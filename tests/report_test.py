@@ -55,7 +55,14 @@ def epoch(eid):
         **{"test_loss": 0.1, "test_acc": 0.9, "rho": 10.0 + eid, "rho_0": 3.0 + eid, "rho_1": 4.0 + eid},
         **{"norm_prod": 12.0, "rhoL": 100.0, "q_min": eid - 1.5, "q_max": 9.0, "q_bar_min": (eid - 1.5) / 100},
         **{"q_bar2_min": (eid - 1.5) / 12, **{f"n_supp_{k}": k for k in range(1, 8)}},
-        **{"train_time": 0.1, "eval_time": 0.1, "attempts": 2, "q_bar_svm": 0.02},
+        **{
+            "train_time": 0.1,
+            "eval_time": 0.1,
+            "attempts": 2,
+            "q_bar_svm": 0.02,
+            "q_bar_linf": 0.3,
+            "q_bar_spectral": 0.2,
+        },
         **{"smoothed_q_bar": (eid - 1.6) / 100, "smoothed_q_bar2": (eid - 1.6) / 12},
         **{key: 0.3 * eid for figure in FIGURES.values() for panel in figure.panels for key in panel.keys},
     }
