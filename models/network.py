@@ -18,7 +18,7 @@ from support.screen import Update, ignore
 
 EVAL_BATCH = 500
 TURN_FLOPS = 2e11  # about a second of two cores: the work of one call of a graph. Between two calls a pass can stop.
-WIDE = 2**22  # bytes of weights: to add up gradients of this size takes longer than that slices wait for each other
+WIDE = 2**22  # bytes of weights above which adding up one gradient per slice takes longer than joining the slices
 
 
 def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Variable, tf.Tensor]:

@@ -43,6 +43,7 @@ def loss_margin(runs: list[Run]) -> "Figure":
 
 
 SMOOTHED = {"q_bar_min": "smoothed_q_bar", "q_bar2_min": "smoothed_q_bar2"}
+SMOOTHED |= {name: f"smoothed_{name}" for name in ("q_bar_linf", "q_bar_spectral")}
 OF_NORMS = {"q_bar_min": "L2 norm", "q_bar_linf": "L∞ norm", "q_bar_spectral": "spectral norm"}
 
 
@@ -79,10 +80,7 @@ def margins(runs: list[Run]) -> "Figure":
 
 
 def norm_margins(runs: list[Run]) -> "Figure | None":
-    """Normalized margins in three norms against the loss: which optimizer has the largest in which norm.
-
-    As `docs/optimizers.md` compares them.
-    """
+    """Normalized margins in three norms against the loss, of runs that recorded `norm_margins`."""
     own = [run for run in runs if columns(run, *OF_NORMS).size]
     if not own:
         return None
@@ -96,7 +94,7 @@ def norm_margins(runs: list[Run]) -> "Figure | None":
 
 
 def norm_margin_table(entries: list[Entry]) -> list[Table]:
-    """Return the table of the margins in three norms at equal loss: the lowest one that every run reaches."""
+    """Return the table of the margins in three norms at the lowest loss that every run with such margins reaches."""
     found = [(entry, columns(entry.run, "eid", "log_loss", *OF_NORMS)) for entry in entries]
     found = [(entry, values[:, (values[2:] > 0).all(axis=0)]) for entry, values in found if values.size]
     found = [(entry, values) for entry, values in found if values.size]
@@ -104,12 +102,11 @@ def norm_margin_table(entries: list[Entry]) -> list[Table]:
         return []
     common = max(values[1].min() for _, values in found)
     at = np.array([values[:, np.argmax(values[1] <= common)] for _, values in found])
-    relative = at[:, 2:] / at[:, 2:].max(axis=0)
-    rows = [
-        [entry, number(eid), number(log_loss / style.LN10, ".4g"), *margins]
-        for (entry, _), (eid, log_loss, *values), of_best in zip(found, at, relative, strict=True)
-        for margins in [[[number(v), f" ({r:.0%})"] for v, r in zip(values, of_best, strict=True)]]
-    ]
+    largest = at[:, 2:].max(axis=0)
+    rows = []
+    for (entry, _), (eid, log_loss, *values) in zip(found, at, strict=True):
+        margins = [[number(value), f" ({value / best:.0%})"] for value, best in zip(values, largest, strict=True)]
+        rows.append([entry, number(eid), number(log_loss / style.LN10, ".4g"), *margins])
     head = ["run", "epoch", "log10 training loss", *(f"margin in the {norm}" for norm in OF_NORMS.values())]
     about = "the first measured epoch below a loss that all runs reach; in brackets, relative to the largest"
     return [Table(f"Margins by norm: {about}", head, rows, [entry for entry, _ in found])]
@@ -358,7 +355,7 @@ def course_table(entries: list[Entry]) -> list[Table]:
     """Return the table of the decreases of the smoothed margin, of the runs that have one."""
     rows, listed = [], []
     for entry in entries:
-        for key in (*SMOOTHED.values(), "smoothed_q_bar_linf", "smoothed_q_bar_spectral"):
+        for key in SMOOTHED.values():
             eid, values = columns(entry.run, "eid", key)
             eid, values = eid[np.isfinite(values)], values[np.isfinite(values)]
             if len(values) > 1 and (values > 0).all() and (np.diff(eid) == 1).all():
