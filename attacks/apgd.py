@@ -15,7 +15,7 @@ TIED = 1e-6  # relative difference of two logits that float32 cannot tell apart
 
 
 def dlr(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Difference of logits ratio, (max_{j != y} z_j - z_y) / (z_pi1 - z_pi3), pi sorting them down; float32 [B].
+    """Return the difference of logits ratio, (max_{j != y} z_j - z_y) / (z_pi1 - z_pi3), pi sorting them down: [B].
 
     It does not depend on the scale of the logits. With two classes it is the gap itself. Where the second and the
     third logit are equal it would be -1 whatever the image, without a gradient: there the gap is divided by the
@@ -119,7 +119,7 @@ class AutoPGD(EpsGrid):
         return value, tape.gradient(value, x), is_adversarial(self.gap(z, y), z)
 
     def _climb(self, x0, y, eps, eta, x, before, value, gradient, best, best_value, best_gradient, first, n):
-        """n steps. Returns the state, how many of them climbed, and whether x is adversarial: it then stays.
+        """Take n steps. Returns the state, how many of them climbed, and whether x is adversarial: it then stays.
 
         Args:
           x0: the images. eta: step sizes [B]. x, ..., best_gradient: the state. first: how many steps came before.

@@ -24,7 +24,7 @@ Logits = Callable[[tf.Tensor], tf.Tensor]
 def gap(
     z: tf.Tensor, y: tf.Tensor, targeted: bool = False, over: Callable[..., tf.Tensor] = tf.reduce_max
 ) -> tf.Tensor:
-    """max_{j != y} z_j - z_y, float32 [B]: positive where an example is adversarial.
+    """Return max_{j != y} z_j - z_y, float32 [B]: positive where an example is adversarial.
 
     Args:
       z: logits, float32 [B, C].
@@ -43,7 +43,7 @@ def is_adversarial(gap: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
 
 
 def per_image(v: tf.Tensor) -> tf.Tensor:
-    """[B] -> [B, 1, 1, 1]."""
+    """Reshape [B] to [B, 1, 1, 1]."""
     return tf.reshape(v, [-1, 1, 1, 1])
 
 
@@ -65,7 +65,7 @@ def linf(x: tf.Tensor) -> tf.Tensor:
 
 
 def divide(a: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
-    """a / norm, image by image, and 0 where norm is: a [B, h, w, c], norm [B]."""
+    """Return a / norm, image by image, and 0 where norm is: a [B, h, w, c], norm [B]."""
     return tf.math.divide_no_nan(a, per_image(norm))
 
 
@@ -106,7 +106,7 @@ class Attack:
     def __call__(
         self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray | None = None, update: Update = ignore
     ) -> np.ndarray:
-        """Search the nearest adversarial example of each image.
+        """Search for the nearest adversarial example of each image.
 
         Args:
           images: float32 [B, h, w, c] in [0, 1].
@@ -137,7 +137,7 @@ class Attack:
 
 
 class State(NamedTuple):
-    """Of a `SteppedAttack`, between two steps: tensors or arrays.
+    """State of a `SteppedAttack` between two steps: tensors or arrays.
 
     Attributes:
       delta: the perturbation, [B, h, w, c]. epsilon: its norm, or bound, [B].
@@ -172,7 +172,7 @@ class SteppedAttack(Attack):
         self._run = compiled(self._run, input_signature=[k, k, x, self._vector(tf.int32), x, v, v, x])
 
     def step(self, k, x, delta, epsilon, gap, gradient, adversarial, best_norm):
-        """Step k of 0, ..., K - 1.
+        """Take step k of 0, ..., K - 1.
 
         Args:
           k: float32 scalar. x: images, [B, h, w, c]. delta: the perturbation so far, [B, h, w, c].

@@ -22,7 +22,7 @@ from support.screen import Update
 
 
 def lipschitz(specs: list[LayerSpec], weights: list[np.ndarray], act_type: str) -> tuple[float, np.ndarray]:
-    """Lipschitz constants of the gaps z_j - z_k, in L2.
+    """Return Lipschitz constants of the gaps z_j - z_k, in L2.
 
     Args:
       specs: the layers. weights: of the layers that have one, in order, with all that multiplies

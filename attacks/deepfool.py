@@ -67,7 +67,7 @@ class DeepFool(Attack):
         return divide(w_l, norm_l) * per_image(length), is_adversarial(self.gap(z, y), z)
 
     def _run(self, steps, x0, y, inside, x, r):
-        """Advance the images inside by `steps`; returns which are still inside, bool [B], x and r, [B, h, w, c]."""
+        """Advance the images inside by `steps`. Returns which are still inside, bool [B], x and r, [B, h, w, c]."""
         n = tf.shape(y)[0]
         sizes = tf.constant(SIZES)
 

@@ -43,7 +43,7 @@ class FMN(SteppedAttack):
         return delta * per_image(tf.minimum(1.0, tf.math.divide_no_nan(epsilon, l2(delta))))
 
     def _annealed(self, first, last, k):
-        """h_k = h_K + (h_0 - h_K) (1 + cos(pi k / K)) / 2."""
+        """Return h_k = h_K + (h_0 - h_K) (1 + cos(pi k / K)) / 2."""
         return last + (first - last) * (1 + tf.cos(math.pi * k / self.steps)) / 2
 
     def step(self, k, x, delta, epsilon, gap, gradient, adversarial, best_norm):
@@ -62,7 +62,7 @@ class FMN(SteppedAttack):
 
 
 class FMNLinf(FMN):
-    """In L-infinity."""
+    """FMN in L-infinity."""
 
     norm, dual = staticmethod(linf), staticmethod(l1)
     FIRST_STEP = 10.0
@@ -72,7 +72,7 @@ class FMNLinf(FMN):
 
 
 class FMNL1(FMN):
-    """In L1."""
+    """FMN in L1."""
 
     norm, dual = staticmethod(l1), staticmethod(linf)
     FIRST_STEP = 10.0

@@ -113,7 +113,7 @@ class CarliniWagnerL2(Attack):
         return stalled
 
     def _adam(self, n, x, w_x, y, c, w, m, v, t, best, best_l2, found):
-        """n iterations; returns w, m, v, best, best_l2, found, the mean loss over them and the last, [B]."""
+        """Take n iterations; return w, m, v, best, best_l2, found, the mean loss over them and the last, [B]."""
         x_back = (tf.tanh(w_x) + 1) / 2  # what x is in the tanh space
 
         def iteration(k, w, m, v, best, best_l2, found, sum_loss, _):

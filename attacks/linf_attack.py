@@ -13,7 +13,7 @@ PIECE = 25  # steps per call of the graph; between two calls, finished images le
 
 
 def cw_loss(z: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """-relu(z_y - max_{j != y} z_j + 50), float32 [B]: climbs until an image is wrong by 50 logits."""
+    """Return -relu(z_y - max_{j != y} z_j + 50), float32 [B]: climbs until an image is wrong by 50 logits."""
     return -tf.nn.relu(50 - gap(z, y))
 
 
@@ -114,7 +114,7 @@ class ProjectedGradientDescent(EpsGrid):
         return x, fooled
 
     def _climb(self, x0, x, y, eps, n):
-        """n steps from x; the first adversarial iterate, or the last one, and whether it is adversarial."""
+        """Take n steps from x. Returns the first adversarial iterate, or the last, and whether it is adversarial."""
 
         def step(k, x, found):
             with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -94,7 +94,7 @@ def why_not(model: Any) -> str | None:
 
 
 def windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """[h w c] -> [h/2 w/2 c, 4]: the windows of a 2x2 pool."""
+    """Arrange [h w c] as [h/2 w/2 c, 4]: the windows of a 2x2 pool."""
     h, w, c = (shape[0] // 2, shape[1] // 2, shape[2])
     cut = values.reshape(shape)[: 2 * h, : 2 * w]
     return cut.reshape(h, 2, w, 2, c).transpose(0, 2, 4, 1, 3).reshape(-1, 4)
@@ -109,7 +109,7 @@ def from_windows(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _to_windows(v: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """[h/2 w/2 c, m] -> [h w c, m]: each output of a 2x2 pool to all four of its window."""
+    """Copy each output of a 2x2 pool to all four of its window: [h/2 w/2 c, m] -> [h w c, m]."""
     h, w, c = shape
     wide = v.reshape(h // 2, w // 2, c, -1).repeat(2, axis=0).repeat(2, axis=1)
     return np.pad(wide, [(0, h % 2), (0, w % 2), (0, 0), (0, 0)]).reshape(h * w * c, -1)

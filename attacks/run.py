@@ -92,7 +92,7 @@ def choose_images(context: Context) -> np.ndarray:
 
 
 def block(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, np.ndarray]:
-    """A unit of work: attack the images with the numbers `indices` at a `network` (`Worker.weights`)."""
+    """Attack the images with the numbers `indices` at a `network` (`Worker.weights`): a unit of work."""
     context = worker.context
     f, model, method = context.f, context.model, METHODS[context.f.attack_method]
     images, labels = attacked_set(context)

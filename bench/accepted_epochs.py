@@ -1,4 +1,4 @@
-"""Accepted epochs a second, and where their time goes.
+"""Accepted epochs per second, and where their time goes.
 
     python bench/accepted_epochs.py --experiment exper-quick-digits-cnn-loss-based-lr --epochs 100
 
@@ -79,7 +79,7 @@ def watch_run(watch: Stopwatch, run: Core) -> None:
 
 
 def process_seconds() -> float:
-    """Since this process was started, the interpreter's own start included (where /proc tells)."""
+    """Return the seconds since this process was started, the interpreter's own start included (where /proc tells)."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")

@@ -44,7 +44,7 @@ QUICK = {"cw": (16, 500), "cw-image": (16, 500), "ddn": (64, 100), "deepfool": (
 
 
 def sides(name, model, shape, iterations):
-    """(our attack, Foolbox's)."""
+    """Return (our attack, Foolbox's)."""
     import foolbox.attacks as theirs
 
     return {
@@ -61,7 +61,7 @@ def sides(name, model, shape, iterations):
 
 
 def run_ours(attack, model, images, labels, batch, warm_up):
-    """(seconds, distances); the first warm_up images are attacked once before the clock starts."""
+    """Return (seconds, distances); the first warm_up images are attacked once before the clock starts."""
     attack(model.pixels(images[:warm_up]).numpy(), labels[:warm_up])
     found = []
 
@@ -77,7 +77,7 @@ def run_ours(attack, model, images, labels, batch, warm_up):
 
 
 def plain_logits(model):
-    """The model's logits in TensorFlow's own ops; `main` checks that they are the same."""
+    """Compute the model's logits in TensorFlow's own ops; `main` checks that they are the same."""
 
     def logits(x):
         layers = iter(model.layers)
@@ -98,7 +98,7 @@ def plain_logits(model):
 
 
 def run_foolbox(attack, model, logits, images, labels):
-    """(seconds, distances)."""
+    """Return (seconds, distances)."""
     import foolbox
 
     network = foolbox.models.TensorFlowModel(logits, bounds=(0, 1))

@@ -1,4 +1,4 @@
-"""How much each certificate proves, and its time: python bench/certificate.py RUN --eid 10,100 [--n 60].
+"""What each certificate proves, and its time: python bench/certificate.py RUN --eid 10,100 [--n 60].
 
 Median radii in L2 of the first n training images that are classified right: by the product of the layers' norms, by
 these with pairs of layers (`--attack_certificate norms`), and near each image (`local`).
@@ -19,7 +19,7 @@ from storage.run_flags import stored
 
 
 def product(model) -> tuple[float, np.ndarray]:
-    """The constants of `certificate.lipschitz` without pairs."""
+    """Return the constants of `certificate.lipschitz` without pairs."""
     norms = {"C": operator_norms.conv_norm, "F": lambda weight, spec: operator_norms.fc_norm(weight)}
     weighted = [spec for spec in model.specs if spec.weight_shape is not None]
     *below, last = zip(weighted, model.effective_weights(), strict=True)

@@ -1,4 +1,4 @@
-"""Seconds from a working directory to all its figures, in a process of its own.
+"""Seconds from a working directory to all its figures, in a separate process.
 
     python bench/figures.py [directory ...] [--epochs 10000] [--json FILE]
 
@@ -30,7 +30,7 @@ from support.files import ROOT
 
 
 def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **flags) -> Path:
-    """A training run's working directory with numbers like a real one's: every key, every epoch.
+    """Make a training run's working directory with numbers like a real one's: every key, every epoch.
 
     Args:
       directory: made here.
@@ -68,7 +68,7 @@ def made_up(directory: Path, epochs: int, reach: float = 800, seed: int = 0, **f
 
 
 def _info(e, log_loss, log_frame, acc, test_acc, rho, rho_k, q_min, attempts, rng) -> dict:
-    """The info of an epoch."""
+    """Return the info of an epoch."""
     stats = {
         "loss": math.exp(log_loss - log_frame),
         "log_loss": float(log_loss),

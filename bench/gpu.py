@@ -1,4 +1,4 @@
-"""What to run first on a machine with a GPU: one table to paste.
+"""GPU benchmarks: start with this script on a machine with a GPU. Prints one table to paste.
 
     python bench/gpu.py [--gpu 0] [--tf32] [--json FILE]
 
@@ -54,7 +54,7 @@ def flags_of(experiment: str) -> dict:
 
 
 def steps(gpu: int, small: bool) -> list[tuple[str, str, str]]:
-    """Rows: the step of each network, with XLA and without."""
+    """Time the step of each network, with XLA and without: rows."""
     rows = []
     for experiment, batches in STEPS.items():
         if small and experiment != QUICK:
@@ -72,7 +72,7 @@ def steps(gpu: int, small: bool) -> list[tuple[str, str, str]]:
 
 
 def epochs(gpu: int, small: bool) -> list[tuple[str, str, str]]:
-    """Rows: accepted epochs a second of the quick experiment, with XLA and without."""
+    """Time accepted epochs of the quick experiment, with XLA and without: rows."""
     rows = []
     for xla in (False, True):
         with tempfile.TemporaryDirectory() as logs:
@@ -88,7 +88,7 @@ def epochs(gpu: int, small: bool) -> list[tuple[str, str, str]]:
 
 
 def attacks(gpu: int, small: bool) -> list[tuple[str, str, str]]:
-    """Rows: images a second of two attacks on the MNIST network with its initial weights."""
+    """Time two attacks on the MNIST network with its initial weights, in images per second: rows."""
     flags = flags_of("exper-final-mnist-cnn-loss-based-lr")
     shape, rng = (28, 28, 1), np.random.default_rng(0)
     model = train_step.network_of(flag_table.complete(flags), shape)
@@ -113,7 +113,7 @@ def attacks(gpu: int, small: bool) -> list[tuple[str, str, str]]:
 
 
 def trajectories(gpu: int, small: bool) -> list[tuple[str, str, str]]:
-    """Rows: the reference trajectories that came from a CPU, followed on this device."""
+    """Follow the reference trajectories, which come from a CPU, on this device: rows."""
     rows = []
     for name in TRAJECTORIES[: 1 if small else None]:
         for xla in (False, True):
@@ -131,7 +131,7 @@ def trajectories(gpu: int, small: bool) -> list[tuple[str, str, str]]:
 
 
 def memory() -> str:
-    """Peak memory, of the GPU where there is one."""
+    """Measure peak memory, of the GPU where there is one."""
     if tf.config.list_logical_devices("GPU"):
         return f"{tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2**20:.0f} MiB of the GPU"
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB"

@@ -72,7 +72,7 @@ class Moved:
 
 
 class Graph:
-    """Walks a concrete function.
+    """A walk through a concrete function.
 
     Args:
       size: what an unknown dimension counts for.
@@ -88,7 +88,7 @@ class Graph:
         self.results = sum(self._bytes(tensor) for tensor in concrete.graph.outputs)
 
     def _function(self, graph: Any, name: str) -> Any:
-        """The graph of a function that is named in a graph or in one that has it inside."""
+        """Return the graph of a function that is named in a graph or in one that contains it."""
         while graph is not None:
             if graph._is_function(name):
                 return graph._get_function(name)
@@ -129,7 +129,7 @@ class Graph:
             self._cross(None, tensor, where[tensor.ref()], memory_of_argument(tensor.dtype), moved)
 
     def _weight(self, op: Any) -> int:
-        """Bytes that an op on the CPU works on."""
+        """Return the bytes that an op on the CPU works on."""
         return max([self._bytes(t) for t in (*op.inputs, *op.outputs)] or [0])
 
     def _cross(self, op: Any, tensor: Any, has: str, wanted: str, moved: Moved) -> None:
@@ -150,7 +150,7 @@ def compiled(function: Any) -> bool:
 
 
 def memory_of_argument(dtype: Any) -> str:
-    """Where an argument or a result of a function lies: TensorFlow keeps int32 and handles on the host."""
+    """Return where an argument or a result of a function lies: TensorFlow keeps int32 and handles on the host."""
     return "host" if dtype in (tf.int32, tf.resource, tf.string) else "device"
 
 
@@ -160,7 +160,7 @@ def registered(op_type: str) -> list[Any]:
 
 
 def fitting(op: Any, devices: tuple[str, ...]) -> Any:
-    """The kernel that is registered for an op's dtypes on one of the devices, or None."""
+    """Return the kernel that is registered for an op's dtypes on one of the devices, or None."""
     for device in devices:
         for kernel in registered(op.type):
             if kernel.device_type == device and all(_allows(c, op) for c in kernel.constraint):
@@ -185,7 +185,7 @@ def dtypes(op: Any) -> str:
 
 
 def _memories(op: Any) -> tuple[list[str], list[str]]:
-    """'host' or 'device' for each input and output of an op."""
+    """Return 'host' or 'device' for each input and output of an op."""
     if op.type == "Placeholder" or op.type in CALLS | LOOPS:
         return [memory_of_argument(t.dtype) for t in op.inputs], [memory_of_argument(t.dtype) for t in op.outputs]
     kernel = fitting(op, ("GPU", "DEFAULT"))
@@ -208,7 +208,7 @@ def _memories(op: Any) -> tuple[list[str], list[str]]:
 
 
 def unknown_to_xla(graph: Any, function: Any) -> dict[str, int]:
-    """Ops of a compiled function for which XLA has no GPU kernel."""
+    """Return the ops of a compiled function for which XLA has no GPU kernel."""
     found: dict[str, int] = {}
     for op in graph.get_operations():
         if op.type in CALLS | LOOPS:
@@ -238,7 +238,7 @@ def network_of(name: str, xla: bool) -> Any:
 
 
 def functions(name: str, xla: bool, attacks: bool = True, spans: bool = True) -> dict[str, tuple[Any, int]]:
-    """{what it is: (concrete function, what an unknown dimension counts for)} of a network."""
+    """Return {description: (concrete function, what an unknown dimension counts for)} of a network."""
     _, shape, n, batch = NETWORKS[name]
     model = network_of(name, xla)
     found: dict[str, tuple[Any, int]] = {}
@@ -258,7 +258,7 @@ def functions(name: str, xla: bool, attacks: bool = True, spans: bool = True) ->
 
 
 def traced_turn(model: Any, shape: tuple[int, ...], n: int, batch: int, augmented: bool) -> Any:
-    """The training turn on n images, as `Network.train_epoch` calls it."""
+    """Trace the training turn on n images, as `Network.train_epoch` calls it."""
     images, labels = on_device(np.zeros((n, *shape), np.uint8), np.zeros(n))
     count, number = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float64)
     batches, seed = tf.TensorSpec([n // batch, batch], tf.int32), tf.TensorSpec([2], tf.int32)
@@ -268,14 +268,14 @@ def traced_turn(model: Any, shape: tuple[int, ...], n: int, batch: int, augmente
 
 
 def traced_evaluation(model: Any, shape: tuple[int, ...], n: int) -> Any:
-    """The evaluation of n images, as `Network.evaluate` calls it."""
+    """Trace the evaluation of n images, as `Network.evaluate` calls it."""
     images, labels = on_device(np.zeros((n, *shape), np.uint8), np.zeros(n))
     count, number = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float64)
     return model._evaluate_turn.get_concrete_function(images, labels, count, count, number, number, number)
 
 
 def compiled_turn(model: Any, shape: tuple[int, ...], batch: int, n_batches: int = 2) -> str:
-    """The training turn of a network with xla, as XLA compiles it here: optimized HLO."""
+    """Compile the training turn of a network with xla, as XLA does here: optimized HLO."""
     n = n_batches * batch
     images, labels = on_device(np.zeros((n, *shape), np.uint8), np.zeros(n))
     batches = tf.zeros([n_batches, batch], tf.int32)
@@ -291,7 +291,7 @@ def _attack_flags(method: str) -> dict[str, Any]:
 
 
 def measured(model: Any, shape: tuple[int, ...]) -> dict[str, tuple[Any, int]]:
-    """The functions of the flatness measurements, from running them on a few images."""
+    """Return the functions of the flatness measurements, from running them on a few images."""
     rng, n = np.random.default_rng(0), 64
     images, labels = rng.integers(0, 256, (n, *shape), np.uint8), (np.arange(n) % 10).astype(np.int32)
     examples = Examples(model, images, labels)
@@ -312,7 +312,7 @@ def measured(model: Any, shape: tuple[int, ...]) -> dict[str, tuple[Any, int]]:
 
 
 def placed(name: str, xla: bool, **options: bool) -> list[dict]:
-    """A row for each function of a network."""
+    """Return a row for each function of a network."""
     rows = []
     for what, (concrete, size) in functions(name, xla, **options).items():
         graph = Graph(concrete, size)
@@ -324,7 +324,7 @@ def placed(name: str, xla: bool, **options: bool) -> list[dict]:
 
 
 def an_attempt(name: str, rows: list[dict]) -> dict:
-    """What a training epoch and the evaluation after it sum up to."""
+    """Return the sum of a training epoch and the evaluation after it."""
     _, _, n, batch = NETWORKS[name]
     turn, evaluation = (next(r for r in rows if r["function"] == what) for what in ("training turn", "evaluation"))
     total = asdict(Moved())
@@ -355,7 +355,7 @@ class Gpu:
 
 
 def modelled(name: str, rows: list[dict], gpu: Gpu) -> dict[str, float]:
-    """A training step on a GPU that nobody has measured, in ms: launches, operations, bytes; with XLA and without.
+    """Estimate a training step on a GPU, in ms: launches, operations, bytes; with XLA and without.
 
     Every activation is written, and read by what follows, once forward and twice backward; every weight is read
     forward and backward, its gradient written and read, and the weight written.
@@ -379,7 +379,7 @@ def modelled(name: str, rows: list[dict], gpu: Gpu) -> dict[str, float]:
 
 
 def too_much(row: dict) -> list[str]:
-    """What a row breaks: at most ALLOWED bytes may cross in a loop, and only scalars and shapes may fall back."""
+    """Return what a row breaks: at most ALLOWED bytes may cross in a loop; only scalars and shapes may fall back."""
     # Where there is no loop in the graph, the program calls it in one.
     loop = row["loop"] if row["loop"]["ops"] + row["loop"]["programs"] else row["once"]
     found = [f"{loop['largest']} bytes cross ({loop['largest_of']})"] if loop["largest"] > ALLOWED else []

@@ -24,13 +24,13 @@ LN10 = math.log(10)
 
 
 def measurements(run: Path, name: str) -> list[tuple[dict, dict]]:
-    """(flags, `res`) of the finished measurements of a script in a run's directory, oldest first."""
+    """Return (flags, `res`) of the finished measurements of a script in a run's directory, oldest first."""
     found = sorted(path for path in run.glob(f"{name}/2*") if (path / "res").exists())
     return [(results.read_flags(path), results.load(path)) for path in found]
 
 
 def columns(run: Path) -> dict[str, dict[int, float]]:
-    """{measure: {epoch: value}} of all that is there."""
+    """Return {measure: {epoch: value}} of everything found."""
     raw = results.load(run)["raw"]
     found: dict[str, dict[int, float]] = {}
 
@@ -103,7 +103,7 @@ def table(run: Path) -> None:
 
 
 def cost() -> None:
-    """Each measure's time over that of one forward pass, in turn, best of three, on the digits' CNN."""
+    """Return each measure's time over that of one forward pass, in turn, best of three, on the digits' CNN."""
     from engine.context import Context
     from flatness import hessian, plane, radius, sharpness
     from flatness.span import FastSpan, PlainSpan, examples_of

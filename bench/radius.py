@@ -1,4 +1,4 @@
-"""How fast the flatness measurements are: `python bench/radius.py [--json FILE]`.
+"""Speed of the flatness measurements: `python bench/radius.py [--json FILE]`.
 
 On one MNIST network and the whole training set, in the same process:
 
@@ -44,7 +44,7 @@ def seconds(function) -> tuple[float, object]:
 
 
 def roof(n: int = 4096) -> float:
-    """FLOP/s of a float32 matrix product."""
+    """Measure the FLOP/s of a float32 matrix product."""
     import tensorflow as tf
 
     a = tf.random.stateless_normal([n, n], [0, 0])
@@ -53,7 +53,7 @@ def roof(n: int = 4096) -> float:
 
 
 def networks(run: str | None, args) -> tuple[Context, list]:
-    """A Context with the data, and the tensors of three networks: of a run, or trained here for a while."""
+    """Return a Context with the data, and the tensors of three networks: of a run, or trained here for a while."""
     flags = TRAIN | {"task": "train", "seeds": None, "E": args.E, "stats_every": args.E, "train_N": args.train_N}
     if run is not None:
         context = Core({"task": "measure_radius", "load_dir": run, "eid": "last", "dataset": "mnist"}).context
@@ -67,7 +67,7 @@ def networks(run: str | None, args) -> tuple[Context, list]:
 
 
 def plain_walk(examples: Examples, trained: list) -> dict:
-    """The plain walk against the roof, the two in turn."""
+    """Time the plain walk and the matrix product, in turn."""
     span, third = PlainSpan(examples, trained), (1 / 3, 1 / 3, 1 / 3)
     span.loss(third)
     flops = len(examples) * examples.model.flops
@@ -101,7 +101,7 @@ def compare(examples: Examples, weights: list, params: str, step: float, plain_n
 
 
 def surface(examples: Examples, trained: list) -> dict:
-    """A row of the surface, in the middle of the grid. The products for the plane serve all rows."""
+    """Time a row of the surface, in the middle of the grid. The products for the plane serve all rows."""
     X, Y = interpolation.grid(50)
     made, plane = seconds(lambda: interpolation.Plane(examples, trained))
     plane.row(X[25], Y[25])

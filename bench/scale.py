@@ -1,4 +1,4 @@
-"""What workers gain, measured here and simulated for more of them.
+"""Speed-up by workers: measured here, and simulated for more of them.
 
     python bench/scale.py [--simulate RUN ...] [--workers 2]
 
@@ -47,7 +47,7 @@ NOTHING = Progress()
 
 
 def attempts(executor: Any, context: Context, epochs: int) -> float:
-    """Seconds that epochs take, from the third on."""
+    """Return the seconds per epoch, from the third epoch on."""
     progress = Training(context, executor)
     for _ in range(2):
         progress.epoch()
@@ -58,7 +58,7 @@ def attempts(executor: Any, context: Context, epochs: int) -> float:
 
 
 def seconds_of(executor: Any, units: list[Unit], warm_up: int) -> float:
-    """Seconds that units take, after the first few of them have been worked on once."""
+    """Return the seconds that units take, after the first few of them have been executed once."""
     executor.run(units[:warm_up], lambda unit, found: None, NOTHING)
     began = time.perf_counter()
     executor.run(units, lambda unit, found: None, NOTHING)
@@ -66,12 +66,12 @@ def seconds_of(executor: Any, units: list[Unit], warm_up: int) -> float:
 
 
 def nothing(worker: Worker, args: dict, update: Any) -> int:
-    """A unit that does nothing."""
+    """Do nothing: a unit."""
     return 0
 
 
 def measured(workers: int, rounds: int, small: bool) -> tuple[dict[str, dict[str, float]], float]:
-    """({what: {by whom: best seconds}}, units a second of the driver)."""
+    """Return ({what: {by whom: best seconds}}, units per second of the driver)."""
     with tempfile.TemporaryDirectory() as logs:
         run = Core(DIGITS | {"logs_dir": logs, "E": 5}, "scale").run()
         looking = {
@@ -124,7 +124,7 @@ def units_of(task: str, context: Context, executor: Any) -> list[Unit]:
 
 
 def recorded(run: str) -> list[list[float]]:
-    """For each epoch of a training run the seconds of its attempts: their mean, for each of them."""
+    """Return, for each epoch of a training run, the mean seconds of its attempts, once per attempt."""
     found = []
     for info in results.read_journal(run).values():
         stats = info["stats"]
@@ -133,7 +133,7 @@ def recorded(run: str) -> list[list[float]]:
 
 
 def speculative(epochs: list[list[float]], n: int, overhead: float = 0.0) -> tuple[float, int]:
-    """(seconds, attempts started) of a run whose epochs need attempts of these durations, with n workers.
+    """Simulate n workers on epochs whose attempts take these durations: (seconds, attempts started).
 
     Attempts of an epoch start in order, each on the worker that is free first; when the last one needed is done, the
     others end at once. Overhead: seconds more for an attempt, and once more for an epoch.
@@ -153,7 +153,7 @@ def speculative(epochs: list[list[float]], n: int, overhead: float = 0.0) -> tup
 
 
 def shared_out(durations: Iterable[float], n: int, hand_out: float) -> float:
-    """Seconds that units take on n workers, when the driver needs hand_out seconds for each.
+    """Return the seconds that units take on n workers, when the driver needs hand_out seconds for each.
 
     As `cluster.Remote.run`: a unit is submitted when fewer than 2n are not judged; they are judged in order.
     """

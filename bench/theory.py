@@ -1,4 +1,4 @@
-"""What the theory's quantities cost, against the epochs that they are measured in.
+"""Cost of the theory's quantities, relative to the epochs that they are measured in.
 
     python bench/theory.py --experiment exper-quick-digits-cnn-loss-based-lr --epochs 60
 
@@ -49,7 +49,7 @@ class Clock:
 
 
 def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
-    """The times, in seconds."""
+    """Return the times, in seconds."""
     script = importlib.import_module(experiment).flags
     with tempfile.TemporaryDirectory() as logs:
         core = Core(script | {"E": epochs, "archive": max(epochs // 2, 1), "logs_dir": logs} | flags, experiment)
@@ -84,7 +84,7 @@ def measured(experiment: str, epochs: int, flags: dict) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="exper-quick-digits-cnn-loss-based-lr")
     parser.add_argument("--epochs", type=int, default=60)

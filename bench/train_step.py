@@ -1,4 +1,4 @@
-"""How near the training epoch and the evaluation come to the machine's roof.
+"""Speed of the training epoch and the evaluation relative to peak throughput.
 
     python bench/train_step.py --experiment exper-final-mnist-cnn-loss-based-lr
 
@@ -52,13 +52,13 @@ def seconds(f: Callable[[], object]) -> float:
 
 
 def step_flops(specs: list[LayerSpec]) -> int:
-    """Of one example's training step."""
+    """Return the operations of one example's training step."""
     first = next(spec for spec in specs if spec.weight_shape)
     return 3 * sum(spec.flops for spec in specs) - first.flops
 
 
 def plain_logits(model, images: tf.Tensor) -> tf.Tensor:
-    """The model's network as one would write it down, activation before pool."""
+    """Compute the network's logits as one would write it down, activation before pool."""
     x, layers = images, iter(model.layers)
     for spec in model.specs:
         if spec.kind == "P":
@@ -77,7 +77,7 @@ def plain_logits(model, images: tf.Tensor) -> tf.Tensor:
 
 
 class Plain:
-    """The reference: a tf.function call a batch."""
+    """The reference: one tf.function call per batch."""
 
     def __init__(self, model):
         self.model = model
@@ -109,7 +109,7 @@ class Plain:
 
 
 def measure(contestants: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """The best seconds of each, taken in turn."""
+    """Return the best seconds of each, taken in turn."""
     for f in contestants.values():
         f()
     times = {name: [] for name in contestants}
@@ -120,7 +120,7 @@ def measure(contestants: dict[str, Callable], repeats: int) -> dict[str, float]:
 
 
 def op_table(model, batch: int, repeats: int) -> list[tuple[str, float, float]]:
-    """(op, ms, GFLOP/s) of each layer's ops alone, on random activations of a batch."""
+    """Return (op, ms, GFLOP/s) of each layer's ops alone, on random activations of a batch."""
     rows, loops = [], 10
 
     def alone(name, flops, op, *operands):
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def network_of(flags: dict, shape: tuple, parts: int = 1, xla: bool = False):
-    """The network of an experiment's flags, for images of a shape."""
+    """Build the network of an experiment's flags, for images of a shape."""
     few = np.zeros((10, *shape), np.uint8), np.arange(10, dtype=np.int32)
     return build_network(flags["model"], Dataset(few, few, flags["dataset"], 1 / 255), 0, parts, xla)
 

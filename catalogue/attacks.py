@@ -34,7 +34,7 @@ class Method:
 
     @property
     def distance(self) -> str:
-        """What its distances are called in a table: 'L2', or 'eps' of a grid."""
+        """Return what its distances are called in a table: 'L2', or 'eps' of a grid."""
         return "eps" if self.eps_grid else self.norm
 
     def distances(self, errors: np.ndarray, clean_correct: np.ndarray, target: str | int | None) -> np.ndarray:

@@ -250,7 +250,7 @@ def describe(key: str) -> tuple[str, str]:
 
 
 def cadence(key: str) -> str:
-    """When a key of `stats` is recorded: EVERY_EPOCH or ASKED_FOR; '' for a key that no measure has."""
+    """Return when a key of `stats` is recorded: EVERY_EPOCH or ASKED_FOR; '' for a key that no measure has."""
     return _of_key(key)[2]
 
 

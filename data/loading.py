@@ -102,7 +102,7 @@ def _of_classes(part: tuple, classes: tuple[int, ...], dataset: Dataset) -> tupl
 
 
 def _load_digits() -> Dataset:
-    """scikit-learn's 1797 handwritten digits, 8x8, levels 0..16, in a fixed order: 1500 train, 297 test."""
+    """Load scikit-learn's 1797 digits, 8x8, levels 0..16, in a fixed order: 1500 train, 297 test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -117,7 +117,7 @@ SEPARABLE_CONTRAST = 32  # pixel levels that a half is brighter or darker than t
 
 
 def _load_separable() -> Dataset:
-    """Two classes of 8x8 images, levels 0..255, whose best linear classifier is known: 200 train, 100 test.
+    """Make two classes of 8x8 images, levels 0..255, whose best linear classifier is known: 200 train, 100 test.
 
     An image of class 0 is bright on the left and dark on the right, of class 1 the other way round: 128 +- c, plus
     noise whose sum over each half is 0. Of every image there are its mirror image, in the other class, and both

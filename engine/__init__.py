@@ -1,1 +1,1 @@
-"""What every task is given (`context`), and how its units of work are executed."""
+"""What every task receives (`context`), and how its units of work are executed."""

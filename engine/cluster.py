@@ -259,12 +259,12 @@ class Remote:
         self._pickled = pickle.dumps(self._weights)
 
     def publish(self, name: str | tuple[str, int], weights: Any) -> None:
-        """As `Executor.publish`. Weights are sent with each unit, so none can be lost."""
+        """Send weights with each unit, so that none can be lost (`Executor.publish`)."""
         self._weights[name] = [np.asarray(w) for w in weights]
         self._pickled = pickle.dumps(self._weights)
 
     def run(self, units: Iterable[Unit], done: Done, progress: Progress) -> None:
-        """As `Executor.run`. At most 2 units per worker are unfinished at any time. Raises also: UserError."""
+        """Execute units, at most 2 unfinished ones per worker (`Executor.run`). Raises also: UserError."""
         waiting: deque[tuple[Unit, Any]] = deque()
         units, over = iter(units), False
         try:

@@ -92,6 +92,6 @@ def measure(
 
 
 def _listed(measured: dict[str, int]) -> str:
-    """Networks with their epochs; the name of a network that already contains its epoch, alone."""
+    """Join the names of networks and their epochs; a name that already contains its epoch stands alone."""
     named = {name: f"epoch {eid}" for name, eid in measured.items()}
     return ", ".join(epoch if name.endswith(epoch) else f"{name} {epoch}" for name, epoch in named.items())

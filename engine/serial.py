@@ -28,11 +28,11 @@ class Serial:
         self.worker, self.at_once = Worker(context), at_once
 
     def publish(self, name: str | tuple[str, int], weights: Any) -> None:
-        """As `Executor.publish`."""
+        """Keep weights under a name (`Executor.publish`)."""
         self.worker.published[name] = weights
 
     def run(self, units: Iterable[Unit], done: Done, progress: Progress) -> None:
-        """As `Executor.run`. At most 2 * at_once units are unfinished at any time."""
+        """Execute units, at most 2 * at_once unfinished ones at any time (`Executor.run`)."""
         finished: Generator[tuple[Unit, Any], None, None]
         if self.at_once == 1:
             finished = ((unit, self._work(unit, progress)) for unit in units)

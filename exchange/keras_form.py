@@ -1,4 +1,4 @@
-"""Keras: .keras, .h5 and, for TensorFlow, SavedModel. One row a layer, for both directions."""
+"""Keras: .keras, .h5 and, for TensorFlow, SavedModel. One row per layer, for both directions."""
 
 import json
 import math
@@ -265,7 +265,7 @@ def _no_activation(chain: Chain, layer: Any) -> None:
 
 
 def _nothing(chain: Chain, layer: Any) -> None:
-    """At inference it does nothing."""
+    """Skip a layer that does nothing at inference."""
 
 
 SQUARED_RELU = ["InputLayer", "Activation", "Multiply"]

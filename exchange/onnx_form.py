@@ -1,4 +1,4 @@
-"""ONNX, as PyTorch, tf2onnx and this program write it. One row an operation, for both directions."""
+"""ONNX, as PyTorch, tf2onnx and this program write it. One row per operation, for both directions."""
 
 import json
 from collections.abc import Callable
@@ -328,7 +328,7 @@ def _read_norm(chain: Chain, attributes: Attributes, constants: Constants, posit
 
 
 def _read_reshape(chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
-    """Its shape's first number is the batch; one that is computed is taken for a flattening."""
+    """Read a reshape. Its shape's first number is the batch; one that is computed is taken for a flattening."""
     wanted = [-1] if constants[0] is None else [int(n) for n in constants[0][1:]]
     chain.reshape([chain.order.shape[k] if n == 0 else n for k, n in enumerate(wanted)])
 

@@ -69,7 +69,7 @@ def _parser(script: dict, about: str, prog: str) -> Parser:
 
 
 def _with_negative_numbers(argv: list[str]) -> list[str]:
-    """['--flag', '-1e2'] as ['--flag=-1e2']: argparse takes the word for a flag."""
+    """Join ['--flag', '-1e2'] to ['--flag=-1e2']: argparse takes the word for a flag."""
     joined: list[str] = []
     for word in argv:
         if re.match(r"-[.\d]", word) and joined and re.fullmatch(r"--[\w.]+", joined[-1]):

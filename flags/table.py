@@ -234,7 +234,7 @@ NETWORK, TRAINING_FLAGS = (
 
 
 def flatten(flags: dict, prefix: str = "") -> dict:
-    """{'model': {'init': {'weight': w}}} -> {'model.init.weight': w}."""
+    """Return {'model.init.weight': w} for {'model': {'init': {'weight': w}}}."""
     flat: dict[str, Any] = {}
     for key, value in flags.items():
         name = f"{prefix}{key}"

@@ -26,7 +26,7 @@ _COMMA = re.compile(r",(?![^()]*\))")  # outside parentheses
 
 
 def _power(base: float, exponent: float) -> float:
-    """base**exponent, computed in floats so that it is quick for any number; an int where it is exact."""
+    """Compute base**exponent in floats, so that it is quick for any number; an int where it is exact."""
     power = float(base) ** float(exponent)
     exact = isinstance(base, int) and isinstance(exponent, int) and exponent >= 0 and abs(power) < 2**53
     return base**exponent if exact else power
@@ -43,7 +43,7 @@ _OPERATORS: dict[type, Callable] = {
 
 
 def _literal(node: ast.AST | None) -> Any:
-    """Value of a Python literal. Numbers may be written as 2**(1/5) or log(10)."""
+    """Evaluate a Python literal. Numbers may be written as 2**(1/5) or log(10)."""
     match node:
         case ast.Constant():
             return node.value
@@ -79,7 +79,7 @@ def from_text(text: str) -> Any:
 
 
 def choice(*words: str) -> Callable:
-    """One of these words."""
+    """Accept one of these words."""
 
     def check(value):
         if value is None:  # a word `none` on the command line
@@ -159,7 +159,7 @@ def folder(value):
 
 
 def optional(kind: Callable) -> Callable:
-    """None, or a value of a kind."""
+    """Accept None, or a value of a kind."""
 
     def check(value):
         return None if value is None else kind(value)
@@ -169,7 +169,7 @@ def optional(kind: Callable) -> Callable:
 
 
 def several(kind: Callable) -> Callable:
-    """Values of a kind, at least one, as a tuple. A single value means a list of one."""
+    """Accept values of a kind, at least one, as a tuple. A single value means a list of one."""
 
     def check(value):
         values = value if isinstance(value, list | tuple) else [value]
@@ -198,12 +198,12 @@ def expecting(what: str, kind: Callable) -> Callable:
 
 
 def ascending(kind: Callable) -> Callable:
-    """Several values of a kind, sorted, each once."""
+    """Accept several values of a kind, and sort them, each once."""
     return lambda value: tuple(sorted(set(several(kind)(value))))
 
 
 def different(kind: Callable, at_least: int = 1) -> Callable:
-    """Several values of a kind, none of them twice."""
+    """Accept several values of a kind, none of them twice."""
 
     def check(value):
         values = several(kind)(value)
@@ -288,7 +288,7 @@ def optimizer(value):
 
 
 def archive(value):
-    """Any value that `models.archivers.build` takes."""
+    """Accept any value that `models.archivers.build` takes."""
     value = _tuples(value)
     try:
         archivers.build(value)

@@ -189,7 +189,7 @@ def _operator(worker: Worker, network: Any, name: str) -> Hessian:
 
 
 def density_work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: probe `probe` of the spectrum of `operator` at network number `number`, `network`.
+    """Compute probe `probe` of the spectrum of `operator` at network number `number`, `network`: a unit of work.
 
     Returns: parameters; values and weights of `quadrature`, lists, the values in the frame.
     """
@@ -201,7 +201,7 @@ def density_work(worker: Worker, args: dict[str, Any], update: Update) -> dict[s
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: the curvature at network number `number`, `network`.
+    """Compute the curvature at network number `number`, `network`: a unit of work.
 
     Returns: as `measure`; and lr_sharpness, the largest eigenvalue times the epoch's learning rate.
     """

@@ -144,7 +144,7 @@ class Hessian(LinearOperator):
         return value * info["lr"] * math.exp(self.log_frame - info["log_frame"])
 
     def _matvec(self, v):
-        """H v, float64 [n]."""
+        """Return H v, float64 [n]."""
         v = np.asarray(v, np.float64).ravel()
         length = np.linalg.norm(v)  # keep the float32 products in range
         if length == 0:

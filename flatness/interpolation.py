@@ -16,7 +16,7 @@ LOW, HIGH = -0.4, 1.3
 
 
 def grid(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """X and Y, float64 [n, n] each: a row has one Y."""
+    """Return X and Y, float64 [n, n] each: a row has one Y."""
     side = np.linspace(LOW, HIGH, n)
     X, Y = np.meshgrid(side, side)
     return X, Y
@@ -38,12 +38,12 @@ class Plane:
         self._span = FastSpan(examples, networks, keep=3) if fast else PlainSpan(examples, networks)
 
     def row(self, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
-        """Losses, float64 [n], at the points of a row of the grid."""
+        """Return the losses, float64 [n], at the points of a row of the grid."""
         return self._span.losses(np.stack([X, Y, 1 - X - Y], axis=1))
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: row `row` of the surface through the three `networks`, each (path, epoch).
+    """Compute row `row` of the surface through the three `networks`, each (path, epoch): a unit of work.
 
     Returns: {'losses': float list [grid]}.
     """

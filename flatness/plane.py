@@ -96,7 +96,7 @@ def principal(center: Tensors, epochs: list[Tensors]) -> Path:
 
 
 def thinned(eids: list[int], bytes_each: int) -> list[int]:
-    """As many of these epochs as memory has room for, evenly chosen, the first and the last among them."""
+    """Return as many of these epochs as memory has room for, evenly chosen, with the first and the last."""
     room = max(PATH_BYTES // bytes_each, 3)
     if len(eids) <= room:
         return eids
@@ -130,7 +130,7 @@ def directions_of(context: Context, network: tuple[str, int], eids: list[int]) -
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: row `row` of the surface, the log losses at `points` [grid, 2].
+    """Compute row `row` of the surface, the log losses at `points` [grid, 2]: a unit of work.
 
     Args in `args`: network, (path, epoch); eids: of the path. Returns: {'log_losses': float list [grid]}.
     """

@@ -102,5 +102,5 @@ def table_row(
 
 
 def mean_and_sd(values: list[float]) -> tuple[float, float]:
-    """Mean and population standard deviation."""
+    """Return mean and population standard deviation."""
     return float(np.mean(values)), float(np.std(values))

@@ -73,7 +73,7 @@ def direction(
 
 
 def norm(tensors: Tensors) -> float:
-    """L2 norm of all tensors together, in float64; None counts as zeros."""
+    """Return the L2 norm of all tensors together, in float64; None counts as zeros."""
     return float(np.sqrt(sum(np.vdot(t, t) for t in (np.float64(t) for t in tensors if t is not None))))
 
 
@@ -148,7 +148,7 @@ class FastWalks(PlainWalks):
         raise EndlessWalk
 
     def _advance(self, span: FastSpan, t: np.ndarray, threshold: float) -> tuple[np.ndarray, float | None]:
-        """Losses at the first few of the points t, and if the next was proved reached, what proves it."""
+        """Return the losses at the first few of the points t and, if the next was proved reached, what proves it."""
         n = len(self.examples)
         origin = self._origin.sum() / n
         wanted, bound, seen, seen_origin = len(t), None, 0, 0.0
@@ -198,7 +198,7 @@ def summary(walks: list[dict], length: float) -> dict:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: the walk along direction `direction` of network number `number`, `network`.
+    """Walk along direction `direction` of network number `number`, `network`: a unit of work.
 
     Returns: as `PlainWalks.walk`.
     Raises: UserError when the walk does not end.

@@ -30,7 +30,7 @@ PROBES = 20  # random perturbations of the average
 
 
 def scales(model: Any, adaptive: str) -> np.ndarray:
-    """T: one number for each of `model.weights`, float64 [n].
+    """Return T: one number for each of `model.weights`, float64 [n].
 
     Args:
       adaptive: 'norm', 'layer' or 'element'; see the module. A layer that is 0 stays 0.
@@ -71,7 +71,7 @@ class Ball:
             variable.assign(tf.reshape(part, variable.shape))
 
     def value(self, u: np.ndarray) -> float:
-        """log I(w + T u)."""
+        """Return log I(w + T u)."""
         self.go_to(u)
         return self.loss.value()
 
@@ -147,7 +147,7 @@ def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: the worst and the average log loss in the ball `rho`, `adaptive` of network number `number`.
+    """Find the worst and the average log loss in the ball `rho`, `adaptive` of a network: a unit of work.
 
     Returns: log_loss, of the network itself; rho; worst; losses, at the random perturbations.
     """

@@ -44,19 +44,19 @@ def using(places: list[Place], tensors: Tensors) -> Iterator[None]:
 
 @compiled(jit_compile=True)  # one pass for a dozen small ops
 def sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Sum of the cross-entropies of examples [b], logits [b, C]; float64."""
+    """Return the sum of the cross-entropies of examples [b], logits [b, C]; float64."""
     return tf.reduce_sum(cross_entropy(labels, logits))
 
 
 @compiled(jit_compile=True)
 def log_sum_of_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """log of `sum_of_losses`, finite at any size of the losses; float64."""
+    """Return the log of `sum_of_losses`, finite at any size of the losses; float64."""
     return tf.reduce_logsumexp(log_cross_entropy(labels, logits))
 
 
 @compiled(jit_compile=True)  # one pass over memory, which is what these sums are bound by
 def combined(coefficients: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
-    """sum_j coefficients_j * parts_j, of [d] and d tensors of one shape."""
+    """Return sum_j coefficients_j * parts_j, of [d] and d tensors of one shape."""
     return sum(coefficients[j] * part for j, part in enumerate(parts))
 
 
@@ -73,7 +73,7 @@ ADD = {False: np.add, True: np.logaddexp}
 
 
 def nan_if_no_variance(model) -> tf.Tensor:
-    """NaN where a batch norm's (perturbed) variance is negative, else 0; float32.
+    """Return NaN where a batch norm's (perturbed) variance is negative, else 0; float32.
 
     The loss of such a network is NaN, which relu and max pool here would turn into a number.
     """
@@ -115,7 +115,7 @@ class Examples:
         return self.functions.setdefault(key, compiled(function, reduce_retracing=True))
 
     def inputs(self, block: slice) -> tf.Tensor:
-        """Layer 0's input for these examples, float32 [b, ...]."""
+        """Return layer 0's input for these examples, float32 [b, ...]."""
         if self.normalized is not None:
             return self.normalized[block]
         return self.model.before(0, self.model.pixels(self.pixels[block]))

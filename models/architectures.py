@@ -220,7 +220,7 @@ def parse(description: list[Any], bias_mode: str, input_shape: tuple[int, int, i
 
 
 def degrees(specs: list[LayerSpec], act_type: str) -> list[int]:
-    """e_k for each layer k with weights: the logits are homogeneous of degree e_k in its weights.
+    """Return e_k for each layer k with weights: the logits are homogeneous of degree e_k in its weights.
 
     1 with relu and linear; with relu2 it doubles with every activation that follows. The order of homogeneity L
     (arXiv 1906.05890, section 2) is their sum. Holds where `why_not_homogeneous` finds nothing.

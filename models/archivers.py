@@ -1,4 +1,4 @@
-"""Archivers: which accepted epochs are kept for good."""
+"""Archivers: which accepted epochs are stored permanently."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ class Archiver:
 
 
 class Idle(Archiver):
-    """Keeps none."""
+    """Stores none."""
 
     def wants(self, eid: int, log_loss: float) -> bool:
         return False

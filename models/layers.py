@@ -55,7 +55,7 @@ class BatchNorm(tf.Module):
         self.variance = tf.Variable(variance, trainable=False, name="variance")
 
     def initial_values(self) -> list[np.ndarray]:
-        """Scale, shift, running mean and running variance of a new network, float32 [channels] each."""
+        """Return scale, shift, running mean and variance of a new network, float32 [channels] each."""
         ones, zeros = np.ones(self.channels, np.float32), np.zeros(self.channels, np.float32)
         return [ones, zeros, zeros, ones]
 
@@ -109,12 +109,12 @@ class Weighted(tf.Module):
         raise NotImplementedError
 
     def affine(self, x: tf.Tensor) -> tf.Tensor:
-        """x * weight + bias: linear in (weight, bias) together."""
+        """Return x * weight + bias: linear in (weight, bias) together."""
         z = self._linear(x)
         return z if self.bias is None else tf.nn.bias_add(z, self.bias)
 
     def gram(self, x: tf.Tensor, dz: tf.Tensor) -> tf.Tensor:
-        """<g_i, g_j>, float64 [B, B], of the gradients g_i of a number of example i by this layer's weight and bias.
+        """Return <g_i, g_j>, float64 [B, B]: g_i is the gradient of a number of example i by weight and bias.
 
         Args:
           x: the layer's input [B, ...]. dz: the gradient of each example's number by the layer's affine part.
@@ -135,7 +135,7 @@ class Weighted(tf.Module):
 
 @tf.custom_gradient
 def conv_of_image(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """Convolution, stride 1, SAME, of [B, h, w, cin] with [kh, kw, cin, cout], for few cin."""
+    """Convolve, stride 1, SAME, [B, h, w, cin] with [kh, kw, cin, cout], for few cin."""
 
     def grad(dz: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         kh, kw, cin, cout = weight.shape
@@ -152,7 +152,7 @@ def conv_of_image(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]
 
 @compiled(jit_compile=True)
 def _shifted_sum(columns: tf.Tensor) -> tf.Tensor:
-    """[B, h, w, kh, kw, c] -> [B, h, w, c]: adds the value for tap (i, j) to the pixel that the tap has read."""
+    """Add the value for tap (i, j) to the pixel that the tap has read: [B, h, w, kh, kw, c] -> [B, h, w, c]."""
     h, w, kh, kw = columns.shape[1:5]
     before, after = ((kh - 1) // 2, (kw - 1) // 2), (kh // 2, kw // 2)  # SAME's padding
     rows, cols = ((after[k], before[k]) for k in range(2))
@@ -194,7 +194,7 @@ class Conv(Weighted):
 
 
 def matmul_transposed(dz: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """dz @ weight^T, [B, cout] @ [cout, cin]: with a kernel that reads the weight as it lies in memory."""
+    """Return dz @ weight^T, [B, cout] @ [cout, cin], with a kernel that reads the weight as it lies in memory."""
     return tf.raw_ops.BatchMatMulV2(x=dz, y=weight, adj_y=True)
 
 
@@ -220,7 +220,7 @@ class FullyConnected(Weighted):
         )
 
     def _product(self, x: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        """x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
+        """Return x @ weight, [B, cin] @ [cin, cout], with both gradients as plain products."""
 
         @tf.custom_gradient
         def product(x: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
@@ -263,14 +263,14 @@ def max_pool_grad(x: tf.Tensor, y: tf.Tensor, dy: tf.Tensor, positive_only: bool
 
 @tf.custom_gradient
 def max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
+    """Pool 2x2, stride 2, VALID: [B, h, w, c] -> [B, h // 2, w // 2, c]."""
     y = tf.nn.max_pool2d(x, 2, 2, "VALID")
     return y, lambda dy: max_pool_grad(x, y, dy)
 
 
 @tf.custom_gradient
 def relu_max_pool(x: tf.Tensor) -> tuple[tf.Tensor, Gradient]:
-    """max_pool(relu(x)). The relu comes after the pool, on a quarter of the data, with the same result."""
+    """Return max_pool(relu(x)). The relu comes after the pool, on a quarter of the data, with the same result."""
     y = _max_pool_then_relu(x)
     return y, lambda dy: max_pool_grad(x, y, dy, positive_only=True)
 

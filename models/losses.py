@@ -20,7 +20,7 @@ from support.device import compiled
 
 
 def hp_sparse_softmax_cross_entropy_with_logits_v1(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy softplus(logsumexp_j d_j) of each example (train_mode NORMAL).
+    """Return the cross-entropy softplus(logsumexp_j d_j) of each example (train_mode NORMAL).
 
     Args:
       labels: integers [B].
@@ -87,7 +87,7 @@ def _loss_and_gradient(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tenso
 
 
 def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """s = logsumexp_{j != y} (z_j - z_y), float64 [B].
+    """Return s = logsumexp_{j != y} (z_j - z_y), float64 [B].
 
     The cross-entropy is softplus(s), so both rise in the same direction; but where s is below -100 the
     cross-entropy's gradient underflows, and that of s does not.
@@ -103,18 +103,18 @@ def log_odds(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """softplus(log_odds), the true loss of each example, float64 [B]. Arguments as for `log_odds`."""
+    """Return softplus(log_odds), the true loss of each example, float64 [B]. Arguments as for `log_odds`."""
     return tf.nn.softplus(log_odds(labels, logits))
 
 
 def log_cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Natural log of `cross_entropy`, float64 [B]; finite at any size of the loss. Arguments as for `log_odds`."""
+    """Return the log of `cross_entropy`, float64 [B]; finite at any size of the loss. Arguments as for `log_odds`."""
     s = log_odds(labels, logits)
     return tf.where(s < CUTOFF, s, tf.math.log(tf.nn.softplus(tf.maximum(s, CUTOFF))))
 
 
 def cross_entropy_in_frame(labels: tf.Tensor, logits: tf.Tensor, log_frame: tf.Tensor | float) -> tf.Tensor:
-    """softplus(log_odds) * exp(-log_frame), float64 [B]. Arguments as for the `hp_` losses."""
+    """Return softplus(log_odds) * exp(-log_frame), float64 [B]. Arguments as for the `hp_` losses."""
     log_frame = tf.convert_to_tensor(log_frame, tf.float64)
     s = log_odds(labels, logits)
     small = tf.exp(tf.minimum(s, CUTOFF) - log_frame)

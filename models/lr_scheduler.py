@@ -172,7 +172,7 @@ class LossBasedLRv1(_LossComparing):
 
 
 def _must_lower(alpha2: float) -> float:
-    """alpha2, unless dividing by it would not lower the lr: a rejected epoch would never end."""
+    """Return alpha2. Raises: ValueError where dividing by it would not lower the lr: rejections would never end."""
     if not alpha2 > 1:
         raise ValueError(f"alpha2 must be above 1, not {alpha2!r}")
     return alpha2

@@ -17,7 +17,7 @@ CUTOFF = -37.0
 
 
 def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i.
+    """Return d_ij = z_ij - z_{i,y_i}, float64 [N, C], and -inf at j = y_i.
 
     Args:
       logits: float32 [N, C]. labels: integers [N].
@@ -30,18 +30,18 @@ def gaps(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def log_odds_of_gaps(d: np.ndarray) -> np.ndarray:
-    """s_i = logsumexp_j d_ij, float64 [N], from `gaps`, [N, C]."""
+    """Return s_i = logsumexp_j d_ij, float64 [N], from `gaps`, [N, C]."""
     top = d.max(axis=1)
     return top + np.log(np.exp(d - top[:, None]).sum(axis=1))
 
 
 def log_losses(s: np.ndarray) -> np.ndarray:
-    """Natural log of each example's true cross-entropy softplus(s), float64 [N]; finite for any finite s."""
+    """Return the log of each example's true cross-entropy softplus(s), float64 [N]; finite for any finite s."""
     return np.where(s < CUTOFF, s, np.log(np.logaddexp(0, np.maximum(s, CUTOFF))))
 
 
 def log_mean_exp(values: np.ndarray) -> float:
-    """log(mean(exp(values))), computed inside float64's range."""
+    """Return log(mean(exp(values))), computed inside float64's range."""
     top = values.max()
     return float(top + np.log(np.exp(values - top).mean()))
 
@@ -50,7 +50,7 @@ def log_mean_exp(values: np.ndarray) -> float:
 
 
 def margins(d: np.ndarray) -> np.ndarray:
-    """q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`gaps`)."""
+    """Return q_i = z_{i,y_i} - max_{j != y_i} z_ij, float64 [N], from the gaps [N, C] (`gaps`)."""
     q: np.ndarray = -d.max(axis=1)
     return q
 
@@ -66,7 +66,7 @@ def published_order(n_layers: int, act_type: str) -> int:
 
 
 def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
-    """rho, rho_k, norm_prod and rhoL (arXiv 1906.05890).
+    """Return rho, rho_k, norm_prod and rhoL (arXiv 1906.05890).
 
     Args:
       layers: for each layer its tensors that count: the weight, and for the first layer its bias. (In
@@ -87,7 +87,7 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
 
 
 def smoothed_margin(log_loss: float, n: int) -> float:
-    """G = -log(e^S - 1), S = the sum of the losses: the smoothed margin before it is normalized.
+    """Return G = -log(e^S - 1), S = the sum of the losses: the smoothed margin before it is normalized.
 
     It lies between q_min - log(n (C - 1)) - S and q_min (arXiv 1906.05890, section 4.4, appendix F).
 
@@ -190,7 +190,7 @@ def angle(before: list[np.ndarray], after: list[np.ndarray]) -> float:
 
 
 def margin_stats(q: np.ndarray, rhoL: float, norm_prod: float) -> dict[str, float]:
-    """q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k).
+    """Return q_min, q_max, the normalized margins, and n_supp_k: how many q_i < q_min + log(10**k).
 
     Args:
       q: margins [N]. rhoL, norm_prod: of `norms`.

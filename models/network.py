@@ -22,7 +22,7 @@ WIDE = 2**22  # bytes of weights above which adding up one gradient per slice ta
 
 
 def on_device(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Variable, tf.Tensor]:
-    """Return a data set as a GPU can gather batches from it without the host.
+    """Put a data set where a GPU can gather batches from it without the host.
 
     TensorFlow's GPU kernels gather bytes from a variable only, and it keeps int32 tensors on the host
     (`bench/gpu_placement.py`).
@@ -81,7 +81,7 @@ class Network(Sequential):
     def _loss_sum_and_logits(
         self, pixels: tf.Tensor, labels: tf.Tensor, log_frame: tf.Tensor, training: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
+        """Return the sum of the losses in the frame, float64, and logits [B, C], of integer pixels [B, h, w, c]."""
         n = labels.shape[0] or tf.shape(labels)[0]
         parts = min(self.parts, labels.shape[0] or self.parts)  # none is empty
         cut = slices(n, parts)
@@ -118,7 +118,7 @@ class Network(Sequential):
         augment_seed: np.ndarray | None = None,
         update: Update = ignore,
     ) -> tuple[bool, np.ndarray]:
-        """Return an epoch of gradient steps; stops after the first bad batch.
+        """Train an epoch: one step per batch, stopping after the first bad batch.
 
         Args:
           images: integer pixels [N, h, w, c]; labels: integers [N]. Both as `on_device` makes them, or tensors.
@@ -150,7 +150,7 @@ class Network(Sequential):
         self, images: Any, labels: Any, batches: Any, begin: Any, end: Any, lr: Any, log_frame: Any, loss_ub: Any,
         augment_seed: Any,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:  # fmt: skip
-        """Return the gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors.
+        """Take the gradient steps of batches[begin:end]; arguments as of `train_epoch`, tensors.
 
         Returns: ok; the first batch that is not done; losses, float64 [n], of which [begin:done] are filled.
         """
@@ -180,7 +180,7 @@ class Network(Sequential):
         loss_limit: float = np.inf,
         update: Update = ignore,
     ) -> tuple[bool, float, np.ndarray]:
-        """Mean loss and logits of a data set, in blocks of EVAL_BATCH, in order.
+        """Compute mean loss and logits of a data set, in blocks of EVAL_BATCH, in order.
 
         Losses are >= 0, so a partial sum can already prove that the mean is above loss_limit; the
         pass stops there.
@@ -210,7 +210,7 @@ class Network(Sequential):
     def _evaluate_turn(
         self, images: Any, labels: Any, begin: Any, end: Any, log_frame: Any, limit: Any, total: Any
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Blocks begin to end, unless the sum of losses, counted on from total, passes the limit before."""
+        """Evaluate blocks begin to end, unless the sum of losses, counted on from total, passes the limit before."""
         n = tf.shape(images)[0]
 
         def block(i: tf.Tensor, total: tf.Tensor, logits: tf.TensorArray) -> tuple[Any, ...]:
@@ -251,6 +251,6 @@ class Network(Sequential):
 
 
 def _turns(n: int, flops: float) -> list[tuple[int, int]]:
-    """0..n in slices [begin, end) of about TURN_FLOPS, each of the n costing `flops`."""
+    """Cut 0..n into slices [begin, end) of about TURN_FLOPS, each of the n costing `flops`."""
     size = max(1, int(TURN_FLOPS // flops)) if flops else n
     return [(begin, min(begin + size, n)) for begin in range(0, n, size)]

@@ -17,7 +17,7 @@ RANK = 1e-6  # singular values below this part of the largest are the rounding o
 
 
 def as_matrix(g: tf.Tensor) -> tf.Tensor:
-    """[..., cout] -> [inputs, cout]."""
+    """Reshape [..., cout] to [inputs, cout]."""
     return tf.reshape(g, [-1, g.shape[-1]])
 
 

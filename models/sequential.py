@@ -113,7 +113,7 @@ class Sequential(tf.Module):
         return layers
 
     def _drawn(self, seed: int, k: int, spec: LayerSpec) -> tuple[np.ndarray, np.ndarray | None]:
-        """Initial weight and bias of the k-th layer with weights; each tensor has its own stream of numbers."""
+        """Draw weight and bias of the k-th layer with weights; each tensor has its own stream of numbers."""
 
         def draw(kind: str, shape: tuple[int, ...]) -> np.ndarray:
             return initial_value(
@@ -135,7 +135,7 @@ class Sequential(tf.Module):
     # Images to logits
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Return float32 [B, h, w, c] in [0, 1] -> float32 [B, n_classes].
+        """Compute logits: float32 [B, h, w, c] in [0, 1] -> float32 [B, n_classes].
 
         Args:
           training: batch norm uses the batch's moments, and moves its running ones.
@@ -157,7 +157,7 @@ class Sequential(tf.Module):
         return _through(self._pipeline[: self._pipeline.index(self.layers[k])], images)
 
     def after(self, k: int, z: tf.Tensor) -> tf.Tensor:
-        """From the affine part of layer k (before its batch norm and activation) to the logits."""
+        """Compute the logits from the affine part of layer k (before its batch norm and activation)."""
         bn = self.layers[k].bn
         rest = self._pipeline[self._pipeline.index(self.layers[k]) + 1 :]
         return _through(rest, z if bn is None else bn(z, training=False))
@@ -179,7 +179,7 @@ class Sequential(tf.Module):
         return x, seen
 
     def pixels(self, images: tf.Tensor) -> tf.Tensor:
-        """Integer pixels as stored -> float32 in [0, 1]."""
+        """Convert integer pixels as stored to float32 in [0, 1]."""
         return tf.cast(images, tf.float32) * self.scale
 
     # Weights in and out
@@ -228,7 +228,7 @@ class Sequential(tf.Module):
         return [v for v in self.tensors if v.trainable]
 
     def get_weights(self) -> list[tuple[str, np.ndarray]]:
-        """[(name, float32 array), ...] of `places`, in their order."""
+        """Return [(name, float32 array), ...] of `places`, in their order."""
         return [(place.name, place.variable.numpy()) for place in self.places()]
 
     def snapshot(self) -> Weights:
@@ -264,14 +264,14 @@ class Sequential(tf.Module):
         return values
 
     def counted_weights(self) -> list[list[np.ndarray]]:
-        """For each layer the tensors whose norm counts: its weight, and the first layer's bias."""
+        """Return for each layer the tensors whose norm counts: its weight, and the first layer's bias."""
         return [
             [layer.weight.numpy()] + ([layer.bias.numpy()] if k == 0 and layer.bias is not None else [])
             for k, layer in enumerate(self.layers)
         ]
 
     def effective_weights(self) -> list[np.ndarray]:
-        """By what each layer multiplies its input when images are classified.
+        """Return by what each layer multiplies its input when images are classified.
 
         The weights, float64, times the factors of their batch norm (running variance); in the first layer
         also times those of the input's normalization. Pools below the first layer let these pass.

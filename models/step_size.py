@@ -50,5 +50,5 @@ class StepSize:
         return halved
 
     def keep(self, rows: np.ndarray) -> None:
-        """Keep only these climbs, bool [B]."""
+        """Drop all climbs but these, bool [B]."""
         self.eta, self.was_halved = self.eta[rows], self.was_halved[rows]

@@ -133,7 +133,7 @@ SUMMARY = {  # what `attacks.run` writes of an epoch
 
 
 def _summary(run: Run) -> dict[str, dict]:
-    """summary.json: {epoch, as text: its numbers}. Raises: UserError when something in it is missing or wrong."""
+    """Read summary.json: {epoch, as text: its numbers}. Raises: UserError when something is missing or wrong."""
     found = read.read_summary(run.path)
     for eid, numbers in found.items():
         bad = forms.wrong(numbers, SUMMARY) if forms.whole_text(eid) else [""]

@@ -182,7 +182,7 @@ def title(runs: list[Run], *names: str) -> str:
 
 
 def columns(run: Run, *names: str) -> np.ndarray:
-    """Numbers of the epochs that have all of them, by ascending epoch: float64 [len(names), epochs].
+    """Return numbers of the epochs that have all of them, by ascending epoch: float64 [len(names), epochs].
 
     Args:
       names: 'eid', 'lr', 'log_frame', 'time' of the info, or a key of its stats. (With the flag

@@ -52,7 +52,7 @@ def results(found: Any, flags: dict[str, Any], about: dict[str, Any]) -> Any:
 
 
 def _smooth(raw: dict, flags: dict[str, Any], about: dict[str, Any]) -> None:
-    """Smoothed margins and balance of the epochs that lack them (`models.margins.smoothed_stats`)."""
+    """Add smoothed margins and balance to the epochs that lack them (`models.margins.smoothed_stats`)."""
     recorded = [info["stats"] for info in raw.values() if not forms.wrong(info, {"stats": RECORDED})]
     n = about.get("data", {}).get("train")
     with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):  # not a record of this program

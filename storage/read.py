@@ -89,7 +89,7 @@ def runs_in(parent: Path) -> list[Path]:
 
 
 def _about(path: Path) -> dict:
-    """`read_about`; {} where an earlier version wrote none."""
+    """Return `read_about`, or {} where an earlier version wrote none."""
     return read_about(path) if (path / "about.json").exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""The flags of stored runs: what a task takes over from the run that it resumes or looks at."""
+"""The flags of stored runs: what a task inherits from the run that it resumes or looks at."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ def check_same(directory: Path, flags: dict) -> None:
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a task takes over from the run `load_dir`.
+    """What a task inherits from the run `load_dir`.
 
     Attributes:
       flags: names of the flags whose values are the run's. They cannot be given.

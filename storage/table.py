@@ -119,7 +119,7 @@ def write_csv(rows: np.ndarray, file: TextIO) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Return the command line of `python results.py`; returns the exit status, as `exit_status`."""
+    """Run the command line of `python results.py`; returns the exit status, as `exit_status`."""
     parser = Parser(prog="python results.py", description="A run's record as a table.", allow_abbrev=False)
     parser.add_argument("directory", metavar="DIRECTORY", help="a working directory")
     parser.add_argument("--csv", metavar="FILE", help="write it there, not to the screen")

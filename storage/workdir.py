@@ -112,7 +112,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
 
 
 def _begin_after_others(parent: Path, files: dict[str, dict] | None) -> None:
-    """Let a new directory begin after all others of its experiment, even if the clock was set back."""
+    """Date a new directory after all others of its experiment, even if the clock was set back."""
     about = (files or {}).get("about.json", {})
     if "began" in about:
         others = [began(path) for path in runs_in(parent)]
@@ -277,7 +277,7 @@ class WorkDir:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Hard-link source to target atomically; False where the file system cannot."""
+    """Hard-link source to target atomically. Returns False where the file system cannot."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with contextlib.suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ def _hidden(package: str) -> Iterator[None]:
 
 
 def compiled(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """`tf.function` without AutoGraph, also as a decorator.
+    """Compile a function with `tf.function`, without AutoGraph; also a decorator.
 
     Loops and branches that depend on tensors are TensorFlow's own ops here. AutoGraph would translate Python
     code in vain before the first step.

@@ -1,4 +1,4 @@
-"""Has what was read from a file the form that its readers take for granted?"""
+"""Forms of values that were read from files: checks that they have the form that their readers rely on."""
 
 from collections.abc import Callable
 from typing import Any

@@ -21,7 +21,7 @@ Update = Callable[[float], None]
 
 
 def ignore(fraction: float) -> None:
-    """An `Update` that does nothing."""
+    """Do nothing: an `Update`."""
 
 
 def within(update: Update, low: float, high: float) -> Update:
@@ -169,7 +169,7 @@ class Part:
         self.progress.check(fraction)
 
     def finish(self) -> None:
-        """Count the whole piece as done. Never raises: a result is not thrown away."""
+        """Count the whole piece as completed. Never raises: a result is not thrown away."""
         self._go_to(1.0)
 
     def _go_to(self, fraction: float) -> None:

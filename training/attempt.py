@@ -120,7 +120,7 @@ def _moved(model: Any, before: Any) -> bool:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> Outcome:
-    """A unit of work: an attempt. Arguments as of `attempt`; the weights are those published as `before`."""
+    """Make an attempt, from the weights published as `before`: a unit of work. Arguments as of `attempt`."""
     return attempt(worker.context, worker.published["before"], **args, update=update)
 
 

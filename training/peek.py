@@ -18,7 +18,7 @@ from training.run import stats_line
 
 
 def train_peek(context: Context) -> Path:
-    """From each stored epoch `eid` of load_dir, train E more epochs at fixed lr and log_frame0.
+    """Train E more epochs from each stored epoch `eid` of load_dir, at fixed lr and log_frame0.
 
     Writes, in <load_dir>/train_peek/<time>, `res` = {'flags': flags, 'raw': {eid: {'stats': stats of
     the epoch itself, 'q': its margins q_i, float64 [N], 'epochs': [info, ...]}}}; each info has

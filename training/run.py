@@ -225,7 +225,7 @@ class Training:
         self.start(log_frame0)
 
     def _attempts(self, number: int, planned: dict[tuple[int, ...], float]) -> Iterator[Unit]:
-        """Attempt `number` at the next epoch, and those that follow if each is rejected."""
+        """Yield attempt `number` at the next epoch, and those that follow if each is rejected."""
         f, scheduler, lr = self.context.f, copy.deepcopy(self.scheduler), self.lr
         while lr >= f.lr_lb:
             limit = scheduler.loss_limit() if f.early_reject else math.inf

@@ -70,7 +70,7 @@ def _child(context: Context, seed: int) -> Context:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> str:
-    """A unit of work: train the network of `seed`, in its own directory in `run`. Returns that directory."""
+    """Train the network of `seed`, in its own directory in `run`: a unit of work. Returns that directory."""
     run = Path(args["run"])
     context = _child(worker.context, args["seed"])
     context.update = update

@@ -61,7 +61,7 @@ def measure_epochs(context: Context) -> Path:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: the measures of the stored epoch `network`."""
+    """Compute the measures of the stored epoch `network`: a unit of work."""
     context, (path, eid) = worker.context, args["network"]
     context.model.set_weights(worker.weights((path, eid)))
     infos = [info for key, info in sorted(record_of(context, path).items()) if key <= eid]

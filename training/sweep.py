@@ -171,7 +171,7 @@ def _finished(path: Path, flags: dict[str, Any]) -> bool:
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
-    """A unit of work: a whole run, in its own directory. Returns: path; error, where it diverged."""
+    """Train a whole run, in its own directory: a unit of work. Returns: path; error, where it diverged."""
     context, whole = worker.context, Path(args["sweep"])
     path, here = whole / args["name"], {"threads": context.compute.threads, "gpu": context.f.gpu}
     try:

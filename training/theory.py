@@ -26,12 +26,12 @@ Layers = list[list[np.ndarray]]  # for each layer its weight, its bias, ... or t
 
 
 def dot(a: list[np.ndarray], b: list[np.ndarray]) -> float:
-    """<a, b> of lists of arrays, summed in float64."""
+    """Return <a, b> of lists of arrays, summed in float64."""
     return math.fsum(float(np.multiply(x, y, dtype=np.float64).sum()) for x, y in zip(a, b, strict=True))
 
 
 def norm(a: list[np.ndarray]) -> float:
-    """Return the length of a list of arrays, taken as one vector."""
+    """Return the L2 norm of a list of arrays, taken as one vector."""
     return math.sqrt(dot(a, a))
 
 
@@ -50,7 +50,7 @@ def constraint_weights(d: np.ndarray, log_losses: np.ndarray, log_frame: float) 
 def at_a_point(
     weights: Layers, gradients: Layers, degrees: list[int], s: np.ndarray, p: np.ndarray, n: int
 ) -> dict[str, float]:
-    """beta and each layer's, nu, Euler's identity as a residual, and how many constraints matter.
+    """Return beta and each layer's, nu, Euler's identity as a residual, and how many constraints matter.
 
     beta = -<w, g> / (|w| |g|); on the flow it tends to 1 (appendix C). nu = (1/N) sum p s. Euler's identity for a
     network that is homogeneous of degree e_k in layer k: -<w_k, g_k> = e_k nu for every k, and -<w, g> = L nu.
@@ -100,7 +100,7 @@ def kkt(beta: float, s: np.ndarray, p: np.ndarray) -> dict[str, float]:
 
 
 def certificate(gram: np.ndarray, b: np.ndarray) -> float:
-    """min over multipliers >= 0 of |w/|w| - sum_i a_i h_i|: by non-negative least squares on the Gram matrix.
+    """Return min over multipliers >= 0 of |w/|w| - sum_i a_i h_i|, by non-negative least squares on the Gram matrix.
 
     Args:
       gram: <h_i, h_j>, h_i the gradient of gap i, [K, K]. b: <w/|w|, h_i>, [K].
@@ -120,7 +120,7 @@ def certificate(gram: np.ndarray, b: np.ndarray) -> float:
 
 
 def constraint_gram(model: Any, pixels: Any, labels: Any, others: Any) -> Any:
-    """<h_i, h_j> of the gradients h_i of the gaps z_label - z_other by all weights.
+    """Return <h_i, h_j> of the gradients h_i of the gaps z_label - z_other by all weights.
 
     TensorFlow's ops: tensors in, a float64 tensor [K, K] out.
 
@@ -136,7 +136,7 @@ def constraint_gram(model: Any, pixels: Any, labels: Any, others: Any) -> Any:
 
 
 def growth_rate(beta: float, nu: float, order: int, log_loss: float, n: int) -> float:
-    """d log(smoothed normalized margin) / d log rho under the flow (derived from theorem 4.1's proof): >= 0.
+    """Return d log(smoothed normalized margin) / d log rho under the flow (from theorem 4.1's proof): >= 0.
 
     L (B / beta^2 - 1), B = nu / (G (1 - e^-S)) with nu summed over the examples and out of the frame.
 
@@ -180,7 +180,7 @@ def flow_bound(before: dict[str, Any], after: dict[str, Any], order: int, n: int
 
 
 def log_flow_time(infos: list[dict[str, Any]], steps: int, n: int) -> float:
-    """Natural log of T, the time of the flow on the summed loss that the accepted steps stand for.
+    """Return the log of T, the time of the flow on the summed loss that the accepted steps stand for.
 
     A step with the true learning rate r on the mean loss is one of r / N on the sum.
 
@@ -245,7 +245,7 @@ def largest_margins(x: np.ndarray, y: np.ndarray, bias: bool) -> tuple[float, fl
 
 
 def of_epoch(now: Any, history: Any) -> dict[str, Any]:
-    """Return all of the above, without what `why_not` excludes.
+    """Compute everything above, without what `why_not` excludes.
 
     Args: a `training.measures.Evaluation` and its `training.measures.History`.
     """
@@ -287,7 +287,7 @@ def why_not(model: Any) -> str | None:
 
 
 def _by_layer(model: Any, arrays: list[np.ndarray]) -> Layers:
-    """Arrays in the order of the model's `weights`, gathered by layer."""
+    """Group arrays in the order of the model's `weights` by layer."""
     layers: Layers = [[] for _ in model.layers]
     trained = [place for place in model.places() if place.variable.trainable]
     for place, array in zip(trained, arrays, strict=True):
@@ -312,7 +312,7 @@ def _graph_of(function: Callable[..., Any], model: Any) -> Any:
 
 
 def max_margin(now: Any, history: Any) -> dict[str, float]:
-    """`largest_margins` of the training set; nothing for a network that `why_no_max_margin` refuses."""
+    """Return `largest_margins` of the training set; nothing for a network that `why_no_max_margin` refuses."""
     if why_no_max_margin(now.model):
         return {}
 
