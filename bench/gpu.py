@@ -148,7 +148,7 @@ def main() -> None:
     device = set_up_device(args.gpu, args.tf32)
     rows: list[tuple[str, str, str]] = [("device", device, f"TensorFlow {tf.__version__}")]
     rows.append(("TF32", "on" if args.tf32 else "off", ""))
-    print("| what | measured | beside it |\n|---|---|---|")
+    print("| what | measured | for comparison |\n|---|---|---|")
     for row in rows:
         print("| {} | {} | {} |".format(*row), flush=True)
     for part in (steps, epochs, attacks, trajectories):

@@ -136,7 +136,7 @@ def speculative(epochs: list[list[float]], n: int, overhead: float = 0.0) -> tup
     """Simulate n workers on epochs whose attempts take these durations: (seconds, attempts started).
 
     Attempts of an epoch start in order, each on the worker that is free first; when the last one needed is done, the
-    others end at once. Overhead: seconds more for an attempt, and once more for an epoch.
+    others end immediately. Overhead: seconds more for an attempt, and once more for an epoch.
     """
     total, started = 0.0, 0
     for durations in epochs:

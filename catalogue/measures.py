@@ -208,7 +208,7 @@ ON_REQUEST = tuple(name for name, measure in MEASURES.items() if measure.cadence
 OF_STEPS = ("direction", "effort")  # what training itself did; the others are of a network
 OF_A_NETWORK = tuple(name for name in MEASURES if name not in OF_STEPS)
 
-# What `info` holds beside `stats`.
+# What `info` holds besides `stats`.
 INFO = {
     "eid": ("the epoch, from 1 on", ""),
     "lr": ("learning rate in the frame: the true one times exp(log_frame)", "frame"),

@@ -58,14 +58,14 @@ def measures_table() -> str:
     """The table of what an epoch records."""
     lines = ["| key of `stats` | meaning | unit | recorded |", "|---|---|---|---|"]
     lines += [f"| `{key}` | {meaning} | {unit} | {when} |" for key, meaning, unit, when in key_table()]
-    lines += ["", "Beside `stats`, an `info` holds:", "", "| key | meaning | unit |", "|---|---|---|"]
+    lines += ["", "Besides `stats`, an `info` holds:", "", "| key | meaning | unit |", "|---|---|---|"]
     lines += [f"| `{key}` | {meaning} | {unit} |" for key, (meaning, unit) in INFO.items()]
     lines.append("| `all_rt_loss` | the list of all batch losses, with `--include_all_rt_loss_in_res` | frame |")
     return "\n".join(lines) + "\n"
 
 
 def with_tables(page: str) -> str:
-    """A page whose generated part is made anew."""
+    """Return a page with its generated part replaced."""
     before, rest = page.split(BEGIN)
     return before + BEGIN + "\n" + measures_table() + "\n" + END + rest.split(END)[1]
 

@@ -93,8 +93,8 @@ def _check_file(file: Path) -> None:
         raise UserError(f"{file}: no such file")
     if file.suffix == ".onnx":
         require_onnx(str(file))
-    beside = file.with_name(f"{file.name}.data")  # where PyTorch's exporter puts the weights
-    size = file.stat().st_size + (beside.stat().st_size if os.path.isfile(beside) else 0)
+    external = file.with_name(f"{file.name}.data")  # where PyTorch's exporter puts the weights
+    size = file.stat().st_size + (external.stat().st_size if os.path.isfile(external) else 0)
     if file.suffix in (".keras", ".npz"):
         try:
             size = sum(part.file_size for part in zipfile.ZipFile(file).infolist())

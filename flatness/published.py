@@ -50,7 +50,7 @@ def is_papers_training(flags: dict) -> bool:
 
 
 def published_radius(trained: dict, measured: dict) -> tuple[float, float] | None:
-    """Return the published (mean, standard deviation) that a measurement may be held against, or None.
+    """Return the published (mean, standard deviation) that a measurement can be compared with, or None.
 
     Args:
       trained: the flags of the run. measured: the flags of the measurement.

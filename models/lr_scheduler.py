@@ -31,7 +31,7 @@ class LRScheduler:
         self.lr = lr
         self.train_mode = train_mode
         self.log_frame0 = log_frame0
-        if length:  # else it is no part of the state, as before there was a choice
+        if length:  # else it is not part of the state, as in checkpoints of earlier versions
             self.length = True
 
     def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:

@@ -72,7 +72,7 @@ class Network(Sequential):
         return [*super().snapshot(), *(slot.read_value() for slot in self.optimizer.slots)]
 
     def set_weights(self, values: Weights) -> None:
-        """Put in what `snapshot` returned, or weights alone: the optimizer then begins anew."""
+        """Put in what `snapshot` returned, or weights alone: the optimizer then starts again."""
         n, slots = len(self.tensors), self.optimizer.slots
         super().set_weights(values[:n])
         for slot, value in zip(slots, values[n:] or [np.zeros(slot.shape) for slot in slots], strict=True):

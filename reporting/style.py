@@ -152,7 +152,7 @@ def in_powers(value: float, plain: bool) -> str:
 
 
 def coinciding(axes: "Axes") -> list[list[str]]:
-    """Return groups of named curves that cannot be told apart: nowhere a point (1/72 inch) from the first of them."""
+    """Return groups of named curves that coincide: nowhere a point (1/72 inch) from the first of them."""
     groups: list[tuple[Any, list[str]]] = []
     for line in axes.lines:
         points = axes.transData.transform(line.get_xydata())

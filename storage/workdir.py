@@ -7,7 +7,7 @@
     res                 pickled dict {'flags': ..., 'raw': {eid: info}}: plain Python and NumPy only; its SHA-256
                         follows the end of the pickle, where unpicklers do not read
     checkpoint.npz      weights of the last saved epoch, and the state that a resumed run needs
-    archive/eid-*.npz   checkpoints that are kept for good
+    archive/eid-*.npz   checkpoints that are never replaced
     lock                held by the writing process, which it names
 
 Files other than stdout and the journal are replaced atomically: a reader, or a crash, finds the old file or the new
@@ -253,7 +253,7 @@ class WorkDir:
         archive: bool = False,
         kept: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Write the current checkpoint, and with `archive` keep it for good.
+        """Write the current checkpoint, and with `archive` archive it as well.
 
         Args:
           weights: [(name, array), ...] in layer order.

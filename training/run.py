@@ -418,7 +418,7 @@ class Run(Training):
 
 def angle_between(model: Any, before: Any, after: Any) -> float:
     """Return the angle between all weights before and after an epoch, radians."""
-    trained = [v.trainable for v in model.tensors]  # the optimizer's state follows, which is no weight
+    trained = [v.trainable for v in model.tensors]  # the optimizer's state follows
     pair = ([as_array(w) for w, t in zip(weights, trained, strict=False) if t] for weights in (before, after))
     return margins.angle(*pair)
 
