@@ -2,7 +2,7 @@
 
     python bench/figures.py [directory ...] [--epochs 10000] [--json FILE]
 
-Without a directory, of a made-up training run with the given number of epochs and all the keys of a real one. Printed:
+Without a directory: of a made-up training run of the given length with all the keys of a real one. Printed:
 
     seconds      on the clock, from the start of the process (imports are in it)
     processor    seconds of processor time, which other processes on the machine do not lengthen as much
