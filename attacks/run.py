@@ -19,9 +19,7 @@ from storage import migrate, read, workdir
 from support.errors import UserError
 from support.screen import Bar, Update, log, shown_path
 
-AT_ONCE = (
-    2  # blocks attacked concurrently on a CPU: each uses the core that single-threaded ops of the other leave idle
-)
+AT_ONCE = 2  # blocks attacked concurrently on a CPU: one uses the core that the other's serial ops leave idle
 
 
 def attack(context: Context) -> Path:

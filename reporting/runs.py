@@ -44,7 +44,7 @@ class Run:
 
     @property
     def method(self) -> Method:
-        """The row of an attack's method."""
+        """The catalogue's row of an attack's method."""
         return METHODS[self.flags["attack_method"]]
 
     def distances(self, found: dict) -> np.ndarray:

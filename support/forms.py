@@ -21,7 +21,7 @@ def number_or_none(value: Any) -> bool:
 
 
 def numbers(value: Any) -> bool:
-    """Return a list of numbers, or an array of them, with at least one."""
+    """Return whether this is a list of numbers, or an array of them, with at least one."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "biuf" and value.size > 0
     return isinstance(value, list | tuple) and len(value) > 0 and all(map(number, value))
@@ -32,7 +32,7 @@ def matrix(value: Any) -> bool:
 
 
 def whole(value: Any) -> bool:
-    """Return a whole number from 1 to 2^31."""
+    """Return whether this is a whole number from 1 to 2^31."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**31
 
 
@@ -41,7 +41,7 @@ def whole_or_text_or_none(value: Any) -> bool:
 
 
 def pair_or_none(value: Any) -> bool:
-    """Two numbers, as of a mean and its standard deviation; or None."""
+    """Return whether these are two numbers, such as a mean and its standard deviation, or None."""
     return value is None or (numbers(value) and len(value) == 2)
 
 
@@ -50,12 +50,12 @@ def text(value: Any) -> bool:
 
 
 def several(form: Form) -> Callable[[Any], bool]:
-    """Return a list of values of a form, at least one."""
+    """Return the form of a list of values of a form, at least one."""
     return lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(not wrong(v, form) for v in value)
 
 
 def each(form: Form, key: Callable[[Any], bool] = text) -> Callable[[Any], bool]:
-    """Return a dict of values of a form, at least one, whose keys are of a form."""
+    """Return the form of a dict of values of a form, at least one, whose keys are of a form."""
     return lambda value: (
         isinstance(value, dict) and len(value) > 0 and all(key(k) and not wrong(v, form) for k, v in value.items())
     )
