@@ -46,13 +46,16 @@ GROUPS = (  # of the listing: (heading, beginnings of names)
 # The end of a script
 
 
-def main(script: str, flags: dict, about: str | None = None) -> None:
+def main(
+    script: str, flags: dict, about: str | None = None, words: list[str] | None = None, prog: str | None = None
+) -> None:
     """Parse the command line, run the task, draw its figures, exit.
 
     Args:
       script: the script's __file__; its name is the experiment's.
       flags: the script's flags.
       about: its docstring.
+      words: of the command line; None: those after the program's name. prog: starts the usage line of --help.
     """
     name = Path(script).stem
     give_streams()
@@ -61,9 +64,9 @@ def main(script: str, flags: dict, about: str | None = None) -> None:
         log.propagate = False
     log.setLevel(logging.INFO)
     attacks = flags.get("task") == "attack"
-    prog = f"./eval.sh {name} <working directory>" if attacks else f"./run.sh {name}"
+    usual = f"./eval.sh {name} <working directory>" if attacks else f"./run.sh {name}"
     try:
-        full = of_command_line(sys.argv[1:], flags, about or "", prog)
+        full = of_command_line(sys.argv[1:] if words is None else words, flags, about or "", prog or usual)
         with Signals() as signals:
             path = core.Core(full, name, signals.update).run()
         if full["figures"]:

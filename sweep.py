@@ -33,8 +33,8 @@ def main(words: list[str]) -> None:
             grids.append(word.partition("=")[2] if word != "--grid" else rest.pop(0) if rest else "")
         else:
             others.append(word)
-    sys.argv = [f"sweep.py {name}", *others]
-    launch.main(f"sweep-{script.stem}.py", flags | {"task": "sweep", "seeds": None, "axes": grids or None}, __doc__)
+    flags |= {"task": "sweep", "seeds": None, "axes": grids or None}
+    launch.main(f"sweep-{script.stem}.py", flags, __doc__, others, f"python sweep.py {script.stem}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ class EpsGrid(Attack):
 
     Args:
       eps_list: radii. restarts: for each of them. steps: K, of an attempt. seed: of the starts.
-      random_start: otherwise every attempt begins at the image itself.
     """
 
     def __init__(
@@ -36,11 +35,9 @@ class EpsGrid(Attack):
         restarts: int,
         steps: int,
         seed: int,
-        random_start: bool = True,
     ):
         super().__init__(logits, shape)
-        self.eps_list, self.restarts, self.steps = sorted(eps_list), restarts, steps
-        self.seed, self.random_start = seed, random_start
+        self.eps_list, self.restarts, self.steps, self.seed = sorted(eps_list), restarts, steps, seed
 
     def __call__(self, images, labels, indices=None, update=ignore):
         indices = np.arange(len(images)) if indices is None else indices
@@ -59,8 +56,6 @@ class EpsGrid(Attack):
         return best
 
     def _start(self, image, index, k, eps):
-        if not self.random_start:
-            return image
         eta = np.random.default_rng([self.seed, int(index), k]).uniform(-eps, eps, image.shape)
         return np.clip(image + eta, 0, 1).astype(np.float32)
 
@@ -90,15 +85,12 @@ class ProjectedGradientDescent(EpsGrid):
         steps: int = 100,
         stepsize: float = 0.1,
         seed: int = 0,
-        random_start: bool = True,
     ):
-        super().__init__(logits, shape, eps_list, restarts, steps, seed, random_start)
+        super().__init__(logits, shape, eps_list, restarts, steps, seed)
         self.stepsize = stepsize
         scalar, count = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
         x = self.images_spec
-        self._climb = compiled(
-            self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count]
-        )  # fmt: skip
+        self._climb = compiled(self._climb, input_signature=[x, x, self._vector(tf.int32), scalar, count])
 
     def _attempt(self, images, labels, x, eps):
         active, fooled = np.arange(len(images)), np.zeros(len(images), bool)

@@ -73,7 +73,7 @@ def open_records(path: Path, n: int, image_shape: tuple) -> np.memmap:
         raise UserError(f"{path}: holds other results; {otherwise}")
     for k in np.flatnonzero(records["done"]):
         if records["crc"][k] != crc_of(records[k]):
-            raise UserError(f"{path}: damaged: the record of image {k} has another CRC; {otherwise}")
+            raise UserError(f"{path}: damaged: the record of image {k} has a wrong CRC; {otherwise}")
     return records
 
 

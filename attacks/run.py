@@ -123,7 +123,6 @@ class AttackRun:
         self.source = read.check_run(f.load_dir)
         context.check_data(self.source)
         self.eids = read.choose_eids(self.source, f.eid)
-        self.context = context.changed(eid=self.eids)  # a resumed attack keeps to these, even if there are more
         for eid in self.eids:
             self.last_weights = context.stored_weights(self.source, eid)
         self.method = METHODS[f.attack_method]
@@ -131,6 +130,8 @@ class AttackRun:
             raise UserError(f"--attack_certificate local: not available for this network: {reason}; use norms")
         self.indices = choose_images(context)
         self.images, self.labels = (array[self.indices] for array in attacked_set(context))
+        # Made last, so that it shares the network. A resumed attack keeps to these epochs, even if there are more.
+        self.context = context.changed(eid=self.eids)
         self.progress = "no images"  # what is done, in words
 
     def open_directory(self) -> Path:

@@ -30,7 +30,7 @@ import results
 from core import Core
 from engine.context import Context
 from flatness import interpolation, radius
-from flatness.span import Examples, PlainSpan
+from flatness.span import Examples, FastSpan, PlainSpan
 from storage.run_flags import networks as networks_of
 from train_mnist import flags as TRAIN
 
@@ -103,14 +103,12 @@ def compare(examples: Examples, weights: list, params: str, step: float, plain_n
 def surface(examples: Examples, trained: list) -> dict:
     """Time a row of the surface, in the middle of the grid. The products for the plane serve all rows."""
     X, Y = interpolation.grid(50)
-    made, plane = seconds(lambda: interpolation.Plane(examples, trained))
-    plane.row(X[25], Y[25])
-    row_time, row = min((seconds(lambda: plane.row(X[25], Y[25])) for _ in range(2)), key=lambda r: r[0])
-    plain = interpolation.Plane(examples, trained, "plain")
-    some = slice(20, 26)
-    point_time, points = min(
-        (seconds(lambda: plain.row(X[25, some], Y[25, some])) for _ in range(2)), key=lambda r: r[0]
-    )
+    at = interpolation.coefficients(X[25], Y[25])
+    made, fast = seconds(lambda: FastSpan(examples, trained, keep=3))
+    fast.losses(at)
+    row_time, row = min((seconds(lambda: fast.losses(at)) for _ in range(2)), key=lambda r: r[0])
+    plain, some = PlainSpan(examples, trained), slice(20, 26)
+    point_time, points = min((seconds(lambda: plain.losses(at[some])) for _ in range(2)), key=lambda r: r[0])
     np.testing.assert_allclose(row[some], points, rtol=1e-5)
     fast_point, plain_point = (row_time + made / 50) / 50, point_time / len(points)
     return {

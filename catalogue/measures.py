@@ -83,7 +83,7 @@ MEASURES = {
             "beta_{k}": ("the same of layer {k}", "cosine"),
             "nu": ("mean over examples of sum_j p_nj s_nj, over the loss (docs/theory.md)", "logit"),
             "euler_residual": (
-                "how far -<w_k, g_k> = e_k nu is from true, the worst layer; 0 if homogeneous",
+                "relative error of -<w_k, g_k> = e_k nu in the worst layer; 0 if homogeneous",
                 "ratio",
             ),
             "n_eff": ("how many gaps s_nj support the margin: e to the entropy of their weights", "count"),
@@ -95,13 +95,13 @@ MEASURES = {
                 "ratio",
             ),
             "growth_rate": ("d log smoothed_q_bar / d log rho under the flow here; never negative", "ratio"),
-            "since_eid": ("the stored epoch that the next four are counted from", "epoch"),
+            "since_eid": ("the stored epoch from which the next four are measured", "epoch"),
             "beta_delta": ("cosine between the weights then and their change since", "cosine"),
             "direction_moved": ("length of the change of weights / rho since", "ratio"),
             "flow_bound": ("the most that the flow could move it; NaN where the smoothed margin fell", "ratio"),
             "flow_ratio": ("direction_moved / flow_bound; at most 1 under the flow", "ratio"),
             "log_time": (
-                "natural log of T, the flow's time: the accepted learning rates, summed, of the summed loss",
+                "natural log of T, the flow's time on the summed loss: the sum of the accepted rates",
                 "log",
             ),
             "loss_rate": ("log S + log T + (2 - 2/L) log log T; bounded under the flow", "log"),
@@ -218,7 +218,7 @@ INFO = {
 }
 
 
-def _of_key(key: str) -> tuple[str, str, str]:
+def describe(key: str) -> tuple[str, str, str]:
     """Return (meaning, unit, cadence) of a key of `stats`; empty texts for a key that no measure has."""
     for measure in MEASURES.values():
         for pattern, (meaning, unit) in measure.keys.items():
@@ -237,21 +237,6 @@ SHORT = {  # for legends, where several numbers share a panel
     "kkt_stationarity_best": "best multiple of these",
     "kkt_certificate": "best multipliers ≥ 0",
 }
-
-
-def short_name(key: str) -> str:
-    """Return a key's name in a legend."""
-    return SHORT.get(key, key)
-
-
-def describe(key: str) -> tuple[str, str]:
-    """Return (meaning, unit) of a key of `stats`; two empty texts for a key that no measure has."""
-    return _of_key(key)[:2]
-
-
-def cadence(key: str) -> str:
-    """Return when a key of `stats` is recorded: EVERY_EPOCH or ASKED_FOR; '' for a key that no measure has."""
-    return _of_key(key)[2]
 
 
 def key_table() -> list[tuple[str, str, str, str]]:

@@ -79,7 +79,7 @@ def checked(
                 + _conversion_of_labels(y)
             )
         if len(x) != len(y):
-            raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected as many")
+            raise UserError(f"{where}: {len(x)} {part} images but {len(y)} labels; expected one per image")
         top = n_classes - 1
         if y.min() < 0 or y.max() > top:  # compared before the cast, which would wrap
             raise UserError(f"{where}: y_{part} has labels from {y.min()} to {y.max()}; expected 0 to {top}")
@@ -221,12 +221,12 @@ def _cifar_batch(content: bytes, where: str, cifar: Cifar) -> tuple[np.ndarray, 
     batch = parsed(content, unpickled, f"{where}: not a pickle of plain data and arrays", "get it again")
     try:
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[cifar.labels])
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError):
         raise UserError(f"{where}: not a CIFAR batch (it lacks data or {cifar.labels.decode()})") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise UserError(f"{where}: data is {pixels.dtype} {list(pixels.shape)}; expected uint8 [N, 3072]")
-    if len(pixels) != len(labels):
-        raise UserError(f"{where}: {len(pixels)} images but {len(labels)} labels; expected as many")
+    if labels.shape != (len(pixels),):
+        raise UserError(f"{where}: {len(pixels)} images but labels of shape {labels.shape}; expected one per image")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 

@@ -56,6 +56,8 @@ def load(
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UserError(f"--data_dir {data_dir}: no such directory")
+    if name is None:
+        raise UserError(f"--dataset: missing; give one of {', '.join(SOURCES)}, or the path of an .npz")
     if str(name).endswith(".npz"):
         dataset = read_npz(Path(name), str(name))
     elif name in SOURCES:

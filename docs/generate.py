@@ -39,9 +39,7 @@ def flags_page() -> str:
         "",
         f"A resumed run may change only {', '.join(f'`{name}`' for name in FREE_ON_RESUME)}.",
         "",
-        "Older names that go on working: "
-        + ", ".join(f"`--{old}` for `--{new}`" for old, new in ALIASES.items())
-        + ".",
+        "Older names that still work: " + ", ".join(f"`--{old}` for `--{new}`" for old, new in ALIASES.items()) + ".",
     ]
     for section in SECTIONS:
         lines += ["", f"## {section.title}", ""]

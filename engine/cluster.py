@@ -307,7 +307,7 @@ class Remote:
             if future.status == "error":
                 error = future.exception()
                 if isinstance(error, KilledWorker):
-                    raise UserError(f"--cluster: a unit ended its worker again and again ({error})")
+                    raise UserError(f"--cluster: a unit killed its workers repeatedly ({error})")
                 raise error
             try:
                 found = future.result(timeout=30)

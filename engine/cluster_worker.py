@@ -124,7 +124,7 @@ def work_on(spec: bytes, unit: Unit, driver: str, published: dict[Any, Any]) -> 
 
 
 def _worker(spec: bytes, driver: str) -> Worker:
-    """Return the Worker of a task of a driver, kept for the next unit. The next driver may find longer records."""
+    """Return the Worker of a task of a driver, kept for its next unit."""
     key = spec, driver
     if key not in _workers:
         made = pickle.loads(spec)

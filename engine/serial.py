@@ -45,15 +45,18 @@ class Serial:
                 progress.check()
 
     def _work(self, unit: Unit, progress: Progress, over: threading.Event | None = None) -> Any:
-        part = progress.part(unit.size)
+        counted = 0.0
 
         def update(fraction: float) -> None:
+            nonlocal counted
             if over is not None and over.is_set():
                 raise Stopped(signal.SIGTERM)
-            part(fraction)
+            progress.advance((fraction - counted) * unit.size)
+            counted = fraction
+            progress.check(fraction)
 
         result = unit.work(self.worker, unit.args, update)
-        part.finish()
+        progress.advance((1.0 - counted) * unit.size)  # never raises: a result is not thrown away
         return result
 
     def _in_threads(self, units: Iterable[Unit], progress: Progress) -> Generator[tuple[Unit, Any], None, None]:

@@ -76,11 +76,11 @@ def import_network(
         work_dir = workdir.WorkDir(path)
         work_dir.save(context.model.get_weights(), {"eid": 0}, archive=True)
         work_dir.write_res({"flags": context.flags, "raw": {0: info}})
+        lines = _report(context, file, path, chain, levels, deviation, info["stats"])
+        (path / "stdout").write_text("\n".join(lines) + "\n", errors="backslashreplace")
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
-    lines = _report(context, file, path, chain, levels, deviation, info["stats"])
-    (path / "stdout").write_text("\n".join(lines) + "\n")
     print(*lines, sep="\n")
     return path
 

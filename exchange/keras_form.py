@@ -4,6 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,20 +234,14 @@ def _read_normalization(chain: Chain, layer: Any) -> None:
     chain.scale(factor, -mean * factor)
 
 
-def _read_pool(kind: str) -> Callable[[Chain, Any], None]:
-    def read(chain: Chain, layer: Any) -> None:
-        chain.pool(kind, layer.pool_size, layer.strides, "SAME" if layer.padding == "same" else (0, 0, 0, 0))
-
-    return read
+def _read_pool(kind: str, chain: Chain, layer: Any) -> None:
+    chain.pool(kind, layer.pool_size, layer.strides, "SAME" if layer.padding == "same" else (0, 0, 0, 0))
 
 
-def _read_global_pool(kind: str) -> Callable[[Chain, Any], None]:
-    def read(chain: Chain, layer: Any) -> None:
-        chain.pool(kind, chain.shape[:2], chain.shape[:2])
-        if not layer.keepdims:
-            chain.reshape([-1])
-
-    return read
+def _read_global_pool(kind: str, chain: Chain, layer: Any) -> None:
+    chain.pool(kind, chain.shape[:2], chain.shape[:2])
+    if not layer.keepdims:
+        chain.reshape([-1])
 
 
 def _read_relu(chain: Chain, layer: Any) -> None:
@@ -278,10 +273,10 @@ READ: dict[str, Callable[[Chain, Any], None]] = {
     "ZeroPadding2D": lambda chain, layer: chain.pad([n for axis in layer.padding for n in axis]),
     "Conv2D": _read_conv,
     "Dense": _read_dense,
-    "MaxPooling2D": _read_pool("P"),
-    "AveragePooling2D": _read_pool("A"),
-    "GlobalMaxPooling2D": _read_global_pool("P"),
-    "GlobalAveragePooling2D": _read_global_pool("A"),
+    "MaxPooling2D": partial(_read_pool, "P"),
+    "AveragePooling2D": partial(_read_pool, "A"),
+    "GlobalMaxPooling2D": partial(_read_global_pool, "P"),
+    "GlobalAveragePooling2D": partial(_read_global_pool, "A"),
     "BatchNormalization": _read_norm,
     "Activation": _read_activation,
     "ReLU": _read_relu,

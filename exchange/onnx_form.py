@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -294,12 +295,9 @@ def _read_conv(chain: Chain, attributes: Attributes, constants: Constants, posit
     chain.convolution(kernel.transpose(2, 3, 1, 0), bias[0] if bias else None, stride, pads)
 
 
-def _read_pool(kind: str) -> Callable[[Chain, Attributes, Constants, int], None]:
-    def read(chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
-        window = attributes["kernel_shape"]
-        chain.pool(kind, window, *_geometry(chain, attributes, window))
-
-    return read
+def _read_pool(kind: str, chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
+    window = attributes["kernel_shape"]
+    chain.pool(kind, window, *_geometry(chain, attributes, window))
 
 
 def _read_global_pool(chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
@@ -333,26 +331,22 @@ def _read_reshape(chain: Chain, attributes: Attributes, constants: Constants, po
     chain.reshape([chain.order.shape[k] if n == 0 else n for k, n in enumerate(wanted)])
 
 
-def _arithmetic(op: str) -> Callable[[Chain, Attributes, Constants, int], None]:
-    """Return the reader of an operation with a constant. position: of the tensor among its two inputs."""
-
-    def read(chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
-        constant = np.asarray(constants[0], np.float64)
-        if op == "Div" and position:
-            raise chain.refuse("divides by the tensor")
-        sign = -1.0 if op == "Sub" and position else 1.0
-        factor = {"Mul": constant, "Div": 1 / constant if op == "Div" else 1.0}.get(op, sign)
-        chain.scale(factor, {"Add": constant, "Sub": -sign * constant}.get(op, 0.0))
-
-    return read
+def _arithmetic(op: str, chain: Chain, attributes: Attributes, constants: Constants, position: int) -> None:
+    """Read an operation with a constant. position: of the tensor among its two inputs."""
+    constant = np.asarray(constants[0], np.float64)
+    if op == "Div" and position:
+        raise chain.refuse("divides by the tensor")
+    sign = -1.0 if op == "Sub" and position else 1.0
+    factor = {"Mul": constant, "Div": 1 / constant if op == "Div" else 1.0}.get(op, sign)
+    chain.scale(factor, {"Add": constant, "Sub": -sign * constant}.get(op, 0.0))
 
 
 READ: dict[str, Callable[[Chain, Attributes, Constants, int], None]] = {
     "Conv": _read_conv,
     "Gemm": _read_gemm,
     "MatMul": _read_gemm,
-    "MaxPool": _read_pool("P"),
-    "AveragePool": _read_pool("A"),
+    "MaxPool": partial(_read_pool, "P"),
+    "AveragePool": partial(_read_pool, "A"),
     "GlobalAveragePool": _read_global_pool,
     "ReduceMean": _read_global_pool,
     "BatchNormalization": _read_norm,
@@ -361,5 +355,5 @@ READ: dict[str, Callable[[Chain, Attributes, Constants, int], None]] = {
     "Reshape": _read_reshape,
     "Squeeze": lambda chain, *_: chain.reshape([n for n in chain.order.shape if n != 1]),
     "Transpose": lambda chain, attributes, *_: chain.transpose([axis - 1 for axis in attributes["perm"][1:]]),
-    **{op: _arithmetic(op) for op in ("Mul", "Add", "Sub", "Div")},
+    **{op: partial(_arithmetic, op) for op in ("Mul", "Add", "Sub", "Div")},
 }

@@ -113,7 +113,8 @@ def number(above: float = -math.inf, most: float = 1e300) -> Callable:
     def check(value):
         if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
             low = f" above {above:g}" if above > -math.inf else ""
-            raise Bad("a number" + low + (f" and at most {most:g}" if most < 1e300 else ""))
+            too_large = isinstance(value, int | float) and value > most
+            raise Bad("a number" + low + (f" and at most {most:g}" if most < 1e300 or too_large else ""))
         if value < -1e300:
             raise Bad("a number above -1e300")
         return float(value)
@@ -271,7 +272,7 @@ def learning_rate(value):
         name = value[0] if isinstance(value, tuple) and value else value
         unknown = isinstance(name, str) and name not in lr_scheduler.SCHEDULERS
         hint = nearest(name, lr_scheduler.SCHEDULERS) if unknown else ""
-        reason = " ".join(str(error).replace("__init__() ", "").split())
+        reason = " ".join(re.sub(r"(\w+\.)?__init__\(\) ", "", str(error)).split())
         raise Bad(f"a learning rate, or (scheduler, arguments ...) with one of {names}: {reason}{hint}") from None
     return value
 

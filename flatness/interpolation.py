@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.units import Worker
-from flatness.span import Examples, FastSpan, PlainSpan, Tensors, examples_of
+from flatness.span import FastSpan, PlainSpan, span_of
 from support.screen import Update
 
 LOW, HIGH = -0.4, 1.3
@@ -22,24 +22,9 @@ def grid(n: int = 50) -> tuple[np.ndarray, np.ndarray]:
     return X, Y
 
 
-class Plane:
-    """Losses in the plane of three networks, row by row.
-
-    Args:
-      examples: the training set.
-      networks: three lists of tensors.
-      method: 'fast' or 'plain'.
-    """
-
-    def __init__(self, examples: Examples, networks: list[Tensors], method: str = "fast"):
-        if len(networks) != 3:
-            raise ValueError(f"a plane needs three networks, not {len(networks)}")
-        fast = method == "fast"
-        self._span = FastSpan(examples, networks, keep=3) if fast else PlainSpan(examples, networks)
-
-    def row(self, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
-        """Return the losses, float64 [n], at the points of a row of the grid."""
-        return self._span.losses(np.stack([X, Y, 1 - X - Y], axis=1))
+def coefficients(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    """Return the coefficients of the three networks at the points (X, Y), [n] each: [n, 3]."""
+    return np.stack([X, Y, 1 - X - Y], axis=1)
 
 
 def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]:
@@ -47,14 +32,11 @@ def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]
 
     Returns: {'losses': float list [grid]}.
     """
-    context = worker.context
-    f = context.f
+    context, places = worker.context, args["networks"]
 
-    def plane() -> Plane:
-        weights = [context.stored_weights(*network) for network in args["networks"]]
-        return Plane(examples_of(context), weights, f.method)
+    def plane() -> PlainSpan | FastSpan:
+        return span_of(context, [context.stored_weights(*network) for network in places])
 
-    X, Y = grid(f.grid)
-    row = args["row"]
-    losses = context.kept("plane", args["networks"], plane).row(X[row], Y[row])
+    X, Y = (values[args["row"]] for values in grid(context.f.grid))
+    losses = context.kept("plane", places, plane).losses(coefficients(X, Y))
     return {"losses": losses.tolist()}

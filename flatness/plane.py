@@ -6,7 +6,6 @@ batch norm stay. The plane of the path of training is that of the first two prin
 weights minus the network's (section 7 there).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from engine.context import Context
 from engine.units import Worker
-from flatness.span import FastSpan, PlainSpan, Tensors, examples_of
+from flatness.span import FastSpan, PlainSpan, Tensors, span_of
 from support.errors import UserError
 from support.screen import Update
 
@@ -135,14 +134,10 @@ def work(worker: Worker, args: dict[str, Any], update: Update) -> dict[str, Any]
     Args in `args`: network, (path, epoch); eids: of the path. Returns: {'log_losses': float list [grid]}.
     """
     context = worker.context
-    f = context.f
 
-    def span() -> Any:
+    def span() -> PlainSpan | FastSpan:
         directions, _ = directions_of(context, args["network"], args["eids"])
-        make: Callable = FastSpan if f.method == "fast" else PlainSpan
-        keep = {"keep": 3} if f.method == "fast" else {}
-        basis = [context.stored_weights(*args["network"]), *directions]
-        return make(examples_of(context), basis, log=True, **keep)
+        return span_of(context, [context.stored_weights(*args["network"]), *directions], log=True)
 
     points = np.array(args["points"])
     at = np.column_stack([np.ones(len(points)), points])

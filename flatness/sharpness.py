@@ -122,11 +122,6 @@ class Ball:
         return np.array(found)
 
 
-def log_rise(log_loss: float, at: float) -> float:
-    """log(exp(at) - exp(log_loss)), the log of the sharpness; -inf where the loss does not rise."""
-    return at + math.log(-math.expm1(log_loss - at)) if at > log_loss else -math.inf
-
-
 def summary(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sharpness of one network in one scale, from its units, by ascending rho.
 

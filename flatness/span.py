@@ -172,6 +172,17 @@ class PlainSpan:
         return np.array([self.loss(c) for c in coefficients])
 
 
+def span_of(context: Context, basis: list[Tensors], log: bool = False) -> "PlainSpan | FastSpan":
+    """Return the span of these networks on the training set, evaluated as the flag `method` says.
+
+    Args: as of `FastSpan`, which keeps its products with all of them.
+    """
+    examples = examples_of(context)
+    if context.f.method == "plain":
+        return PlainSpan(examples, basis, log)
+    return FastSpan(examples, basis, keep=len(basis), log=log)
+
+
 def mean_of(sums: np.ndarray, n: int, log: bool) -> np.ndarray:
     """Return the mean over n examples, or its log, from the sums over blocks of them, or their logs, [blocks,
     ...]."""

@@ -39,13 +39,6 @@ class TwoPhaseConstEpoch(Archiver):
         return eid % (self.n1 if eid < self.n2 else self.n2) == 0
 
 
-class ConstEpoch(TwoPhaseConstEpoch):
-    """Every n-th epoch."""
-
-    def __init__(self, n: int):
-        super().__init__(n, n)
-
-
 class LogLoss(Archiver):
     """Whenever log_base of the true loss has passed one more integer on its way down.
 
@@ -75,7 +68,7 @@ def build(archive: Any) -> Archiver:
     if archive == "idle":
         return Idle()
     if whole(archive):
-        return ConstEpoch(archive)
+        return TwoPhaseConstEpoch(archive, archive)
     if isinstance(archive, list | tuple) and archive:
         name, *args = archive
         if name == "two-phase-const-epoch" and len(args) == 2 and all(map(whole, args)):

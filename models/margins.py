@@ -76,14 +76,17 @@ def norms(layers: list[list[np.ndarray]], act_type: str) -> dict[str, float]:
     # Not np.vdot: BLAS threads that keep spinning would slow down the following training step by half.
     rho_k = [math.sqrt(sum(np.square(tensor, dtype=np.float64).sum() for tensor in tensors)) for tensors in layers]
     rho = math.sqrt(sum(r * r for r in rho_k))
-    if act_type == "relu2":
-        norm_prod = 1.0
-        for r in rho_k:
-            norm_prod = norm_prod**2 * r
-    else:
-        norm_prod = math.prod(rho_k)
-    rhoL = rho ** published_order(len(rho_k), act_type)
+    norm_prod = 1.0
+    for r in rho_k:
+        norm_prod = (norm_prod * norm_prod if act_type == "relu2" else norm_prod) * r
+    rhoL = power(rho, published_order(len(rho_k), act_type))
     return {"rho": rho, **{f"rho_{k}": r for k, r in enumerate(rho_k)}, "norm_prod": norm_prod, "rhoL": rhoL}
+
+
+def power(norm: float, order: int) -> float:
+    """Return norm^order; infinite or 0 where that leaves float64's range, as for many layers of relu2."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float64(norm) ** order)
 
 
 def smoothed_margin(log_loss: float, n: int) -> float:
@@ -125,8 +128,9 @@ def smoothed_stats(log_loss: float, n: int, norms: dict[str, float], degrees: li
         "norm_prod": sum(e * math.log(r) for r, e in zip(rho_k, degrees, strict=True)),
     }
     for name, norm in (("smoothed_q_bar", "rhoL"), ("smoothed_q_bar2", "norm_prod")):
-        if math.isclose(math.log(norms[norm]), logs[norm], rel_tol=1e-9, abs_tol=1e-9):
-            found[name] = g / norms[norm]
+        recorded = norms[norm]
+        if 0 < recorded < math.inf and math.isclose(math.log(recorded), logs[norm], rel_tol=1e-9, abs_tol=1e-9):
+            found[name] = g / recorded
     return found
 
 
@@ -146,9 +150,9 @@ def norm_margins(tensors: list[np.ndarray], q_min: float, log_loss: float, n: in
     }
     g = smoothed_margin(log_loss, n)
     for name in ("linf", "spectral"):
-        norm = found[f"norm_{name}"]
-        found[f"q_bar_{name}"] = q_min / norm**order if norm else math.nan
-        found[f"smoothed_q_bar_{name}"] = g / norm**order if norm else math.nan
+        norm = power(found[f"norm_{name}"], order)
+        found[f"q_bar_{name}"] = q_min / norm if norm else math.nan
+        found[f"smoothed_q_bar_{name}"] = g / norm if norm else math.nan
     return found
 
 

@@ -186,7 +186,7 @@ class Network(Sequential):
         pass stops there.
 
         Args:
-          images: integer pixels [N, h, w, c]; labels: int32 [N].
+          images: integer pixels [N, h, w, c]; labels: integers [N].
           log_frame: natural log of the frame. loss_limit: in frame units, infinite for none.
           update: called about once per second with the completed fraction; may raise to end the pass.
 

@@ -16,18 +16,13 @@ import tensorflow as tf
 RANK = 1e-6  # singular values below this part of the largest are the rounding of float32 gradients
 
 
-def as_matrix(g: tf.Tensor) -> tf.Tensor:
-    """Reshape [..., cout] to [inputs, cout]."""
-    return tf.reshape(g, [-1, g.shape[-1]])
-
-
 def polar(g: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return U V^T of the singular value decomposition U S V^T of g as a matrix, in g's shape, and the sum of S.
 
     By the eigenvectors of the smaller Gram matrix: exact, unlike Newton-Schulz iterations, whose singular values stay
     between 0.7 and 1.2. Directions whose singular value is below RANK times the largest are left out.
     """
-    m = as_matrix(g)
+    m = tf.reshape(g, [-1, g.shape[-1]])
     size = tf.reduce_max(tf.abs(m))
     m = tf.math.divide_no_nan(m, size)
     wide = m.shape[0] <= m.shape[1]
@@ -70,7 +65,7 @@ class Optimizer(tf.Module):
         for power, moments in zip(self.POWERS, self.moments, strict=True):
             ratio = tf.exp(power * (self.log_frame - log_frame))
             for moment in moments:
-                moment.assign(_times(moment, ratio))
+                moment.assign(tf.where(moment == 0, moment, moment * ratio))  # the ratio may be infinite
         self.log_frame.assign(log_frame)
 
     def average(self, kind: int, values: list[tf.Tensor], beta: float, share: float) -> list[tf.Tensor]:
@@ -95,11 +90,6 @@ class Optimizer(tf.Module):
     def directions(self, g: list[tf.Tensor]) -> list[tf.Tensor]:
         """Return the direction of each weight from its gradient; both float64."""
         raise NotImplementedError
-
-
-def _times(moment: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-    """Return moment * ratio; 0 where the moment is 0, however large the ratio."""
-    return tf.where(moment == 0, tf.zeros_like(moment), moment * ratio)
 
 
 class GD(Optimizer):

@@ -138,9 +138,10 @@ def _summary(run: Run) -> dict[str, dict]:
     for eid, numbers in found.items():
         bad = forms.wrong(numbers, SUMMARY) if forms.whole_text(eid) else [""]
         if bad:
+            which = f"missing or invalid: {', '.join(bad)}" if bad != [""] else "not an epoch with its numbers"
             raise UserError(
-                f"{run.path / 'summary.json'}: epoch {eid:.20} misses or has invalid {', '.join(bad)}; "
-                "it is damaged or from another program: attack the run again"
+                f"{run.path / 'summary.json'}: epoch {eid:.20}: {which}; it is damaged or from another program: "
+                "attack the run again"
             )
     return found
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from catalogue.measures import FIGURES
 from catalogue.tasks import SEVERAL
-from flags.table import DEFAULTS, flatten
+from flags.table import flatten
 from reporting import attacks, flatness, landscape, training
 from reporting.runs import Run
 from reporting.tables import Entry, Table
-from storage.read import check_run, load, read_about, read_flags
+from storage.read import check_run, load, read_about
+from storage.run_flags import stored
 from support import forms
 from support.errors import UserError
 from support.forms import each, matrix, number, number_or_none, numbers, pair_or_none, several, text
@@ -175,7 +176,7 @@ def read(directories: Iterable[Path | str]) -> list[Run]:
 
 def _flags(path: Path) -> dict:
     """Return a run's flags, flat, under their present names; a flag that is newer than the run has its default."""
-    return DEFAULTS | flatten(read_flags(path))
+    return flatten(stored(path))
 
 
 def _run(path: Path) -> Run:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from reporting import style
 from reporting.attacks import robust_accuracy
-from reporting.runs import Run, columns, title
+from reporting.runs import SCHEDULERS, Run, columns, title
 from reporting.training import MARGINS
 
 if TYPE_CHECKING:
@@ -63,8 +63,12 @@ def _is_cifar(run: Run) -> bool:
     return Path(str(run.flags["dataset"])).stem == "cifar10"
 
 
-def _scheduler(run: Run) -> str:
-    return CONSTANT if isinstance(run.flags["lr"], float) else LOSS_BASED
+def _scheduler(run: Run) -> str | None:
+    """Return the row of a run; None for a scheduler that the paper does not have."""
+    name = run.flags["lr"]
+    if isinstance(name, float):
+        return CONSTANT
+    return LOSS_BASED if (name if isinstance(name, str) else name[0]) in SCHEDULERS else None
 
 
 def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[str]]:

@@ -84,7 +84,7 @@ def say(name: str, value: Any) -> str:
     """Return a flag's value for a legend: 'lr 0.01', 'loss-based lr', 'bias in all layers'."""
     short = name.removeprefix("model.").removeprefix("attack_")
     match name, value:
-        case "lr", [scheduler, *_]:
+        case "lr", (str() as scheduler) | [scheduler, *_]:
             return SCHEDULERS.get(scheduler, f"{scheduler} lr")
         case "lr", _:
             return f"lr {value:g}"

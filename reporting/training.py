@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from catalogue.measures import ASKED_FOR, FIGURES, cadence, describe, short_name
+from catalogue.measures import ASKED_FOR, FIGURES, SHORT, describe
 from models.lr_scheduler import steps_of
 from reporting import style
 from reporting.runs import UNLABELLED, Run, columns, groups, styles, title
@@ -255,7 +255,7 @@ def of_catalogue(name: str, runs: list[Run]) -> "Figure | None":
             place.set_yscale("log")
         place.set(xlabel="epoch", title=style.wrapped(panel.title, style.PANEL[0]))
         if len(keys) > 1:  # a colour for each run, a dash for each number
-            style.legend_below(place, {short_name(key): dash for key, dash in keys.items() if seen(key)})
+            style.legend_below(place, {SHORT.get(key, key): dash for key, dash in keys.items() if seen(key)})
     for place in list(axes.flat)[len(panels) :]:
         place.set_axis_off()
     return style.with_legend(figure, axes.flat[0])
@@ -308,14 +308,14 @@ def asked_for(runs: list[Run]) -> "Figure | None":
         *OF_NORMS,
         *(key for own in FIGURES.values() for p in own.panels for key in p.keys),
     }
-    keys = [key for key in _recorded(runs) if cadence(key) == ASKED_FOR and key not in drawn]
+    keys = [key for key in _recorded(runs) if describe(key)[2] == ASKED_FOR and key not in drawn]
     if not keys:
         return None
     figure, axes = style.panels(math.ceil(len(keys) / 2), min(len(keys), 2), title(runs))
     panels = np.atleast_1d(axes).ravel()
     for key, panel in zip(keys, panels, strict=False):
         _plot(panel, runs, "eid", key)
-        meaning, unit = describe(key)
+        meaning, unit, _ = describe(key)
         panel.set(xlabel="epoch", ylabel=f"{key}, {unit}" if unit else key)
         panel.set_title(style.wrapped(meaning, style.PANEL[0]))
         values = [line.get_ydata() for line in panel.lines]
@@ -412,7 +412,7 @@ def table(entries: list[Entry]) -> list[Table]:
     keys = list(dict.fromkeys(key for info in infos for key in info["stats"]))
 
     def in_words(key):
-        meaning, unit, *_ = describe(key)
+        meaning, unit, _ = describe(key)
         return f"{meaning} ({unit})" if unit in ("s", "radian") else meaning
 
     def row(name, about, values):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from catalogue.tasks import MEASUREMENTS
 from storage import migrate
 from support import checksums, forms
 from support.errors import UserError, reason
@@ -127,7 +128,7 @@ def read_journal(directory: Path | str, key: str = "eid") -> dict[int, dict]:
         try:
             info = checksums.without_crc(line, required=not older)
             raw[info[key]] = info
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             raise UserError(f"{path}: line {number} is damaged; {BEFORE_IT}") from None
         if key == "eid" and info[key] != number:
             raise UserError(
@@ -171,6 +172,8 @@ def load(directory: Path | str) -> dict:
     try:
         res = read_res(path)
     except FileNotFoundError:
+        if read_flags(path).get("task") in MEASUREMENTS:  # its journal has units, not epochs
+            raise UserError(f"{path}: it is not finished (resume it with --resume)") from None
         res = {"flags": read_flags(path), "raw": read_journal(path)}
     raw = res.get("raw") if isinstance(res, dict) else None
     if isinstance(raw, dict) and (last := _last_eid(path)) is not None and last not in raw:

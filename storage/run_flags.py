@@ -193,7 +193,7 @@ def _latest_run(flags: dict) -> Path:
 def networks(flags: dict) -> dict[str, Place]:
     """Return {name: place} of the networks of load_dir: one per seed, or per `eid`.
 
-    Raises: UserError unless every seed is trained to the end.
+    Raises: UserError for a seed without its epochs: all E of them for the `eid` last, else those that are named.
     """
     run = Path(flags["load_dir"])
     of_the_run = stored(run)

@@ -12,8 +12,8 @@ import numpy as np
 from catalogue.attacks import METHODS
 from catalogue.tasks import SEVERAL
 from flags.command_line import Parser, exit_status
-from flags.table import flatten
 from storage import read
+from storage.run_flags import stored
 from support.errors import UserError, reason
 from support.files import replace_atomically
 
@@ -26,12 +26,13 @@ def table(directory: Path | str) -> np.ndarray:
     Returns: structured, [rows]. Training: one row per epoch, with eid, lr, log_frame, rt_loss, time, and every key of
       stats (NaN where an epoch lacks it). Attack: one row per image, with eid, index, label, distance (of the example
       found; NaN without one), success, clean_correct, certified. Radius: one row per direction, with network, eid,
-      direction, radius, loss_there, loss. Whole numbers are int64, others float64.
+      direction, radius, loss_there, loss. Whole numbers are int64, success and clean_correct bool, network text, all
+      others float64.
 
     Raises: UserError for a directory that is not a run, is of another kind, or has no results.
     """
     path = read.check_run(directory)
-    task = flatten(read.read_flags(path)).get("task", "train")
+    task = stored(path)["task"]
     if task in SEVERAL:
         raise UserError(f"{path}: has several runs; give the directory of one of them")
     if task not in TABLES:
@@ -71,8 +72,8 @@ def _epochs(path: Path, res: dict) -> dict[str, Any]:
 
 
 def _images(path: Path, res: dict) -> dict[str, Any]:
-    flags = flatten(read.read_flags(path))
-    method, target = METHODS[flags.get("attack_method", "cw")], flags.get("attack_target")
+    flags = stored(path)
+    method, target = METHODS[flags["attack_method"]], flags["attack_target"]
     parts: dict[str, list] = {}
     for eid in sorted(res):
         found = res[eid]

@@ -22,7 +22,6 @@ import os
 import pickle
 import platform
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -103,7 +102,7 @@ def create(logs: Path, name: str, files: dict[str, dict] | None = None) -> Path:
         except OSError as error:
             raise UserError(
                 f"cannot make the working directory {path}: {reason(error)}; "
-                "make the place writable; a training's can be chosen with --logs_dir"
+                "make that folder writable, or choose another for a training with --logs_dir"
             ) from None
         fill(path, files or {})
         _point_latest(path)
@@ -121,13 +120,17 @@ def _begin_after_others(parent: Path, files: dict[str, dict] | None) -> None:
 
 
 def fill(path: Path, files: dict[str, dict]) -> None:
-    """Write the first JSON files of a working directory. When one fails, nothing remains."""
+    """Write the first JSON files of a working directory. When one fails, nothing new remains."""
     path.mkdir(exist_ok=True)
+    new = [path / name for name in files if not (path / name).exists()]
     try:
         for name, content in files.items():
             WorkDir(path).write_json(name, content)
     except OSError:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a folder that was there before may hold an archive
+            for file in new:
+                file.unlink(missing_ok=True)
+            path.rmdir()
         raise
 
 
@@ -260,6 +263,8 @@ class WorkDir:
           state: JSON-serializable; has 'eid'.
           kept: further arrays that a resumed run needs.
         """
+        if self._journal is not None:
+            os.fsync(self._journal.fileno())  # a checkpoint names a length that the journal has on the disk
         arrays = {f"{k:03d} {name}": array for k, (name, array) in enumerate(weights)}
         arrays |= {f"{KEPT}{name}": array for name, array in (kept or {}).items()}
         arrays["state"] = np.array(json.dumps(state))

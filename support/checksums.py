@@ -1,6 +1,6 @@
 """Checksums of what a run writes: a CRC-32 in each line of the journal, a SHA-256 behind the pickle of `res`.
 
-They detect corruption, not tampering. Directories of earlier versions may have none: a process warns once.
+They detect corruption, not tampering. Directories of earlier versions may have none: the process then warns once.
 """
 
 import hashlib

@@ -83,7 +83,7 @@ def set_threads(threads: int, parts: int) -> None:
     """
     from threadpoolctl import threadpool_limits
 
-    wanted = (parts, threads // parts) if parts > 1 else (threads, threads)
+    wanted = (min(parts, threads), max(threads // parts, 1)) if parts > 1 else (threads, threads)
     threadpool_limits(threads, "blas")  # NumPy's own, whose count changes last bits, too
     if not _pools:
         tf = import_tensorflow()
@@ -96,8 +96,8 @@ def set_threads(threads: int, parts: int) -> None:
             _pools.append((cores(), cores()))
     if _pools[0] != wanted:
         log.info(
-            "note: this process computes %d ops at once on %d threads each since an earlier task; this task asks for "
-            "%d on %d: its last bits may differ from those of a process of its own",
+            "note: an earlier task of this process set %d concurrent ops on %d threads each; this task asks for %d "
+            "on %d: its last bits may differ from those of a separate process",
             *(*_pools[0], *wanted),
         )
 

@@ -101,21 +101,27 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _STAND_INS[module, name]
 
 
-def _plain(value: Any, level: int = 0) -> Any:
-    """Return the value with arrays in the place of their stand-ins."""
+def _plain(value: Any, visits: Iterator[int], level: int = 0) -> Any:
+    """Return the value with arrays in the place of their stand-ins.
+
+    Args:
+      visits: one for each part that is looked at, at most: parts that share parts could ask for endless work.
+    """
     if level > DEEPEST:
         raise pickle.UnpicklingError(f"nested deeper than {DEEPEST} levels")
+    if next(visits, None) is None:
+        raise pickle.UnpicklingError("more parts than its size allows")
     kind = type(value)
     if kind is dict:
         for key, item in value.items():
             if type(item) not in _SIMPLE:
-                value[key] = _plain(item, level + 1)
+                value[key] = _plain(item, visits, level + 1)
     elif kind is list:
         for k, item in enumerate(value):
             if type(item) not in _SIMPLE:
-                value[k] = _plain(item, level + 1)
+                value[k] = _plain(item, visits, level + 1)
     elif kind is tuple:
-        return tuple(_plain(item, level + 1) for item in value)
+        return tuple(_plain(item, visits, level + 1) for item in value)
     elif kind is _Array:
         if value.real is None:
             raise pickle.UnpicklingError("an array without its state")
@@ -157,7 +163,8 @@ def load_first(content: bytes, encoding: str = "ASCII") -> tuple[Any, int]:
     """Return the value of the pickle at the beginning of content, and how many bytes it has; else as `loads`."""
     file = io.BytesIO(content)
     with _bounded_memory(len(content)):
-        return _plain(_ArrayUnpickler(file, encoding=encoding).load()), file.tell()
+        value = _ArrayUnpickler(file, encoding=encoding).load()
+        return _plain(value, iter(range(1000 + 10 * len(content)))), file.tell()
 
 
 def loads(content: bytes, encoding: str = "ASCII") -> Any:

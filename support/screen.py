@@ -136,45 +136,22 @@ class Progress:
     """Count the completed work of a task.
 
     Args:
-      update: called at every advance of a part; what it raises propagates.
-      total: how much work there is; None: unknown. `update` then gets the fraction of the current part.
+      update: called at every check; what it raises propagates.
+      total: how much work there is; None: unknown. `update` then gets the fraction of the current unit.
     """
 
     def __init__(self, update: Update = ignore, total: float | None = None):
         self.update, self.total, self.done = update, total, 0.0
         self._lock = threading.Lock()
 
-    def part(self, size: float = 1.0) -> "Part":
-        """Return the callback of a piece of the work of this size."""
-        return Part(self, size)
-
     def check(self, fraction: float = 0.0) -> None:
-        """Report progress; `fraction` is that of the current part. Raises: what `update` raises."""
+        """Report progress; `fraction` is that of the current unit. Raises: what `update` raises."""
         self.update(min(self.done / self.total, 1.0) if self.total else fraction)
 
     def advance(self, n: float) -> None:
         """Advance by `n`. Never raises."""
         with self._lock:
             self.done += n
-
-
-class Part:
-    """An `Update` that advances a `Progress` as its piece of work advances."""
-
-    def __init__(self, progress: Progress, size: float):
-        self.progress, self.size, self.fraction = progress, size, 0.0
-
-    def __call__(self, fraction: float) -> None:
-        self._go_to(fraction)
-        self.progress.check(fraction)
-
-    def finish(self) -> None:
-        """Count the whole piece as completed. Never raises: a result is not thrown away."""
-        self._go_to(1.0)
-
-    def _go_to(self, fraction: float) -> None:
-        self.progress.advance((fraction - self.fraction) * self.size)
-        self.fraction = fraction
 
 
 class Bar(Progress):

@@ -78,7 +78,7 @@ def test_pgd_without_random_start_is_cleverhans_to_the_last_digits(small_network
 
     model, x, y = small_network
     eps = 0.01  # too little for an example, so that no image stops early
-    attack = ProjectedGradientDescent(model.logits, SHAPE, eps_list=(eps,), restarts=1, steps=7, random_start=False)
+    attack = ProjectedGradientDescent(model.logits, SHAPE, eps_list=(eps,), restarts=1, steps=7)
     ours, found = attack._climb(x, x, y, eps, 7)
     assert not found.numpy().any()
     theirs = projected_gradient_descent(

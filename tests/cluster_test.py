@@ -394,6 +394,7 @@ def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_
     done = python(*words, "--archive", "2", "--logs_dir", str(tmp_path), "--cluster", scheduler_file)
     assert done.returncode == 0, done.stderr
     path = (tmp_path / f"sweep-{QUICK}" / "latest").resolve()
+    assert results.read_about(path)["command"].startswith(f"sweep.py {QUICK} --grid seed=0:2 ")
     names = [f"seed={k},lr=0.02" for k in range(2)]
     table = [line.split() for line in done.stdout.splitlines()]
     assert ["0", "0.02", "4"] in [row[:3] for row in table] and ["all", "0.02", "2"] in [row[:3] for row in table]

@@ -249,7 +249,9 @@ def test_a_truncated_cifar_archive_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({b"labels": [1, 2]}, "data_batch_2: 5 images but 2 labels"),
+        ({b"labels": [1, 2]}, r"data_batch_2: 5 images but labels of shape \(2,\)"),
+        ({b"labels": 3}, r"labels of shape \(\)"),
+        ({b"labels": [[1], [2, 3], [4], [5], [6]]}, "not a CIFAR batch"),
         ({b"data": np.zeros((5, 3000), np.uint8)}, "expected uint8"),
         ({b"data": np.zeros((5, 3072))}, "expected uint8"),
         ({b"labels": [11] * 5}, "labels from"),
@@ -277,6 +279,8 @@ def test_an_unknown_name_and_a_missing_place_are_refused(tmp_path):
         UserError, match=r"--dataset nope: there is none .*did you mean .*known are digits, separable, mnist"
     ):
         loading.load("nope")
+    with pytest.raises(UserError, match="--dataset: missing; give one of digits, separable"):
+        loading.load(None)
     with pytest.raises(UserError, match="no such directory"):
         loading.load("mnist", tmp_path / "nowhere")
 

@@ -1,4 +1,4 @@
-"""Every front door in unusual environments: encodings, missing variables, odd folders, links, interrupted set-ups."""
+"""Entry points in unusual environments: encodings, missing variables, odd folders, links, interrupted set-ups."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def call(words, variant, cwd, **options):
 
 
 def doors(run):
-    """{front door: its words}, those that need no training."""
+    """{entry point: its words}, those that need no training."""
     python = [sys.executable]
     return {
         "run.sh": [ROOT / "run.sh"],

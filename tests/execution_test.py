@@ -59,11 +59,11 @@ def test_update_gets_rising_fractions_of_the_whole():
     assert fractions == sorted(fractions) and fractions[0] == pytest.approx(0.05) and fractions[-1] == 1.0
 
 
-def test_without_a_total_update_gets_the_fraction_of_the_part():
+def test_without_a_total_update_gets_the_fraction_of_the_unit():
     fractions = []
-    part = Progress(fractions.append).part()
+    progress = Progress(fractions.append)
     for fraction in (0.25, 0.5):
-        part(fraction)
+        progress.check(fraction)
     assert fractions == [0.25, 0.5]
 
 

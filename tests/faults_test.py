@@ -249,6 +249,16 @@ def test_nothing_is_nested_deeper_than_a_results_file_needs():
         safe_pickle.loads(b"(" * 500 + b"l" * 500 + b".")
 
 
+def test_lists_that_share_lists_take_no_endless_time():
+    shared: list = []
+    for _ in range(60):
+        shared = [shared, shared]
+    with pytest.raises(pickle.UnpicklingError, match="more parts than its size allows"):
+        safe_pickle.loads(pickle.dumps(shared))
+    flags = {"lr": [0.1] * 3}  # as a `res` may share its flags
+    assert safe_pickle.loads(pickle.dumps([flags] * 500)) == [flags] * 500
+
+
 def test_a_header_of_a_terabyte_is_a_damaged_file_and_takes_no_memory(tmp_path):
     array = np.zeros(3)
     np.savez(tmp_path / "x.npz", x_train=array)
@@ -470,7 +480,16 @@ def test_a_task_that_asks_for_other_threads_than_the_process_has_says_so(tiny_fl
     monkeypatch.setattr(device.log, "propagate", True)
     caplog.set_level("INFO", "margin")
     _ = Core(tiny_flags | {"threads": 2}).context.model
-    assert [m for m in caplog.messages if "computes 1 ops at once on 7 threads" in m and "asks for 2 on 2" in m]
+    assert [m for m in caplog.messages if "set 1 concurrent ops on 7 threads" in m and "asks for 2 on 2" in m]
+
+
+def test_more_parts_than_threads_still_leave_each_op_a_thread(monkeypatch):
+    monkeypatch.setattr(device, "_pools", [(0, 0)])
+    noted = []
+    monkeypatch.setattr(device.log, "info", lambda message, *numbers: noted.append(numbers))
+    device.set_threads(2, 8)
+    device.set_threads(2, 2)
+    assert [numbers[2:] for numbers in noted] == [(2, 1), (2, 1)]
 
 
 def test_training_goes_on_at_a_true_loss_of_1e_minus_5000(tiny_flags):

@@ -91,6 +91,8 @@ def test_the_command_line_gives_typed_values(words, name, value):
         (["--lr", "nan"], "--lr"),
         (["--lr", "('aggressive',)"], "--lr"),
         (["--loss_ub", "0"], "above 0"),
+        (["--loss_ub", "1e301"], "above 0 and at most 1e+300"),
+        (["--lr", "decay"], ": missing 1 required positional argument: 'lr'"),
         (["--archive", "sometimes"], "--archive sometimes: expected 'idle'"),
         (["--eid", "first"], "--eid first"),
         (["--eid", "0"], "--eid"),

@@ -246,10 +246,11 @@ def test_which_layers_are_taken_as_linear_follows_from_their_share_of_the_work()
 def test_short_cuts_give_the_plain_losses_in_a_plane(name, small_blocks):
     networks = [trained(name, seed, 60) for seed in (0, 1, 2)]
     examples = examples_of(name)
-    fast, plain = (interpolation.Plane(examples, networks, method) for method in ("fast", "plain"))
+    fast, plain = FastSpan(examples, networks, keep=3), PlainSpan(examples, networks)
     X, Y = (values[:, :5] for values in interpolation.grid(9))
     for row in (0, 4, 8):
-        a, b = fast.row(X[row], Y[row]), plain.row(X[row], Y[row])
+        points = interpolation.coefficients(X[row], Y[row])
+        a, b = fast.losses(points), plain.losses(points)
         np.testing.assert_allclose(np.isnan(a), np.isnan(b))
         np.testing.assert_allclose(a, b, rtol=5e-5)
 
@@ -259,8 +260,8 @@ def test_the_planes_corners_are_the_networks_themselves():
     x, y = digits()
     examples = Examples(models[0], x, y)
     own = [model.evaluate(tf.constant(x), tf.constant(y))[1] for model in models]
-    plane = interpolation.Plane(examples, [arrays(model) for model in models])
-    corners = plane.row(np.array([1.0, 0, 0]), np.array([0.0, 1, 0]))
+    span = FastSpan(examples, [arrays(model) for model in models], keep=3)
+    corners = span.losses(interpolation.coefficients(np.array([1.0, 0, 0]), np.array([0.0, 1, 0])))
     np.testing.assert_allclose(corners, own, rtol=1e-5)
 
 

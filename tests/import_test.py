@@ -308,6 +308,24 @@ def test_every_measure_export_and_report_works_on_it(mlp, tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+def test_the_theory_of_a_homogeneous_one_is_measured_without_the_time_that_it_was_trained(tmp_path):
+    file = tmp_path / "net.keras"
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Flatten(),
+            layers.Dense(8, "relu", use_bias=False),
+            layers.Dense(10, use_bias=False),
+        ]
+    )
+    model.save(file)
+    run, _, _ = imported(file, tmp_path)
+    found = results.load(measured(run, "measure_epochs", measure=("theory",)))["raw"][0]["stats"]
+    assert found["euler_residual"] < 1e-5 and {"growth_rate", "kkt_certificate"} <= set(found)
+    assert not {"log_time", "loss_rate"} & set(found)
+
+
 # Training goes on from it
 
 

@@ -72,6 +72,24 @@ def test_norms_are_those_of_the_flattened_layers(act_type):
         assert got["rhoL"] == pytest.approx(rho**3, rel=1e-14)
 
 
+def test_powers_of_deep_networks_of_relu2_leave_float64s_range_as_infinity_and_0():
+    deep = [[np.full((2, 2), 50.0)]] * 12
+    found = margins.norms(deep, "relu2")
+    assert found["norm_prod"] == found["rhoL"] == math.inf
+    assert margins.margin_stats(np.ones(3), **norms_of(found))["q_bar_min"] == 0
+    smoothed = margins.smoothed_stats(-20.0, 10, found, [2 ** (11 - k) for k in range(12)])
+    assert math.isnan(smoothed["smoothed_q_bar"]) and math.isnan(smoothed["smoothed_q_bar2"])
+    small = margins.norms([[np.full((2, 2), 1e-3)]] * 12, "relu2")
+    assert small["rhoL"] == 0 and math.isnan(margins.margin_stats(np.ones(3), **norms_of(small))["q_bar_min"])
+    assert math.isnan(margins.smoothed_stats(-20.0, 10, small, [1] * 12)["smoothed_q_bar"])
+    over = margins.norm_margins([np.full((2, 2), 50.0)], 1.0, -20.0, 10, 2049)
+    assert over["q_bar_linf"] == over["smoothed_q_bar_spectral"] == 0
+
+
+def norms_of(found):
+    return {name: found[name] for name in ("rhoL", "norm_prod")}
+
+
 def test_accuracy_of_a_tie_counts_the_first_largest_logit():
     assert margins.accuracy(np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 1])) == pytest.approx(
         2 / 3

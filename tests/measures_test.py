@@ -28,10 +28,10 @@ def runs(tmp_path_factory):
 def test_every_number_of_an_epoch_is_described(runs):
     info = results.load(runs[1])["raw"][3]
     for key in info["stats"]:
-        meaning, unit = describe(key)
+        meaning, unit, _ = describe(key)
         assert meaning and unit and "{" not in meaning, key
     assert set(info) <= {*INFO, "stats"}
-    assert describe("nothing") == ("", "")
+    assert describe("nothing") == ("", "", "")
 
 
 def test_what_is_asked_for_is_recorded_at_every_nth_epoch_and_the_last_of_a_loss_based_run(runs):

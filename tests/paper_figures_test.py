@@ -37,6 +37,14 @@ def test_the_papers_figures_are_drawn_in_its_form_and_what_they_lack_is_said(tmp
     np.testing.assert_array_equal(with_bias[0].get_ydata(), [s["q_bar2_min"] for s in stats])
 
 
+def test_a_scheduler_by_its_name_alone_is_loss_based_and_another_has_no_row(tmp_path):
+    named = paper_run(tmp_path / "a", "loss-based-v1", "FIRST_LAYER", "mnist")
+    decaying = paper_run(tmp_path / "b", ("decay", 0.1), "FIRST_LAYER", "mnist")
+    made, _ = paper.make_figures(figures.read([named, decaying]))
+    assert [panel.get_title() for panel in made["paper-figure-1"].axes] == ["loss-based lr"] * 2
+    assert len(made["paper-figure-1"].axes[0].lines) == 1
+
+
 def test_of_runs_without_any_of_the_papers_figures_that_is_said(tmp_path, capsys):
     path = a_curvature(tmp_path / "c", ["seed 0"])
     assert figures.main([str(path), "--paper", "--out", str(tmp_path / "out")]) == 2

@@ -442,7 +442,7 @@ def mistakes(root):
         "no epoch was accepted": [run, young],
         "not a pickle of plain data": [torn],
         "not a result of the task train": [odd],
-        "summary.json: epoch 7 misses or has invalid certified_median, clean_acc": [unsummed],
+        "summary.json: epoch 7: missing or invalid: certified_median, clean_acc": [unsummed],
         "about.json: missing": [silent],
         "about.json: damaged: not a JSON object": [listing],
         "cannot write the report": [run, "--out", root / "nowhere" / "r.html"],

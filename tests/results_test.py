@@ -61,6 +61,46 @@ def test_a_directory_whose_first_files_cannot_be_written_is_not_left_behind(tmp_
     assert (tmp_path / "exper" / "latest").resolve() == first.resolve()
 
 
+def test_filling_a_folder_that_lost_its_flags_never_removes_what_it_holds(tmp_path, monkeypatch):
+    kept = tmp_path / "run" / "archive" / "eid-000100.npz"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"weights")
+    written = workdir.replace_atomically
+
+    def full(path, write):
+        if path.name == "flags.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, write)
+
+    monkeypatch.setattr(workdir, "replace_atomically", full)
+    for place, remains in ((kept.parent.parent, ["archive"]), (tmp_path / "new", None)):
+        with pytest.raises(OSError, match="No space"):
+            workdir.fill(place, {"about.json": {}, "flags.json": {}})
+        assert ([p.name for p in place.iterdir()] if place.exists() else None) == remains
+    assert kept.read_bytes() == b"weights"
+
+
+def test_a_checkpoint_is_written_after_the_journal_is_on_the_disk(run, monkeypatch):
+    order, sync = [], os.fsync
+
+    def note(descriptor):
+        order.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run.append({"eid": 1})
+    run.save([("layer0/weight", np.zeros(2))], {"eid": 1})
+    assert order[0] == "journal.jsonl" and "checkpoint" in order[1]
+
+
+@pytest.mark.parametrize("task", ["measure_radius", "measure_epochs"])
+def test_an_unfinished_measurement_is_not_called_damaged(run, task):
+    run.write_json("flags.json", {"task": task})
+    run.append({"part": [0, 1], "radius": 2.0})
+    with pytest.raises(UserError, match="it is not finished"):
+        results.load(run.path)
+
+
 def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path):
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(UserError, match="cannot make the working directory"):
@@ -121,10 +161,11 @@ def test_a_torn_last_line_of_the_journal_is_left_out(run):
     assert list(results.read_journal(run.path)) == [1]
 
 
-def test_a_damaged_line_in_the_middle_is_named(run):
+@pytest.mark.parametrize("line", [b"nonsense", b"5", b"null", b'"x"', b"[1]"])
+def test_a_damaged_line_in_the_middle_is_named(run, line):
     run.append({"eid": 1})
     with open(run.path / "journal.jsonl", "ab") as file:
-        file.write(b"nonsense\n")
+        file.write(line + b"\n")
     with pytest.raises(UserError, match="line 2"):
         results.read_journal(run.path)
 

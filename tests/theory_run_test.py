@@ -230,7 +230,9 @@ def test_no_other_network_has_a_largest_margin(tiny_flags, caplog):
     caplog.set_level(logging.INFO, log.name)
     path = Core(tiny_flags | {"E": 2, "measure": ("max_margin",), "measure_every": 1}).run()
     assert "q_bar_svm" not in results.load(path)["raw"][2]["stats"]
-    assert "q_bar_svm is left out: it is known of a linear network of two classes" in (path / "stdout").read_text()
+    assert (
+        "q_bar_svm is left out: it is known only for a linear network of two classes" in (path / "stdout").read_text()
+    )
 
 
 def test_a_run_of_an_older_version_has_smoothed_margins_when_it_is_loaded(fitted, tmp_path):

@@ -28,7 +28,7 @@ from support.errors import UserError
 from support.screen import log
 
 # Figures are drawn at most once in this many seconds, for at most this share of the time, and when the run is longer
-# by this factor: 10000 epochs have less than 200 drawings.
+# by this factor: 10000 epochs have fewer than 200 drawings.
 FIGURES_EVERY, FIGURES_SHARE, FIGURES_GROWTH = 60.0, 0.02, 1.05
 FIGURES_DPI = 100
 

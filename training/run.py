@@ -191,8 +191,8 @@ class Training:
         if accepted[0].dead and not self._dead:
             self._dead = True
             log.warning(
-                "warning: at epoch #%d all training images have the same logits: the network is dead, as after steps "
-                "that are too long, and no gradient revives it; lower --lr",
+                "warning: at epoch #%d all training images have the same logits: the network is dead (its steps were "
+                "probably too long), and no gradient can revive it; lower --lr",
                 self.eid,
             )
         return info

@@ -8,7 +8,6 @@ Functions of arrays are float64 NumPy.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -269,15 +268,16 @@ def of_epoch(now: Any, history: Any) -> dict[str, Any]:
         here = {"log_loss": now.log_loss, "rho": now.norms["rho"]}
         bound = found["flow_bound"] = flow_bound(stats[before[0]], here, order, n)
         found["flow_ratio"] = _ratio(found["direction_moved"], bound)
-    if history.infos:
+    infos = [info for info in history.infos if info["lr"]]  # an imported network has no learning rate
+    if infos:
         f = now.context.f
-        found["log_time"] = log_flow_time(history.infos, steps_of(n, f.B, f.drop_last), n)
+        found["log_time"] = log_flow_time(infos, steps_of(n, f.B, f.drop_last), n)
         found |= rates(now.log_loss, found["log_time"], order, n)
     return found
 
 
 def why_not(model: Any) -> str | None:
-    """Return which of the theory's quantities a network has not, and why."""
+    """Return which of the theory's quantities a network lacks, and why."""
     if model.why_not_homogeneous is None:
         return None
     return (
@@ -302,13 +302,10 @@ def _certificate_of(now: Any, rho: float) -> float:
     if not s[n[0], j[0]] > 0:
         return math.nan
     (x, y), _ = now.context.dataset
-    gram_of = now.context.kept("constraint_gram", None, lambda: _graph_of(constraint_gram, now.model))
+    graph = partial(compiled, partial(constraint_gram, now.model), reduce_retracing=True)
+    gram_of = now.context.kept("constraint_gram", None, graph)
     gram = gram_of(x[n], y[n], j.astype(np.int32)).numpy()
     return certificate(gram, sum(now.model.degrees) * s[n, j] / rho)  # <w, h> = L s: Euler's identity of a gap
-
-
-def _graph_of(function: Callable[..., Any], model: Any) -> Any:
-    return compiled(partial(function, model), reduce_retracing=True)
 
 
 def max_margin(now: Any, history: Any) -> dict[str, float]:
@@ -329,4 +326,4 @@ def why_no_max_margin(model: Any) -> str | None:
     """Return why a network's largest margin is not known; None for a linear network of two classes."""
     if len(model.specs) == 1 and model.n_classes == 2 and not model.specs[0].act and model.layers[0].bn is None:
         return None
-    return "q_bar_svm is left out: it is known of a linear network of two classes, [['F', 2, {'act': False}]]"
+    return "q_bar_svm is left out: it is known only for a linear network of two classes, [['F', 2, {'act': False}]]"
