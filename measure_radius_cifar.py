@@ -2,7 +2,13 @@
 
 import launch
 
-flags = {"task": "measure_radius", "measured_experiment": "train_cifar", "eid": "last", "params": "all", "step": 1.0}
+flags = {
+    "task": "measure_radius",
+    "measured_experiment": "train_cifar",
+    "eid": "last",
+    "params": "all",
+    "radius_step": 1.0,
+}
 
 if __name__ == "__main__":
     launch.main(__file__, flags, __doc__)

@@ -263,7 +263,8 @@ def renamed(flat: dict) -> dict:
     for given, value in flat.items():
         name = ALIASES.get(given, given)
         if name in found and found[name] != value:
-            raise UserError(f"--{given} is another name of --{name}: give one of them")
+            older = next(old for old in flat if ALIASES.get(old) == name)
+            raise UserError(f"--{older} is another name of --{name}: give one of them")
         found[name] = value
     return found
 

@@ -82,7 +82,7 @@ def resolve(script: dict, given: dict[str, Any]) -> dict:
     given = renamed(given)
     if given.get("resume") is not None:  # resolved once: `latest` may be another run a moment later
         return _resumed(given | {"resume": str(read.check_run(given["resume"]).resolve())})
-    flags = complete(flatten(script) | given)
+    flags = complete(renamed(flatten(script)) | given)
     if flags["init_from"] is not None and flags["task"] in TASKS_OF["init_from"]:
         # Resolved once, too. The network is that run's, unless its flags are typed: then its weights have to fit.
         start = read.check_run(flags["init_from"]).resolve()

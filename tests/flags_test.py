@@ -10,7 +10,7 @@ import pytest
 import flags
 from flags.command_line import command_line
 from models.architectures import CNN, VGG16
-from storage.run_flags import of_command_line
+from storage.run_flags import of_command_line, resolve
 from support.errors import UserError
 from support.files import ROOT
 
@@ -185,8 +185,15 @@ def test_older_names_of_flags_go_on_working_everywhere():
     got = command_line(words, {"task": "measure_radius"})
     assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (True, 0.2, "train_cifar")
     assert flags.complete({"attack": [3, 1]})["attack_indices"] == (1, 3)
-    with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):
-        flags.complete({"radius_step": 0.1, "step": 0.2})
+    for both in ({"radius_step": 0.1, "step": 0.2}, {"step": 0.2, "radius_step": 0.1}):
+        with pytest.raises(UserError, match="--step is another name of --radius_step: give one of them"):
+            flags.complete(both)
+
+
+def test_a_typed_flag_replaces_a_scripts_under_either_name():
+    for name in ("step", "radius_step"):
+        for typed in ("step", "radius_step"):
+            assert resolve({"task": "train", name: 1.0}, {typed: 0.2})["radius_step"] == 0.2
 
 
 def test_reading_flags_and_results_needs_no_tensorflow():
