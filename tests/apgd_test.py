@@ -53,7 +53,7 @@ def test_apgd_finds_the_examples_of_a_linear_classifier_inside_eps_and_no_others
     assert (adversarial[~fooled] == x[~fooled]).all()
 
 
-def test_apgd_is_no_weaker_than_pgd_with_as_many_restarts(small_network):
+def test_apgd_is_at_least_as_strong_as_pgd_with_as_many_restarts(small_network):
     model, x, y = small_network
     eps_list = (0.02, 0.04, 0.06, 0.08)
 

@@ -34,7 +34,7 @@ def test_logloss_works_where_the_loss_itself_is_no_float():
     assert kept(("logloss", 10**5), [-1001 * math.log(10), -1004 * math.log(10), -1006 * math.log(10)]) == [1, 3]
 
 
-def test_a_restored_archiver_goes_on_where_it_was():
+def test_a_restored_archiver_continues_where_it_was():
     archiver = archivers.build(("logloss", 10))
     archiver.wants(1, math.log(0.005))
     restored = archivers.build(("logloss", 10))

@@ -24,7 +24,7 @@ def test_robust_accuracy_falls_at_each_distance_and_starts_at_the_clean_accuracy
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["epoch 10", "epoch 300"]
 
 
-def test_a_curve_of_robust_accuracy_goes_on_to_the_panels_edge_also_when_nothing_was_found(tmp_path):
+def test_robust_accuracy_curves_extend_to_the_panels_edge_even_without_examples(tmp_path):
     some = an_attack(tmp_path / "some", {10: [0.2, 0.4], 20: [2.0, 3.0]})
     none = an_attack(tmp_path / "none", {10: [np.inf] * 4}, success=[False] * 4)
     for attack, heights in ((some, [0, 0]), (none, [100])):

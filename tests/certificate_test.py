@@ -285,7 +285,7 @@ def test_a_bound_of_the_largest_eigenvalue_is_above_it_and_near(n, rank, seed):
     assert exact <= local_certificate.largest_eigenvalue_bound(gram) <= 1.05 * exact + 1e-9
 
 
-def test_of_nothing_the_largest_eigenvalue_is_0():
+def test_the_largest_eigenvalue_of_an_empty_matrix_is_0():
     assert 0 <= local_certificate.largest_eigenvalue_bound(np.zeros((4, 4))) < 1e-6
 
 
@@ -403,7 +403,7 @@ def test_a_misclassified_image_has_no_radius(trained):
     assert (Certifier(model, "L2", local=True)(x[:5], z[:5], wrong[:5], nothing) == 0).all()
 
 
-def test_why_a_network_has_no_local_certificate_is_said():
+def test_the_reason_for_a_missing_local_certificate_is_reported():
     def reason(description, shape=(32, 32, 3), **options):
         return local_certificate.why_not(Network(description, shape, **options))
 

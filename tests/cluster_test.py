@@ -97,7 +97,7 @@ def plain(value):
 
 
 @soak
-def test_attempts_at_once_give_the_run_that_one_after_the_other_give(serial, scheduler_file, logs):
+def test_concurrent_attempts_give_the_same_run_as_sequential_ones(serial, scheduler_file, logs):
     flags = FLAGS | {"logs_dir": logs, "cluster": scheduler_file, "speculate": True}
     run = Core(flags | {"E": 15}, "speculative").run()
     assert_same_runs(serial, Core(flags | {"resume": str(run)}, "speculative").run())
@@ -135,7 +135,7 @@ SHARPNESS = {"rho": (0.1,), "eid": [10, 25]}
         pytest.param("measure_sharpness", SHARPNESS, marks=soak),
     ],
 )
-def test_what_looks_at_a_run_is_the_same_on_a_cluster(serial, scheduler_file, task, asked):
+def test_tasks_on_a_run_give_the_same_results_on_a_cluster(serial, scheduler_file, task, asked):
     flags = looking(serial, {"task": task} | asked)
     one = alone(flags, f"{task}-alone")
     other = Core(flags | {"cluster": scheduler_file}, f"{task}-cluster").run()
@@ -179,7 +179,7 @@ class Endless:
         return eval, ("lambda context, args, tick: all(tick(0) is None for _ in iter(int, 1))",)
 
 
-def test_units_that_are_no_longer_wanted_end(scheduler_file):
+def test_unneeded_units_are_cancelled(scheduler_file):
     context = Core(FLAGS | {"cluster": scheduler_file}).context
     with cluster.Cluster(scheduler_file, 1, -1) as workers:
 
@@ -212,7 +212,7 @@ def test_an_error_in_a_unit_goes_up_and_is_not_tried_again(scheduler_file, seria
 
 
 @soak
-def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path):
+def test_ctrl_c_ends_driver_and_workers_and_the_run_resumes_from_there(tmp_path):
     words = [str(ROOT / "run.sh"), QUICK, *SMALL, "--E", "100000", "--threads", "1"]
     words += ["--logs_dir", str(tmp_path / "logs"), "--cluster", "2", "--speculate"]
     process = subprocess.Popen(
@@ -236,7 +236,7 @@ def test_ctrl_c_ends_driver_and_workers_and_the_run_goes_on_from_there(tmp_path)
 
 
 @soak
-def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_path, serial, monkeypatch):
+def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_be_resumed(tmp_path, serial, monkeypatch):
     file = tmp_path / "scheduler.json"
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(file), "--port", "0"]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
@@ -270,7 +270,7 @@ def test_when_the_scheduler_dies_the_run_ends_with_one_line_and_can_go_on(tmp_pa
 # Mistakes
 
 
-def test_an_address_where_nobody_listens_is_one_line(tmp_path, monkeypatch):
+def test_an_address_without_a_scheduler_is_a_one_line_error(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT", 1.0)
     with pytest.raises(UserError, match=r"^--cluster tcp://127.0.0.1:1: no scheduler answers there"):
         Core(FLAGS | {"cluster": "tcp://127.0.0.1:1", "speculate": True, "logs_dir": str(tmp_path)}).run()
@@ -282,7 +282,7 @@ def test_an_address_where_nobody_listens_is_one_line(tmp_path, monkeypatch):
         cluster.Cluster(str(tmp_path / "bad.json"), 1).__enter__()
 
 
-def test_a_scheduler_without_workers_is_one_line(tmp_path, monkeypatch):
+def test_a_scheduler_without_workers_is_a_one_line_error(tmp_path, monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "START", 0.5)
@@ -291,14 +291,14 @@ def test_a_scheduler_without_workers_is_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["program", "tensorflow"])
-def test_a_worker_with_another_version_is_one_line(scheduler_file, monkeypatch, what):
+def test_a_worker_with_another_version_is_a_one_line_error(scheduler_file, monkeypatch, what):
     facts = cluster_worker.facts
     monkeypatch.setattr(cluster_worker, "facts", lambda root: facts(root) | {what: "another"})
     with pytest.raises(UserError, match=rf"--cluster: the worker tcp://.* has {what} .*, the driver has another"):
         cluster.Cluster(scheduler_file, 1, -1).__enter__()
 
 
-def test_a_worker_that_sees_other_data_or_none_is_one_line(scheduler_file, tmp_path):
+def test_a_worker_with_other_data_or_none_is_a_one_line_error(scheduler_file, tmp_path):
     x, y = np.zeros((60, 8, 8), np.uint8), np.arange(60) % 10
     np.savez(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     flags = FLAGS | {"dataset": str(tmp_path / "set.npz"), "train_N": "all", "logs_dir": str(tmp_path / "logs")}
@@ -329,7 +329,7 @@ def test_flags_that_do_not_fit_a_cluster_are_one_line(flags, says, tmp_path):
         Core(FLAGS | flags | {"logs_dir": str(tmp_path)}).run()
 
 
-def test_without_dask_it_is_said_what_to_install(monkeypatch):
+def test_without_dask_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match=r"not installed: pip install -r requirements-cluster\.txt$"):
         cluster.require_dask()
@@ -379,7 +379,7 @@ def test_a_grid_is_every_combination(grid, expected):
 @pytest.mark.parametrize(
     "grid", [[], ["seed"], ["seed="], ["sed=1"], ["seed=1", "seed=2"], ["seed=1,1"], ["seed=3:3"]]
 )
-def test_a_grid_that_makes_no_sense_is_one_line(grid):
+def test_an_invalid_grid_is_a_one_line_error(grid):
     with pytest.raises(UserError, match=r"^--grid"):
         sweep.points(grid)
 
@@ -389,7 +389,7 @@ def python(*words):
 
 
 @soak
-def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_broken(tmp_path, scheduler_file):
+def test_a_sweep_trains_every_point_skips_finished_runs_and_resumes_interrupted_ones(tmp_path, scheduler_file):
     words = ["sweep.py", QUICK, "--grid", "seed=0:2", "--grid=lr=0.02", "--E", "4", *SMALL, "--figures", "true"]
     done = python(*words, "--archive", "2", "--logs_dir", str(tmp_path), "--cluster", scheduler_file)
     assert done.returncode == 0, done.stderr
@@ -416,7 +416,7 @@ def test_a_sweep_trains_every_point_skips_what_is_done_and_goes_on_with_what_is_
         assert without_times(again) == without_times(results.read_journal(path / name))
 
 
-def test_a_run_of_a_sweep_that_diverges_is_told_and_the_others_go_on(tmp_path):
+def test_a_diverging_run_of_a_sweep_is_reported_and_the_others_continue(tmp_path):
     flags = FLAGS | {"task": "sweep", "axes": ["lr=0.01,1e9"], "E": 2, "logs_dir": str(tmp_path)}
     raw = results.load(Core(flags, f"sweep-{QUICK}").run())["raw"]
     assert raw["lr=0.01"]["info"]["eid"] == 2 and raw["lr=1e9"]["info"] is None
@@ -432,7 +432,7 @@ def test_a_run_of_a_sweep_that_diverges_is_told_and_the_others_go_on(tmp_path):
         ([QUICK, "--grid", "E=0"], "--E 0: expected"),
     ],
 )
-def test_a_mistyped_sweep_is_one_line(words, says, tmp_path):
+def test_a_mistyped_sweep_is_a_one_line_error(words, says, tmp_path):
     more = ["--logs_dir", str(tmp_path / "logs")] if len(words) > 1 else []
     assert_one_line(python("sweep.py", *words, *more), 2, says)
     assert not (tmp_path / "logs").exists()

@@ -76,7 +76,7 @@ def test_help_lists_every_flag_with_the_scripts_value():
         ([QUICK, "--task", "attack"], ["./eval.sh"]),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_2(words, says, tmp_path):
+def test_a_user_error_is_one_line_and_exit_2(words, says, tmp_path):
     done = command("run.sh", *words, "--logs_dir", str(tmp_path / "logs"))
     assert_one_line(done, 2, *says)
     assert not (tmp_path / "logs").exists()
@@ -119,7 +119,7 @@ def unbroken(finished):
     return finished.path
 
 
-def test_a_run_prints_its_header_and_a_line_an_epoch_and_keeps_them(finished):
+def test_a_run_prints_and_stores_its_header_and_one_line_per_epoch(finished):
     assert (finished.path / "stdout").read_text() == finished.printed
     for word in ("--seed 0", "device: CPU", "300 train, 297 test", "parameters: 1224", "working directory:"):
         assert word in finished.printed
@@ -130,7 +130,7 @@ def test_a_run_prints_its_header_and_a_line_an_epoch_and_keeps_them(finished):
     assert "q_bar2_min=" in lines[2] and "s, attempts=" in lines[2] and lines[2].endswith("]")
 
 
-def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroken):
+def test_resuming_another_experiments_run_is_refused_and_changes_nothing(unbroken):
     path = unbroken
     before = {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
     done = command("run.sh", "exper-quick-digits-cnn-const-lr-1", "--resume", str(path))
@@ -141,7 +141,7 @@ def test_resuming_another_experiments_run_is_refused_and_leaves_it_alone(unbroke
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=soak)])
-def test_a_signal_saves_says_how_to_go_on_and_loses_nothing(tmp_path, number, status):
+def test_a_signal_saves_everything_and_prints_how_to_resume(tmp_path, number, status):
     words = [str(ROOT / "run.sh"), QUICK, *SMALL, "--E", "100000", "--logs_dir", str(tmp_path / "logs")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
     for line in process.stdout:
@@ -228,7 +228,7 @@ def test_a_write_that_fails_in_the_middle_of_a_run_is_exit_1_with_the_last_check
     assert results.stored_eids(run_dir(tmp_path)) == [1, 2]
 
 
-def test_a_failed_read_is_not_called_a_failed_write(tmp_path, unbroken):
+def test_a_failed_read_is_not_reported_as_a_failed_write(tmp_path, unbroken):
     """A directory where the checkpoint should be: it cannot be read, and nothing says that it cannot be written."""
     own = shutil.copytree(unbroken, tmp_path / "own")
     (own / "checkpoint.npz").unlink()

@@ -36,20 +36,20 @@ def test_looking_at_stored_weights_does_not_change_the_network(tiny_flags):
     assert all((v.numpy() == b).all() for v, b in zip(context.model.tensors, before, strict=True))
 
 
-def test_what_is_kept_is_made_once_and_again_for_another_key():
+def test_kept_values_are_made_once_per_key():
     context, made = Context({}), []
     for key in (1, 1, 2, 2, 1):
         assert context.kept("slot", key, lambda key=key: made.append(key) or key) == key
     assert made == [1, 2, 1]
 
 
-def test_what_does_not_fit_is_said_before_anything_is_made(tiny_flags, tmp_path):
+def test_errors_in_flags_are_reported_before_anything_is_written(tiny_flags, tmp_path):
     with pytest.raises(UserError, match="--B 301"):
         _ = Context(tiny_flags | {"B": 301}).model
     assert not (tmp_path / "logs").exists()
 
 
-def test_a_core_runs_in_any_thread_and_twice_in_one_process(tiny_flags, monkeypatch):
+def test_core_runs_in_any_thread_and_twice_in_one_process(tiny_flags, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["a notebook"])
     paths = []
 

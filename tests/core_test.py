@@ -251,7 +251,7 @@ def test_a_resumed_run_is_the_unbroken_run_bit_for_bit(tiny_flags, changes, stop
     assert_same_weights(results.load_weights(path), results.load_weights(whole))
 
 
-def test_a_run_stopped_within_an_epoch_goes_on_to_be_the_unbroken_run(tiny_flags, monkeypatch):
+def test_a_run_stopped_within_an_epoch_resumes_to_the_uninterrupted_run(tiny_flags, monkeypatch):
     """As a signal does it, between two batches: the weights of the half epoch must not stay."""
     whole = Core(tiny_flags).run()
     monkeypatch.setattr(network, "TURN_FLOPS", 1)
@@ -278,7 +278,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_be_the_unbroken_run(tiny_flags
     assert_same_weights(results.load_weights(path), results.load_weights(whole))
 
 
-def test_what_came_after_the_last_checkpoint_is_done_again_the_same(tiny_flags):
+def test_epochs_after_the_last_checkpoint_are_repeated_identically(tiny_flags):
     """As after SIGKILL: the journal has more epochs than the checkpoint, and a torn line."""
     flags = tiny_flags | {"E": 8, "archive": 3}
     whole = Core(flags).run()
@@ -292,7 +292,7 @@ def test_what_came_after_the_last_checkpoint_is_done_again_the_same(tiny_flags):
     assert_same_weights(results.load_weights(path, 6), results.load_weights(whole, 6))
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_anew_in_its_place(tiny_flags):
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_directory(tiny_flags):
     whole, path = Core(tiny_flags).run(), Core(tiny_flags).run()
     (path / "checkpoint.npz").unlink()
     (path / "res").unlink()
@@ -345,7 +345,7 @@ def test_peeking_restores_each_epoch_and_trains_on_at_fixed_lr_and_frame(tiny_fl
     np.testing.assert_array_equal(q, peeked[2]["epochs"][-1]["q"])
 
 
-def test_peeking_says_what_it_lacks(tiny_flags):
+def test_peeking_names_missing_flags(tiny_flags):
     path = Core(tiny_flags).run()
     peek = tiny_flags | {"task": "train_peek", "lr": 0.1}
     with pytest.raises(UserError, match="needs --load_dir"):
@@ -414,13 +414,13 @@ def test_a_resumed_run_keeps_its_parts_and_says_what_a_new_one_would_use(tiny_fl
     assert "batches are cut into 1 parts, as when the run began; a new run would use 2" in caplog.text
 
 
-def test_about_tells_what_a_reader_of_the_run_must_know(tiny_flags):
+def test_about_json_records_what_a_reader_of_the_run_needs(tiny_flags):
     about = results.read_about(Core(tiny_flags, "exper").run())
     assert about["experiment"] == "exper" and about["data"]["train"] == 300
     assert set(about["versions"]) >= {"python", "tensorflow", "numpy"}
 
 
-def test_stdout_and_pickle_in_the_working_directory_tell_the_run(tiny_flags):
+def test_stdout_and_pickle_in_the_working_directory_record_the_run(tiny_flags):
     path = Core(tiny_flags).run()
     assert {p.name for p in path.iterdir()} >= {"flags.json", "about.json", "journal.jsonl", "res", "checkpoint.npz"}
     with open(path / "res", "rb") as file:

@@ -46,7 +46,7 @@ def test_from_99_of_100_random_starts_it_is_the_largest_of_a_spectrum_without_ga
     assert sum(value < 0.97 * max(eigenvalues) for eigenvalues, _, value, _ in ends) <= 3
 
 
-def test_a_good_guess_saves_products_and_a_wrong_one_is_found_out():
+def test_a_good_guess_saves_products_and_a_wrong_one_is_corrected():
     rng = np.random.default_rng(0)
     operator, q = dense([*4 * rng.random(398), 5.0, 6.0])
     cold = curvature.largest_eigenvalue(operator, None, rng.standard_normal(400))

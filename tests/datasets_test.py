@@ -86,7 +86,7 @@ def test_idx_files_are_found_in_every_layout(tmp_path, name, folder, compress):
 
 
 @pytest.mark.parametrize("place", ["data_dir", "DATA_DIR", "data", "keras"])
-def test_every_place_is_looked_into(tmp_path, monkeypatch, place):
+def test_every_place_is_searched(tmp_path, monkeypatch, place):
     root = tmp_path / {"keras": "keras/datasets"}.get(place, place)
     write_idx(root / "mnist")
     if place == "DATA_DIR":
@@ -94,7 +94,7 @@ def test_every_place_is_looked_into(tmp_path, monkeypatch, place):
     assert_is_x_and_y(loading.load("mnist", root if place == "data_dir" else None))
 
 
-def test_an_incomplete_folder_is_passed_over_for_a_complete_one(tmp_path):
+def test_an_incomplete_folder_is_skipped_for_a_complete_one(tmp_path):
     write_idx(tmp_path / "here" / "mnist")
     (tmp_path / "here" / "mnist" / IDX_FILES[1]).unlink()
     write_idx(tmp_path / "here" / "MNIST" / "raw")
@@ -183,7 +183,7 @@ def test_idx_images_that_do_not_fit_are_refused(tmp_path, content, says):
         loading.load("mnist", tmp_path)
 
 
-def test_a_label_of_no_class_is_refused(tmp_path):
+def test_a_label_outside_the_classes_is_refused(tmp_path):
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[1]).write_bytes(idx(Y["train"] + np.uint8(5)))
     with pytest.raises(UserError, match="labels from"):
@@ -267,7 +267,7 @@ def test_a_cifar_batch_that_does_not_fit_is_refused(tmp_path, changes, says):
 # Names, places, numbers
 
 
-def test_nowhere_to_be_had_says_where_it_looked_and_what_to_do(tmp_path):
+def test_missing_data_is_reported_with_the_places_searched_and_a_remedy(tmp_path):
     with pytest.raises(UserError) as error:
         loading.load("mnist", tmp_path)
     for word in (str(tmp_path), "keras", "network is unreachable", "four IDX files", "--data_dir"):
@@ -372,7 +372,7 @@ def test_cifar100_has_its_fine_labels_from_the_folder_and_the_archive(tmp_path):
         loading.load("cifar100", tmp_path)
 
 
-def test_a_file_of_medmnist_is_read_as_it_is(tmp_path):
+def test_a_medmnist_file_is_read_unchanged(tmp_path):
     labels = np.arange(30, dtype=np.uint8)[:, None] % 5
     arrays = {"train_images": X["train"], "train_labels": labels, "val_images": X["t10k"], "val_labels": labels[:9]}
     np.savez(tmp_path / "pathmnist.npz", **arrays, test_images=X["t10k"], test_labels=labels[:9])

@@ -29,7 +29,7 @@ def dead(tmp_path_factory):
 
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_of_a_dead_network_everything_is_measured_or_refused(dead, tiny_flags, logged):
+def test_a_dead_network_is_measured_or_refused_by_every_task(dead, tiny_flags, logged):
     assert (dead / "stdout").read_text().count("the network is dead") == 1
     measuring = {"load_dir": str(dead), "eid": "last", "gpu": -1, "figures": True}
     path = Core(measuring | {"task": "measure_curvature", "probes": 2, "density": True, "density_steps": 3}).run()
@@ -54,7 +54,7 @@ def test_weights_of_0_have_a_radius_without_a_norm(own_run):
         ).run()
 
 
-def test_a_path_along_a_line_is_said_to_be_one(own_run, logged):
+def test_a_path_along_a_line_is_reported_as_a_line(own_run, logged):
     start, end = ([w for _, w in results.load_weights(own_run, eid)] for eid in (1, 4))
     names = [name for name, _ in results.load_weights(own_run, 1)]
     for eid in (2, 3):

@@ -78,7 +78,7 @@ def test_the_scheduler_halves_after_a_worse_attempt_and_is_taken_by_the_flag(mon
     assert scheduler.get(better) == ("go", 0.025 * 1.05)
 
 
-def test_the_attack_goes_so_far_along_the_gaps_gradient():
+def test_the_attack_steps_along_the_gaps_gradient():
     space = {}
     exec(example("class Gradient"), space)
     weights = tf.constant(np.random.default_rng(0).normal(size=(16, 3)), tf.float32)
@@ -211,7 +211,7 @@ def test_every_record_in_docs_is_of_a_task_that_is_drawn():
     assert {results.read_flags(run)["task"] for run in RUNS} == {"train", *FIGURES}
 
 
-def test_the_pages_build_as_a_site_in_which_every_link_leads_somewhere(tmp_path):
+def test_the_pages_build_as_a_site_without_broken_links(tmp_path):
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

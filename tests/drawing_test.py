@@ -81,7 +81,7 @@ def spoiled(tmp_path, made_up_run, name):
         ("flags list", "flags.json: damaged: not a JSON object"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line_exit_2_and_no_file(made_up_run, tmp_path, capsys, name, says):
+def test_figures_that_cannot_be_drawn_are_one_line_exit_2_and_no_file(made_up_run, tmp_path, capsys, name, says):
     path = spoiled(tmp_path, made_up_run, name)
     assert figures.main([str(made_up_run), str(path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err.strip().splitlines()
@@ -172,7 +172,7 @@ def test_a_failure_to_draw_is_a_warning_and_loses_nothing(made_up_run, tmp_path,
     assert (own / "res").read_bytes() == before
 
 
-def test_what_has_no_figures_is_passed_over_in_silence(tmp_path, capsys):
+def test_runs_without_figures_are_skipped_silently(tmp_path, capsys):
     launch.draw_figures(work_dir(tmp_path / "peek", {"task": "train_peek"}, None))
     (tmp_path / "labels.npz").write_bytes(b"")
     launch.draw_figures(tmp_path / "labels.npz")

@@ -58,7 +58,7 @@ def doors(run):
 @pytest.mark.parametrize(
     "door", ["run.sh", "results", pytest.param("report", marks=soak), pytest.param("sweep", marks=soak)]
 )
-def test_every_front_door_works_in_all_of_them_together(run, tmp_path, door):
+def test_every_entry_point_works_in_all_of_them_together(run, tmp_path, door):
     (tmp_path / "a folder").mkdir()
     done = call(doors(run)[door], ALL, tmp_path / "a folder")
     assert done.returncode == (2 if door == "sweep" else 0), done.stderr
@@ -68,7 +68,7 @@ def test_every_front_door_works_in_all_of_them_together(run, tmp_path, door):
 @soak
 @pytest.mark.parametrize("door", ["run.sh", "eval.sh", "help", "results", "figures", "report", "export", "sweep"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_front_door_works_in_each_of_them(run, tmp_path, door, variant):
+def test_every_entry_point_works_in_each_of_them(run, tmp_path, door, variant):
     done = call(doors(run)[door], VARIANTS[variant], tmp_path)
     assert done.returncode == (2 if door == "sweep" else 0), done.stderr
     assert "Traceback" not in done.stderr
@@ -82,7 +82,7 @@ def test_a_training_works_in_all_of_them_together(tmp_path):
     assert done.returncode == 0 and "done: 2 epochs" in done.stdout, done.stderr
 
 
-def test_data_is_searched_without_a_home_and_an_entry_in_passwd():
+def test_data_is_found_without_a_home_directory_and_a_passwd_entry():
     code = "import pwd\ndef getpwuid(uid): raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
     code += "from data.loading import _roots\nprint(_roots(None))"
     done = call([sys.executable, "-c", code], {"HOME": None, "KERAS_HOME": None}, ROOT)
@@ -105,7 +105,7 @@ def test_a_script_with_a_syntax_error_is_listed_and_the_others_too(tmp_path):
     assert "cannot be read: SyntaxError" in line
 
 
-def test_an_editors_lock_link_beside_the_sources_is_no_source():
+def test_an_editors_lock_link_next_to_the_sources_is_ignored():
     from engine.cluster_worker import facts
 
     link = ROOT / ".#launch.py"
@@ -133,7 +133,7 @@ def test_an_interrupted_set_up_is_made_again(tmp_path):
     assert done.returncode == 0 and done.stdout == "started\n", done.stderr
 
 
-def test_a_deleted_current_folder_is_no_traceback(run, tmp_path):
+def test_a_deleted_current_folder_causes_no_traceback(run, tmp_path):
     (tmp_path / "gone").mkdir()
     code = f"import os, runpy, sys; os.rmdir(os.getcwd()); sys.argv = ['results.py', {str(run)!r}]; "
     code += f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(ROOT / 'results.py')!r}, run_name='__main__')"

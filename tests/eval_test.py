@@ -172,7 +172,7 @@ def test_every_method_runs_through_core(run, script):
         np.testing.assert_array_equal(res[8]["success"], reached)
 
 
-def test_an_attack_that_was_stopped_goes_on_and_ends_with_the_same_res(run, monkeypatch):
+def test_a_stopped_attack_resumes_to_the_same_res(run, monkeypatch):
     whole, _ = attack(run, "--eid", "3,8")
     before, calls = certificate.certified, []
 
@@ -222,7 +222,7 @@ def refused(capsys, monkeypatch):
     return command
 
 
-def test_what_makes_no_sense_is_refused_in_one_line(own, tmp_path, refused):
+def test_invalid_values_are_refused_in_one_line(own, tmp_path, refused):
     assert "no such directory" in refused(tmp_path / "nowhere")
     assert "flags.json" in refused(tmp_path)
     assert "--attack_N 0" in refused(own, "--attack_N", "0")
@@ -260,7 +260,7 @@ def test_a_directory_of_seeds_says_where_the_runs_are(own, tmp_path, refused):
     assert "seed-3" in refused(tmp_path / "seeds")
 
 
-def test_what_another_attack_left_is_no_run_to_attack(own, refused):
+def test_an_attacks_directory_cannot_be_attacked(own, refused):
     attack(own)
     said = refused(own / "eval-tiny" / "latest")
     assert "left by the task attack, without networks; give a training run's directory" in said
@@ -286,7 +286,7 @@ def test_a_run_without_checkpoints_and_other_data_are_refused(own, refused):
 
 
 @soak
-def test_an_attack_that_was_killed_goes_on_and_ends_with_the_same_res(own):
+def test_a_killed_attack_resumes_to_the_same_res(own):
     name = "eval-final-mnist-l2-ddn"
     script = [sys.executable, ROOT / f"{name}.py"]
     words = ["--attack_N", "120", "--attack_B", "8", "--attack_K", "300", "--eid", "8", "--gpu", "-1"]
@@ -382,7 +382,7 @@ def test_an_example_that_is_not_misclassified_is_not_stored(run):
     np.testing.assert_array_equal(res[8]["images"][missed], images[missed])
 
 
-def test_a_disk_without_room_for_the_results_is_an_error_at_once(own, monkeypatch):
+def test_a_disk_without_room_for_the_results_is_reported_at_the_start(own, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -398,7 +398,7 @@ def test_settings_of_another_method_are_refused(run):
     prepare(run, "--attack_K", "5", "--seed", "3", "--attack_eps_list", "0.5")
 
 
-def test_resume_wants_the_same_attack_and_undamaged_records(own):
+def test_resuming_requires_the_same_attack_and_undamaged_records(own):
     _, path = attack(own)
     with pytest.raises(UserError, match="eval-tiny"):
         Core(of_command_line(["--resume", str(path)], DDN), "eval-other").run()

@@ -196,7 +196,7 @@ def told(path, form):
 
 
 @pytest.mark.parametrize("form", export.FORMS)
-def test_every_form_says_of_which_epoch_of_which_run_it_is(run, form, capsys):
+def test_every_export_names_its_run_and_epoch(run, form, capsys):
     paths = export.export(run, form, "all")
     assert [path.stem for path in paths] == ["eid-000001", "eid-000002", "eid-000003"]
     stats = results.load(run)["raw"][2]["stats"]
@@ -329,7 +329,7 @@ def test_the_csv_has_all_digits(run, tmp_path):
     assert [float(line.split(",")[k]) for line in lines] == [s["rho"] for s in stats]
 
 
-def test_what_has_no_table_says_so(tmp_path, run):
+def test_tasks_without_a_table_are_reported(tmp_path, run):
     measured = Core({"task": "measure_curvature", "load_dir": str(run), "eid": [3], "probes": 2}, "c").run()
     seeds = Core({"task": "train_seeds", "seeds": (0, 1), "dataset": "digits", "train_N": 100, "E": 1, "lr": 0.01,
                   "model": {"description": TINY}, "logs_dir": str(tmp_path)}, "s").run()  # fmt: skip

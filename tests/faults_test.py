@@ -60,7 +60,7 @@ def test_a_second_process_on_one_directory_is_refused_and_names_the_first(own):
 
 
 @soak
-def test_of_many_started_at_once_one_runs_and_no_epoch_is_written_twice(own):
+def test_of_many_simultaneous_starts_one_runs_and_no_epoch_is_written_twice(own):
     words = [str(ROOT / "run.sh"), QUICK, "--resume", str(own), "--E", "30", "--figures", "false"]
     started = [
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENV)
@@ -81,7 +81,7 @@ def test_a_lock_ends_with_its_owner(own):
 
 
 @pytest.mark.parametrize("change", ["missing", "twice", "swapped"])
-def test_epochs_that_are_not_continuous_are_noticed(own, change):
+def test_a_journal_with_gaps_is_detected(own, change):
     lines = (own / "journal.jsonl").read_bytes().splitlines(keepends=True)
     changed = {"missing": lines[:2] + lines[3:], "twice": lines[:3] + lines[2:], "swapped": lines[::-1]}[change]
     (own / "journal.jsonl").write_bytes(b"".join(changed))
@@ -142,7 +142,7 @@ def test_a_newer_format_is_refused(own):
         results.load(own)
 
 
-def test_plain_pickle_reads_res_and_older_files_load_and_that_is_said_once(own, monkeypatch):
+def test_plain_pickle_reads_res_and_older_files_load_with_one_warning(own, monkeypatch):
     with open(own / "res", "rb") as file:
         res = pickle.load(file)
     make_older(own)
@@ -208,7 +208,7 @@ def test_labels_do_not_wrap(tmp_path, label):
         pytest.param(["--E", "2", "--logs_dir", "/elsewhere"], marks=soak),
     ],
 )
-def test_resuming_changes_nothing_before_the_run_goes_on(own, words):
+def test_resuming_changes_nothing_before_the_run_continues(own, words):
     before = {p.name: p.read_bytes() for p in own.iterdir() if p.is_file() and p.name not in ("stdout", "lock")}
     done = command("run.sh", QUICK, "--resume", str(own), "--figures", "false", *words)
     assert done.returncode in (0, 2), done.stderr
@@ -298,7 +298,7 @@ def test_a_header_of_a_terabyte_is_a_damaged_file_and_takes_no_memory(tmp_path):
     ],
     ids=lambda value: ascii(value)[:40],
 )  # fmt: skip
-def test_a_mistyped_command_line_is_one_line(words, says, tmp_path, monkeypatch, capsys):
+def test_a_mistyped_command_line_is_a_one_line_error(words, says, tmp_path, monkeypatch, capsys):
     flags = runpy.run_path(str(ROOT / f"{QUICK}.py"))["flags"]
     monkeypatch.setattr(sys, "argv", [QUICK, *words])
     monkeypatch.chdir(tmp_path)
@@ -352,7 +352,7 @@ def test_peeking_takes_network_and_data_from_the_run(own):
 
 @pytest.mark.parametrize("kind", ["directory", "loop", "pipe"])
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_no_file_is_one_line_and_nothing_waits(own, name, kind):
+def test_irregular_files_are_one_line_errors_and_nothing_blocks(own, name, kind):
     path = own / name
     path.unlink()
     if kind == "directory":
@@ -383,7 +383,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_disk_that_fails_under_a_read_is_named_and_nothing_is_called_damaged(own, monkeypatch, name):
+def test_a_read_error_names_the_file_and_does_not_report_damage(own, monkeypatch, name):
     beside = ["t10k-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte", "test_batch"]
     for other in [
         name,
@@ -409,7 +409,7 @@ def test_a_disk_that_fails_under_a_read_is_named_and_nothing_is_called_damaged(o
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "loop/run", "a\0b"])
-def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
+def test_an_inaccessible_directory_is_a_one_line_error(tmp_path, path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UserError, match="expected a working directory"):
         results.check_run(tmp_path / path)
@@ -419,7 +419,7 @@ def test_a_directory_that_cannot_be_looked_at_is_one_line(tmp_path, path):
 
 
 @pytest.mark.parametrize("output", [pytest.param("full", marks=soak), pytest.param("closed", marks=soak), "broken"])
-def test_a_run_goes_on_without_a_stdout_and_its_own_file_is_complete(tmp_path, output):
+def test_a_run_continues_without_a_stdout_and_its_log_file_is_complete(tmp_path, output):
     words = [ROOT / "run.sh", QUICK, *SMALL, "--E", "5", "--logs_dir", tmp_path / "logs"]
     shell = {"full": '"$@" >/dev/full', "closed": '"$@" >&-', "broken": '"$@" | true; exit ${PIPESTATUS[0]}'}[output]
     done = subprocess.run(
@@ -436,7 +436,7 @@ REDIRECTED = ["| true", pytest.param(">/dev/full", marks=soak), pytest.param(">&
 
 
 @pytest.mark.parametrize("redirected", REDIRECTED)
-def test_an_attack_goes_on_without_a_stdout(own, redirected):
+def test_an_attack_continues_without_a_stdout(own, redirected):
     words = [ROOT / "eval.sh", "eval-final-mnist-l2-ddn", own, "--eid", "last", "--attack_N", "20", "--attack_K", "5"]
     words += ["--gpu", "-1", "--figures", "false"]
     script = f'"$@" {redirected}; exit ${{PIPESTATUS[0]}}'
@@ -475,7 +475,7 @@ def test_threads_and_parts_are_recorded_and_a_resumed_run_takes_those_it_began_w
     assert (resumed.compute.threads, resumed.compute.parts) == (3, 2)
 
 
-def test_a_task_that_asks_for_other_threads_than_the_process_has_says_so(tiny_flags, caplog, monkeypatch):
+def test_a_task_that_asks_for_other_threads_than_the_process_has_logs_a_note(tiny_flags, caplog, monkeypatch):
     monkeypatch.setattr(device, "_pools", [(1, 7)])
     monkeypatch.setattr(device.log, "propagate", True)
     caplog.set_level("INFO", "margin")
@@ -492,7 +492,7 @@ def test_more_parts_than_threads_still_leave_each_op_a_thread(monkeypatch):
     assert [numbers[2:] for numbers in noted] == [(2, 1), (2, 1)]
 
 
-def test_training_goes_on_at_a_true_loss_of_1e_minus_5000(tiny_flags):
+def test_training_continues_at_a_true_loss_of_1e_minus_5000(tiny_flags):
     core = Core(tiny_flags | {"E": 40})
     core.run()
     model, q_min = core.context.model, results.load(core.run())["raw"][40]["stats"]["q_min"]
@@ -508,7 +508,7 @@ def test_training_goes_on_at_a_true_loss_of_1e_minus_5000(tiny_flags):
 
 
 @pytest.mark.parametrize("stats_every", [1, 3])
-def test_what_is_no_number_ends_the_attempt_and_never_comes_into_the_record(tiny_flags, monkeypatch, stats_every):
+def test_non_finite_values_end_the_attempt_and_are_never_recorded(tiny_flags, monkeypatch, stats_every):
     flags = tiny_flags | {"E": 2, "lr": 0.05, "train_mode": "NORMAL", "stats_every": stats_every}
     context, made = Context(flags), []
     train_epoch = context.model.train_epoch

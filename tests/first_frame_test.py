@@ -13,7 +13,7 @@ from support.errors import TrainingDiverged
 WHOLE = {"B": 300, "model": {"description": TINY, "init": {"weight": "he_normal", "weight_rescale": 2.0}}}
 
 
-def test_where_no_first_epoch_is_accepted_training_begins_again_at_the_initial_loss(tiny_flags, logged):
+def test_where_no_first_epoch_is_accepted_training_restarts_at_the_initial_loss(tiny_flags, logged):
     path = Core(tiny_flags | WHOLE | {"E": 2}).run()
     raw = results.load(path)["raw"]
     assert sorted(raw) == [1, 2] and raw[1]["stats"]["attempts"] > 1
@@ -26,7 +26,7 @@ def test_where_no_first_epoch_is_accepted_training_begins_again_at_the_initial_l
 
 
 @soak
-def test_a_frame_given_by_hand_stays_and_the_message_names_one_that_works(tiny_flags):
+def test_an_explicit_frame_is_kept_and_the_message_names_one_that_works(tiny_flags):
     with pytest.raises(TrainingDiverged, match=r"--log_frame0 (\S+), or leave the flag out") as error:
         Core(tiny_flags | WHOLE | {"E": 1, "log_frame0": 0.5}).run()
     value = float(str(error.value).split("--log_frame0 ")[1].split(",")[0])

@@ -22,7 +22,7 @@ def parse(*words):
     return of_command_line(list(words), SCRIPT)
 
 
-def test_what_is_not_given_has_its_default():
+def test_missing_flags_have_their_defaults():
     full = parse()
     assert full["B"] == 100 and full["E"] == 10000 and full["lr"] == 0.01
     assert full["log_frame0"] == "auto"
@@ -180,7 +180,7 @@ def test_the_experiments_are_those_of_the_table_and_the_quick_ones():
     assert {script_flags(name)["E"] for name in quick} == {300}
 
 
-def test_older_names_of_flags_go_on_working_everywhere():
+def test_older_names_of_flags_still_work_everywhere():
     words = ["--load_dir", "x", "--random", "--step", "0.2", "--source", "train_cifar"]
     got = command_line(words, {"task": "measure_radius"})
     assert (got["on_random_labels"], got["radius_step"], got["measured_experiment"]) == (True, 0.2, "train_cifar")

@@ -108,7 +108,7 @@ def copied(chain, tmp_path):
     return shutil.copytree(chain["train_mnist"], tmp_path / "copy", symlinks=True)
 
 
-def test_only_two_of_three_seeds_trained_is_one_clear_line(chain, tmp_path):
+def test_measuring_two_of_three_seeds_is_a_one_line_error(chain, tmp_path):
     path = copied(chain, tmp_path)
     shutil.rmtree(path / "seed-2")
     for script in ("make_points_mnist", "measure_radius_mnist"):
@@ -124,7 +124,7 @@ def test_networks_of_different_shapes_are_one_clear_line(chain, tmp_path):
         run("make_points_mnist", tmp_path, load_dir=str(path))
 
 
-def test_random_labels_of_another_length_than_the_data_are_one_clear_line(tmp_path):
+def test_random_labels_of_another_length_than_the_data_are_a_one_line_error(tmp_path):
     labels = tmp_path / "labels.npz"
     np.savez(labels, labels=np.zeros(1499, np.int32))
     with pytest.raises(UserError, match=rf"^{labels}: .*\[1499\].*1500 training examples.*make_random_labels"):
@@ -157,7 +157,7 @@ def test_seeds_trained_for_different_numbers_of_epochs_are_not_averaged(tmp_path
     assert list(raw["networks"]) == ["seed 4 epoch 1", "seed 5 epoch 1"]
 
 
-def test_what_was_trained_on_since_is_not_mixed_into_a_measurement_that_is_resumed(tiny_flags, tmp_path):
+def test_a_resumed_measurement_ignores_epochs_trained_since(tiny_flags, tmp_path):
     trained = Core(tiny_flags, "exper").run()
     measured = run("measure_radius", tmp_path, load_dir=str(trained), directions=1, step=0.2)
     Core(tiny_flags | {"resume": str(trained), "E": 5}, "exper").run()
@@ -191,7 +191,7 @@ def test_the_training_scripts_are_the_papers(name):
         assert not published.is_papers_training(flags_of(name, **change)), change
 
 
-def test_the_published_radius_stands_beside_the_papers_own_experiment_only():
+def test_the_published_radius_is_shown_for_the_papers_own_experiment_only():
     trained, top = flags_of("train_mnist"), flags_of("measure_radius_mnist_top")
     measured = flags_of("measure_radius_mnist")
     assert published.published_radius(trained, measured) == (13.9833, 0.1670)
@@ -211,7 +211,7 @@ def test_the_published_radius_stands_beside_the_papers_own_experiment_only():
         ("make_points_mnist", ["--model.description", "MLP"], "--model.description: comes from the run"),
     ],
 )
-def test_words_that_would_change_nothing_are_refused(script, words, says, monkeypatch, capsys):
+def test_flags_that_would_have_no_effect_are_refused(script, words, says, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [script, *words])
     with pytest.raises(SystemExit) as ended:
         launch.main(f"{script}.py", importlib.import_module(script).flags)
@@ -230,7 +230,7 @@ def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tm
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), step=1e-6)
 
 
-def test_a_stopped_measurement_goes_on_where_it_was(chain, tmp_path, monkeypatch):
+def test_a_stopped_measurement_resumes_where_it_was(chain, tmp_path, monkeypatch):
     source = {"load_dir": str(chain["train_mnist"]), "directions": 2}
     whole = load(chain["measure_radius_mnist"])
     real, walked = radius.FastWalks.walk, []

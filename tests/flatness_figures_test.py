@@ -46,7 +46,7 @@ def test_the_plane_of_a_run_shows_its_path_and_what_it_explains(tmp_path):
     np.testing.assert_allclose(cuts.lines[1].get_ydata(), Z[:, 2] / np.log(10))
 
 
-def test_radii_stand_against_the_losses_of_their_networks(measured):
+def test_radii_are_drawn_against_the_losses_of_their_networks(measured):
     (axes,) = figures.build([measured["measure_radius"]])["radius_loss"].axes
     networks = results.load(measured["measure_radius"])["raw"]["networks"].values()
     points = axes.containers[0].lines[0].get_xydata()
@@ -109,7 +109,7 @@ def test_thirty_networks_can_be_read(tmp_path, name):
     assert len(legend) == 8 and legend[::7] == [names[0], names[-1]]
 
 
-def test_a_surface_is_cut_and_a_loss_that_is_no_number_is_at_the_cut():
+def test_a_surface_is_clipped_and_nan_losses_lie_at_the_clip():
     X, Y = np.meshgrid(np.linspace(-0.4, 1.3, 6), np.linspace(-0.4, 1.3, 6))
     Z = X**2 + 9 * Y**2
     Z[0, 0], Z[3, 3] = np.nan, np.inf
@@ -119,7 +119,7 @@ def test_a_surface_is_cut_and_a_loss_that_is_no_number_is_at_the_cut():
     assert high == 3.5 and low == pytest.approx(np.nanmin(Z)) and (axes.elev, axes.azim) == (65, 225)
 
 
-def test_a_surface_stands_beside_its_map_with_the_three_networks_on_it(measured):
+def test_a_surface_is_shown_next_to_its_map_with_the_three_networks(measured):
     side, chart, _ = figures.build([measured["make_points"]])["surface"].axes
     ends = side.collections[0].get_clim()
     assert ends == tuple(chart.collections[0].levels[[0, -1]])  # one colour is one loss in both

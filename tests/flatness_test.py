@@ -224,7 +224,7 @@ def test_the_plain_losses_are_the_high_precision_cross_entropy():
     ("name", "params"),
     [*((name, "all") for name in NETWORKS), ("batch norm", "trainable"), ("batch norm", "top"), ("mlp", "top")],
 )
-def test_short_cuts_give_the_plain_losses_along_a_ray(name, params, small_blocks):
+def test_the_fast_span_gives_the_plain_losses_along_a_ray(name, params, small_blocks):
     examples = examples_of(name)
     model, weights = examples.model, trained(name, 0, 60)
     delta = radius.direction(np.random.default_rng(0), names(model), weights, params)
@@ -243,7 +243,7 @@ def test_which_layers_are_taken_as_linear_follows_from_their_share_of_the_work()
 
 
 @pytest.mark.parametrize("name", ["mlp", "batch norm", "thin first layer"])
-def test_short_cuts_give_the_plain_losses_in_a_plane(name, small_blocks):
+def test_the_fast_span_gives_the_plain_losses_in_a_plane(name, small_blocks):
     networks = [trained(name, seed, 60) for seed in (0, 1, 2)]
     examples = examples_of(name)
     fast, plain = FastSpan(examples, networks, keep=3), PlainSpan(examples, networks)
@@ -278,7 +278,7 @@ def test_the_grid_is_the_papers():
     ("name", "params", "step"),
     [("mlp", "all", 0.5), ("mlp", "top", 0.1), ("batch norm", "all", 0.5), ("batch norm", "trainable", 0.5)],
 )
-def test_short_cuts_give_the_radii_and_profiles_of_the_plain_walk(name, params, step, small_blocks):
+def test_fast_walks_give_the_radii_and_profiles_of_plain_walks(name, params, step, small_blocks):
     examples = examples_of(name)
     model, weights = examples.model, trained(name, 0, 60)
     fast, plain = (radius.WALKS[method](examples, weights) for method in ("fast", "plain"))
@@ -292,7 +292,7 @@ def test_short_cuts_give_the_radii_and_profiles_of_the_plain_walk(name, params, 
 
 
 @pytest.mark.parametrize(("params", "step"), [("all", 0.5), ("top", 0.1)])
-def test_radii_are_those_of_a_walk_written_down_in_numpy_with_float64(params, step):
+def test_radii_equal_those_of_a_walk_in_numpy_with_float64(params, step):
     examples, weights = examples_of("mlp"), trained("mlp", 0, 60)
     x, y = digits()
     pixels = (x.reshape(len(y), -1) / 16.0 - 0.3) / 0.4
@@ -360,7 +360,7 @@ def test_the_kept_products_of_a_network_go_with_its_walks():
     assert gone() is None and examples.functions
 
 
-def test_a_loss_that_is_no_number_counts_as_reached():
+def test_a_nan_loss_counts_as_reached():
     model = network("batch norm")
     weights = arrays(model)
     examples = Examples(model, *digits())
@@ -409,7 +409,7 @@ def test_normalized_by_layer_every_layer_changes_by_the_same_fraction():
     np.testing.assert_allclose(fractions, fractions[0])
 
 
-def test_the_row_is_the_mean_and_population_deviation_of_the_networks_means():
+def test_the_row_has_the_mean_and_population_deviation_of_the_networks_means():
     walks = [[{"radius": r, "profile": [0.1], "end": 1.0} for r in radii] for radii in ([13, 15], [13, 14], [14, 14])]
     networks = {str(k): {"eid": 30} | radius.summary(own, 2.0) for k, own in enumerate(walks)}
     row = table_row(networks, "mnist", "all", False, (13.9833, 0.1670))

@@ -30,7 +30,7 @@ def test_tolerances_are_read_from_the_file():
     assert golden.tolerances(file) == {"loss": 5e-4, "rho": 1e-6, "q_min": 5e-3}
 
 
-def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2(tmp_path, monkeypatch, capsys):
+def test_beyond_tolerance_is_exit_1_and_a_missing_file_is_exit_2(tmp_path, monkeypatch, capsys):
     file, path = json.loads((ROOT / "tests" / "golden" / FILES[1]).read_text()), tmp_path / "golden.json"
     path.write_text(json.dumps(file | {"attempts": file["attempts"][:2]}))
     monkeypatch.setattr(sys, "argv", ["golden.py", str(path), "--rtol_loss", "1e-12"])
@@ -39,7 +39,7 @@ def test_beyond_tolerance_is_exit_1_and_no_file_is_exit_2(tmp_path, monkeypatch,
     assert golden.main() == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_trajectory_that_parts_is_noticed():
+def test_a_trajectory_that_diverges_from_the_reference_is_detected():
     file = json.loads((ROOT / "tests" / "golden" / FILES[1]).read_text())
     file["attempts"][1]["eid"] = 1
     assert not golden.compare(file, golden.tolerances(file))

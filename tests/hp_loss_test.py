@@ -73,7 +73,7 @@ def test_value_is_exact_for_float32_logits_of_any_size(z, y, frame_off):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-40, 5), min_size=3, max_size=3), st.integers(0, 2))
-def test_v1_is_the_same_loss_without_a_frame(z, y):
+def test_v1_equals_v2_without_a_frame(z, y):
     z = np.array([z])
     y = np.array([y], np.int32)
     value, gradient = ours(z, y, 0.0, loss_v1)

@@ -346,7 +346,7 @@ def test_training_starts_with_its_weights_and_flags_and_at_its_loss(mlp, tmp_pat
     assert results.load(peeked)["raw"][0]["epochs"][0]["stats"]["acc"] > 0.5
 
 
-def test_a_network_of_another_shape_or_a_missing_directory_is_one_line(mlp, tmp_path):
+def test_a_network_of_another_shape_or_a_missing_directory_is_a_one_line_error(mlp, tmp_path):
     _, run, _, _, _ = mlp
     flags = {"dataset": "digits", "gpu": -1, "logs_dir": str(tmp_path / "logs"), "init_from": str(run)}
     with pytest.raises(UserError, match="holds another network"):
@@ -431,7 +431,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_fit_is_one_line_that_names_the_layer(name, tmp_path, capsys):
+def test_an_unsupported_network_is_a_one_line_error_that_names_the_layer(name, tmp_path, capsys):
     make, says = REFUSED[name]
     make().save(tmp_path / "net.keras")
     words = [str(tmp_path / "net.keras"), "--dataset", "digits", "--gpu", "-1", "--logs_dir", str(tmp_path / "logs")]
@@ -458,7 +458,7 @@ def test_a_branch_in_onnx_is_named(tmp_path):
         imported(file, tmp_path)
 
 
-def test_files_that_are_no_networks_are_one_line(tmp_path, capsys, monkeypatch):
+def test_files_that_are_not_networks_are_one_line_errors(tmp_path, capsys, monkeypatch):
     def fails(name, says, *words):
         words = [
             str(tmp_path / name),

@@ -156,7 +156,7 @@ def test_a_loss_of_1e_minus_800_is_a_point_at_minus_800(tmp_path):
     assert points(reader, "epoch/log10_loss") == losses
 
 
-def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
+def test_numbers_beyond_float32_and_nan_are_written(tmp_path):
     values = [1e300, 5e-324, math.inf, -math.inf, math.nan, 1 / 3]
     got = points(written(tmp_path, [info(k, q_min=v) for k, v in enumerate(values, 1)]), "stats/q_min")
     with np.errstate(over="ignore"):
@@ -164,7 +164,7 @@ def test_numbers_beyond_float32_and_no_numbers_come_through(tmp_path):
 
 
 @soak
-def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(trained, tmp_path):
+def test_a_resumed_run_shows_every_epoch_once_also_to_a_running_server(trained, tmp_path):
     run, flags = trained
     shutil.copytree(flags["logs_dir"], tmp_path / "logs", symlinks=True)
     run = tmp_path / "logs" / run.relative_to(flags["logs_dir"])
@@ -181,7 +181,7 @@ def test_a_resumed_run_has_every_epoch_once_also_for_one_who_was_watching(traine
 
 
 @soak
-def test_the_flag_may_come_with_resuming_and_tells_of_all_epochs(tiny_flags):
+def test_the_flag_can_be_added_when_resuming_and_shows_all_epochs(tiny_flags):
     run = Core(tiny_flags | {"E": 2}).run()
     assert not live.events_dir(run, run).exists()
     Core(tiny_flags | {"E": 3, "resume": str(run), "tensorboard": True}).run()
@@ -227,7 +227,7 @@ def test_figures_are_bounded_in_number_and_the_last_epoch_has_them(tmp_path, mon
 
 
 @pytest.mark.parametrize("error", [UserError("nothing to draw"), ValueError("a bug")])
-def test_what_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog, error):
+def test_a_figure_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog, error):
     def build(directories):
         raise error
 

@@ -26,12 +26,12 @@ def test_constant_lr_keeps_the_true_lr_constant_in_a_moving_frame():
     assert lr * math.exp(-next_frame) == pytest.approx(0.01, rel=1e-14)
 
 
-def test_constant_lr_without_a_frame_is_just_that():
+def test_constant_lr_without_a_frame_is_the_lr_itself():
     scheduler = ConstLR(0.01, train_mode=NORMAL)
     assert [scheduler.get(), scheduler.get(info(3.0))] == [("go", 0.01)] * 2
 
 
-def test_constant_lr_tries_a_failed_epoch_again_and_gives_up_in_the_end():
+def test_constant_lr_retries_a_failed_epoch_and_finally_gives_up():
     scheduler = ConstLR(0.01, train_mode=NORMAL)
     scheduler.get()
     for _ in range(ConstLR.MAX_FAILURES - 1):
@@ -63,7 +63,7 @@ def test_eps_allows_the_loss_to_grow_a_little():
     assert LossBasedLRv1(0.1, eps=0.1).get(info(1.11))[0] == "back"
 
 
-def test_aggressive_doubles_after_each_countdown_and_a_worse_epoch_starts_it_anew():
+def test_aggressive_doubles_after_each_countdown_and_a_worse_epoch_restarts_it():
     scheduler = AggressiveLR(1.0, cd=2)
     assert scheduler.get() == ("go", 1.0)
     assert [scheduler.get(info(0.9)) for _ in range(4)] == [("go", lr) for lr in (1.0, 2.0, 2.0, 4.0)]

@@ -55,7 +55,7 @@ def test_support_counts_are_what_counting_gives(case):
 
 
 @pytest.mark.parametrize("act_type", ["relu", "linear", "relu2"])
-def test_norms_are_those_of_the_flattened_layers(act_type):
+def test_norms_equal_those_of_the_flattened_layers(act_type):
     rng = np.random.default_rng(3)
     layers = [[rng.normal(size=(3, 4)), rng.normal(size=4)], [rng.normal(size=(4, 5))], [rng.normal(size=(5, 2))]]
     got = margins.norms(layers, act_type)

@@ -11,7 +11,7 @@ from models import margins
 from storage import workdir
 
 
-def test_a_deep_relu2_network_whose_own_powers_leave_float64_has_none_and_no_error():
+def test_a_deep_relu2_network_whose_powers_leave_float64_has_no_smoothed_margin_and_raises_nothing():
     rho_k = [50.0] + [1.0] * 7
     norms = {"rho": 51.0, "rhoL": 51.0**129, "norm_prod": 1e200} | {f"rho_{k}": r for k, r in enumerate(rho_k)}
     found = margins.smoothed_stats(-20.0, 100, norms, [2 ** (7 - k) for k in range(8)])  # of order 255
@@ -20,7 +20,7 @@ def test_a_deep_relu2_network_whose_own_powers_leave_float64_has_none_and_no_err
 
 
 @pytest.mark.parametrize("n_layers", [2, 3, 4])
-def test_an_older_run_with_relu2_has_no_smoothed_margin_over_a_norm_that_is_not_its_own(n_layers, tmp_path):
+def test_an_older_run_with_relu2_has_no_smoothed_margin_over_a_norm_of_another_order(n_layers, tmp_path):
     rho_k = [2.0, 3.0, 1.5, 0.7][:n_layers]
     stats = margins.norms([[np.array([r])] for r in rho_k], "relu2") | {"log_loss": -20.0}
     path = tmp_path / "run"

@@ -271,7 +271,7 @@ def test_of_a_path_that_leaves_the_plane_the_explained_parts_are_those_of_the_si
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "batch norm"])
-def test_short_cuts_give_the_logs_of_the_plain_losses_in_a_plane(name):
+def test_the_fast_span_gives_the_logs_of_the_plain_losses_in_a_plane(name):
     model = network(name)
     weights = arrays(model)
     rngs = (np.random.default_rng(k) for k in range(2))
@@ -375,7 +375,7 @@ def test_the_sharpness_of_a_run_begins_at_its_loss(run):
             )
 
 
-def test_a_users_mistakes_are_said(run):
+def test_user_errors_are_one_line(run):
     with pytest.raises(UserError, match="a surface goes through one network; here are 2"):
         measure(run, "make_surface", eid=[2, 4])
     with pytest.raises(UserError, match=r"needs two stored epochs before 2; .* has 0"):

@@ -182,7 +182,7 @@ def test_a_pass_in_many_turns_is_the_pass_at_once_bit_for_bit(monkeypatch):
 
 @pytest.mark.parametrize("wide", [0, network.WIDE])
 @pytest.mark.parametrize("n, parts", [(3, 1), (499, 1), (500, 1), (501, 1), (1234, 1), (1, 2), (501, 2), (1234, 3)])
-def test_evaluation_in_blocks_is_evaluation_at_once(n, parts, wide, monkeypatch):
+def test_evaluation_in_blocks_equals_evaluation_of_the_whole_set(n, parts, wide, monkeypatch):
     """Also where the last block has fewer examples than parts."""
     monkeypatch.setattr(network, "WIDE", wide)  # whether slices join before the fully connected layers
     model = Network(TINY, (8, 8, 1), scale=1 / 16, parts=parts)

@@ -61,7 +61,7 @@ def test_results_runs_from_top_to_bottom_and_finds_the_latest_runs_by_itself(run
     assert pictures == 2 + 1 + 3 + 3  # of the run, by hand, two runs, the attack with its examples
 
 
-def test_an_attack_in_the_largest_pixel_is_told_in_eps_and_images_by_their_levels(tmp_path):
+def test_linf_attacks_report_eps_and_images_by_their_levels(tmp_path):
     (x, y), (x_test, y_test) = loading.load("digits")
     arrays = {"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test, "levels": 20}
     np.savez(tmp_path / "dark.npz", **arrays)  # its pixels are 16 at most

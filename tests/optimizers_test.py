@@ -115,7 +115,7 @@ def test_momentum_nesterov_and_adam_are_those_of_keras(opt):
 
 @pytest.mark.parametrize("log10_loss", [-300, -3000])
 @pytest.mark.parametrize("opt", ["normalized", ("momentum", 0.9), ("adam", 0.9, 0.999)], ids=str)
-def test_steps_across_frames_are_those_of_the_true_loss(opt, log10_loss):
+def test_steps_across_frames_equal_those_of_the_true_loss(opt, log10_loss):
     """A linear network of two classes at losses that float64 cannot hold, against mpmath; a new frame every step."""
     x = RNG.integers(0, 5, (6, 2, 2, 1)).astype(np.uint8)
     y = np.zeros(6, np.int32)

@@ -14,7 +14,7 @@ from storage import read
 from support.errors import UserError
 
 
-def test_pixels_far_below_their_range_are_warned_of(tmp_path, logged):
+def test_pixels_far_below_their_range_cause_a_warning(tmp_path, logged):
     rng = np.random.default_rng(0)
     for top in (1, 16):
         logged.clear()
@@ -33,7 +33,7 @@ def test_pixels_far_below_their_range_are_warned_of(tmp_path, logged):
     [(np.arange(60) % 10 + 1, r"from 1 to 10, but 1 of these 11 .* no training example: 0$"),
      (np.arange(60) % 2 * 255, r"from 0 to 255, but 254 of these 256 .*: 1, 2, 3, 4, 5, \.\.\.$")],
 )  # fmt: skip
-def test_classes_without_an_example_are_warned_of(tmp_path, logged, labels, says):
+def test_classes_without_an_example_cause_a_warning(tmp_path, logged, labels, says):
     loading.load(pixels(tmp_path / "set.npz", y=labels))
     assert re.search(says, logged.messages[-1])
 
@@ -54,7 +54,7 @@ def test_classes_without_an_example_are_warned_of(tmp_path, logged, labels, says
         (lambda x, y: {"y_train": np.zeros(60, int)}, "all 60 training examples are of class 0"),
     ],
 )
-def test_what_a_file_of_data_lacks_is_said_with_its_remedy(tmp_path, change, says):
+def test_missing_parts_of_a_data_file_are_reported_with_a_remedy(tmp_path, change, says):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 4
     path = pixels(tmp_path / "set.npz", x, y, **change(x, y))
@@ -63,7 +63,7 @@ def test_what_a_file_of_data_lacks_is_said_with_its_remedy(tmp_path, change, say
     assert says in str(error.value) and "None" not in str(error.value)
 
 
-def test_one_class_is_refused_wherever_it_comes_from(tmp_path):
+def test_data_of_a_single_class_is_refused_from_every_source(tmp_path):
     for flags in ({"train_N": 1}, {"train_N": 1, "subset_seed": 3}):
         with pytest.raises(UserError, match="all 1 training examples are of class"):
             loading.load("digits", **flags)
@@ -72,7 +72,7 @@ def test_one_class_is_refused_wherever_it_comes_from(tmp_path):
         Context({"dataset": "digits", "random_labels": str(tmp_path / "labels.npz")}).dataset  # noqa: B018
 
 
-def test_other_levels_or_shapes_are_other_data(tmp_path, tiny_flags):
+def test_other_levels_or_shapes_change_the_fingerprint(tmp_path, tiny_flags):
     path = pixels(tmp_path / "set.npz", n_classes=10)
     flags = tiny_flags | {"dataset": path, "train_N": "all", "B": 20, "E": 1, "log_frame0": 3.0}
     run = Core(flags).run()

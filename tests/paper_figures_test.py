@@ -45,7 +45,7 @@ def test_a_scheduler_by_its_name_alone_is_loss_based_and_another_has_no_row(tmp_
     assert len(made["paper-figure-1"].axes[0].lines) == 1
 
 
-def test_of_runs_without_any_of_the_papers_figures_that_is_said(tmp_path, capsys):
+def test_runs_without_any_of_the_papers_figures_are_a_one_line_error(tmp_path, capsys):
     path = a_curvature(tmp_path / "c", ["seed 0"])
     assert figures.main([str(path), "--paper", "--out", str(tmp_path / "out")]) == 2
     assert "none of the paper's figures can be drawn" in capsys.readouterr().err

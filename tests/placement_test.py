@@ -64,7 +64,7 @@ def test_int32_labels_cross_as_a_whole_and_what_on_device_makes_stays():
     assert loop.largest <= 40 and not loop.fallen  # the ten indices
 
 
-def test_an_op_that_xla_does_not_know_is_noticed():
+def test_an_op_that_xla_does_not_know_is_detected():
     @tf.function(jit_compile=True)
     def inner(text):
         return tf.strings.length(text)
@@ -122,7 +122,7 @@ def test_a_reference_trajectory_begins_within_its_tolerance_with_xla(name):
     assert golden.compare(file, golden.tolerances(file))
 
 
-def test_auto_compiles_nothing_on_a_cpu_and_a_resumed_run_goes_on_as_it_began(tiny_flags):
+def test_auto_compiles_nothing_on_a_cpu_and_a_resumed_run_keeps_its_choice(tiny_flags):
     assert not Core(tiny_flags | {"E": 1}).context.compute.xla
     path = Core(tiny_flags | {"E": 1, "xla": True}).run()
     assert results.read_about(path)["xla"] is True

@@ -264,7 +264,7 @@ def test_the_final_stats_are_those_of_the_last_epoch(everything):
     assert f'value="{epoch(3)["stats"]["acc"]!r}"' in text  # all digits are in the page
 
 
-def test_an_attacks_summary_is_there_among_those_in_its_norm(everything):
+def test_an_attacks_summary_is_listed_among_those_in_its_norm(everything):
     known = {"images": "40 of the training set", "log10 loss": "-5", "accuracy": "97.50%", "fooled": "100.00%"}
     known |= {"margin q_min/ρᴸ": "–", "median": "1.2346", "mean of those found": "inf", "certified, median": "0.1250"}
     grid = "The smallest eps of a list, in L-infinity, with an adversarial example"
@@ -324,7 +324,7 @@ def test_an_attacks_nearest_examples_are_shown_with_image_and_difference(tmp_pat
     assert "examples_l2" not in figures.build([path])
 
 
-def test_radii_stand_beside_the_published_ones(everything):
+def test_radii_are_listed_next_to_the_published_ones(everything):
     (row,) = rows(
         everything[1],
         "Flatness radius: mean ± standard deviation over networks; published: arXiv 1801.02254, table 1",
@@ -357,7 +357,7 @@ def test_spectra_sharpness_and_planes_are_there_also_far_below_float64(everythin
     assert row[1:7] == ["epoch 9", "pca", "4 × 5", "-701", "-1", "2"] and row[7].split() == ["90.00%", "6.00%"]
 
 
-def test_the_command_that_made_a_number_is_one_link_away(everything):
+def test_each_number_links_to_the_command_that_made_it(everything):
     _, document = everything
     articles = {f"#{a.attrs['id']}": a for a in document.query("article")}
     assert {code.to_text() for code in articles["#run-1"].query("dd code")} >= {"python exper.py --E 3"}
@@ -370,7 +370,7 @@ def test_the_command_that_made_a_number_is_one_link_away(everything):
     assert "0123456789abcdef" in {dd.to_text() for dd in document.query("dd")}
 
 
-def test_pictures_are_told_in_words(everything):
+def test_figures_have_alternative_text(everything):
     texts = {node.attrs["id"]: node.query("img")[0].attrs["alt"] for node in everything[1].query("figure")}
     assert "log10 training loss against epoch" in texts["figure-loss_margin"]
     assert "the curve goes from -267 at 1 to -801 at 3" in texts["figure-loss_margin"]
@@ -398,7 +398,7 @@ def test_commands_can_be_pasted_also_with_spaces_in_their_paths(tmp_path, no_fig
 
 
 @pytest.mark.parametrize("command", ["./run.sh 'exper", "", "./run.sh exper.py"])
-def test_what_is_no_script_is_shown_as_it_was_recorded(tmp_path, command):
+def test_commands_that_are_not_scripts_are_shown_as_recorded(tmp_path, command):
     (run,) = figures.read([training(tmp_path / "run", command=command)])
     assert Entry(1, run).command == command
 
@@ -412,7 +412,7 @@ def test_each_res_is_read_once(tmp_path, monkeypatch):
     assert read == runs
 
 
-def test_runs_of_one_kind_share_figures_and_tables_and_no_run_comes_twice(tmp_path, no_figures):
+def test_runs_of_one_kind_share_figures_and_tables_and_no_run_appears_twice(tmp_path, no_figures):
     a = training(tmp_path / "exper-a" / "1", lr=0.01)
     b = training(tmp_path / "exper-b" / "1", lr=0.1)
     out = report.write([a, b, a / ".", a])
@@ -471,7 +471,7 @@ def test_epochs_of_one_run_are_not_averaged(tmp_path, no_figures):
     assert not [cell for cell in cells if cell.startswith("2.5000 ±")]
 
 
-def test_a_users_mistake_is_one_line_and_status_2(tmp_path, capsys, no_figures):
+def test_a_user_error_is_one_line_and_status_2(tmp_path, capsys, no_figures):
     for expected, words in mistakes(tmp_path).items():
         before = sorted(tmp_path.rglob("*"))
         assert report.main([str(word) for word in words]) == 2, expected
@@ -504,7 +504,7 @@ def test_the_command_says_where_the_report_is_and_needs_no_tensorflow(tmp_path):
         (math.nan, 0, "nan"),
     ],
 )
-def test_powers_are_told_below_the_smallest_float(value, log_unit, text):
+def test_powers_are_formatted_below_the_smallest_float(value, log_unit, text):
     assert tables.power(value, log_unit) == text
 
 
@@ -514,7 +514,7 @@ def test_flags_are_shown_as_they_are_typed():
     ]
 
 
-def test_a_mistake_in_our_own_tables_is_no_damaged_run(tmp_path, monkeypatch):
+def test_a_bug_in_our_tables_is_not_reported_as_a_damaged_run(tmp_path, monkeypatch):
     monkeypatch.setattr("reporting.training.number", lambda *args: {}["bug"])
     with pytest.raises(KeyError, match="bug"):
         report.page([training(tmp_path / "run")])

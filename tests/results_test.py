@@ -101,7 +101,7 @@ def test_an_unfinished_measurement_is_not_called_damaged(run, task):
         results.load(run.path)
 
 
-def test_a_place_that_cannot_be_written_is_a_users_mistake(tmp_path):
+def test_a_directory_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "logs").write_text("a file")
     with pytest.raises(UserError, match="cannot make the working directory"):
         workdir.create(tmp_path / "logs", "exper")
@@ -144,7 +144,7 @@ def test_res_is_rebuilt_from_flags_and_journal(run):
     assert results.load(run.path)["raw"] == {1: "from res", 2: "from res"}
 
 
-def test_of_a_killed_run_the_epochs_that_only_the_journal_has_are_there_too(run):
+def test_load_includes_the_epochs_that_only_a_killed_runs_journal_has(run):
     run.append({"eid": 1, "time": 0.5})
     run.write_res({"flags": {"E": 3}, "raw": {1: {"eid": 1, "time": 0.5}}})
     run.append({"eid": 2, "time": 0.25})
@@ -199,7 +199,7 @@ def test_weights_come_back_in_layer_order(run, archive):
     assert results.load_checkpoint(run.path)[1] == {"eid": 5, "lr": 0.1, "kept": {}}
 
 
-def test_archived_epochs_stay_when_the_checkpoint_moves_on(run):
+def test_archived_epochs_remain_when_the_checkpoint_advances(run):
     run.save(WEIGHTS, {"eid": 5}, archive=True)
     run.save([(name, a + 1) for name, a in WEIGHTS], {"eid": 6})
     assert results.stored_eids(run.path) == [5, 6]
@@ -218,7 +218,7 @@ def test_archiving_works_where_there_are_no_hard_links(run, monkeypatch):
     assert results.load_checkpoint(run.path)[1]["eid"] == 5
 
 
-def test_a_truncated_checkpoint_is_said_to_be(run):
+def test_a_truncated_checkpoint_is_reported_as_truncated(run):
     run.save(WEIGHTS, {"eid": 5})
     path = run.path / "checkpoint.npz"
     path.write_bytes(path.read_bytes()[:-200])
@@ -226,7 +226,7 @@ def test_a_truncated_checkpoint_is_said_to_be(run):
         results.load_weights(run.path, 5)
 
 
-def test_a_flipped_byte_in_a_checkpoint_is_noticed(run):
+def test_a_flipped_byte_in_a_checkpoint_is_detected(run):
     run.save(WEIGHTS, {"eid": 5})
     path = run.path / "checkpoint.npz"
     content = bytearray(path.read_bytes())
@@ -236,7 +236,7 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed(run):
         results.load_weights(run.path, 5)
 
 
-def test_no_checkpoint_and_no_run_are_said_so(tmp_path, run):
+def test_a_missing_checkpoint_and_a_missing_run_are_reported(tmp_path, run):
     with pytest.raises(UserError, match="no checkpoint yet"):
         results.load_weights(run.path)
     with pytest.raises(UserError, match="not a working directory"):

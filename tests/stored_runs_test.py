@@ -16,7 +16,7 @@ from storage import read, workdir
 from support.errors import UserError
 
 
-def test_an_archive_is_the_epoch_that_it_holds(own_run):
+def test_an_archive_with_another_epochs_name_is_refused(own_run):
     shutil.copy(own_run / "archive" / "eid-000001.npz", own_run / "archive" / "eid-000002.npz")
     with pytest.raises(UserError, match=r"eid-000002\.npz: holds epoch 1, not 2: it was copied or renamed"):
         results.load_weights(own_run, 2)
@@ -24,7 +24,7 @@ def test_an_archive_is_the_epoch_that_it_holds(own_run):
     assert 7 not in results.stored_eids(own_run)
 
 
-def test_an_archive_that_is_a_file_is_noticed_before_the_first_epoch(own_run):
+def test_an_archive_that_is_a_file_is_reported_before_the_first_epoch(own_run):
     shutil.rmtree(own_run / "archive")
     (own_run / "archive").write_text("")
     with pytest.raises(UserError, match="a file is in the way of the archived epochs"):
@@ -53,14 +53,14 @@ def test_a_pipe_is_refused_and_does_not_hang(own_run, name):
         Core({"resume": str(own_run), "E": 5}, "tiny").run()
 
 
-def test_a_removed_lock_lets_no_second_process_in(own_run):
+def test_removing_the_lock_file_does_not_admit_a_second_process(own_run):
     with workdir.locked(own_run):
         (own_run / "lock").unlink()
         with pytest.raises(UserError, match="is writing there"), workdir.locked(own_run):
             pass
 
 
-def test_the_latest_run_is_the_one_that_began_last(own_run, monkeypatch):
+def test_latest_means_the_run_that_began_last(own_run, monkeypatch):
     logs = own_run.parent.parent
     shutil.rmtree(own_run)
     first = [workdir.create(logs, "tiny", {"about.json": workdir.about("tiny"), "flags.json": {}}) for _ in range(11)]
@@ -111,7 +111,7 @@ def test_a_saved_model_is_written_below_a_path_with_brackets(own_run, tmp_path):
     assert (place / "saved_model.pb").exists() and [p.name for p in place.parent.iterdir()] == ["model"]
 
 
-def test_no_error_is_called_none():
+def test_no_error_message_is_empty():
     from support.errors import reason
 
     assert reason(OSError()) == "OSError" and reason(OSError("a  \n b")) == "a b"
@@ -119,7 +119,7 @@ def test_no_error_is_called_none():
     assert reason(io.UnsupportedOperation("read")) == "read"
 
 
-def test_a_measurement_holds_the_epoch_that_it_chose(own_run, monkeypatch):
+def test_a_measurement_keeps_the_epoch_that_it_chose(own_run, monkeypatch):
     shutil.rmtree(own_run / "archive")
 
     def then_gone(context):

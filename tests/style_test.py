@@ -24,7 +24,7 @@ def test_ten_thousand_epochs_keep_their_extremes_and_ends_when_thinned(long_run,
         assert (points[:, 1] == values[points[:, 0].astype(int) - 1]).all()
 
 
-def test_a_thinned_curve_looks_as_the_whole_one():
+def test_a_thinned_curve_looks_like_the_whole_one():
     rng = np.random.default_rng(0)
     pictures = []
     for treat in (lambda figure: None, style.thin):

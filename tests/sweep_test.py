@@ -59,7 +59,7 @@ def test_a_sweep_is_not_resumed_on_other_data(swept):
     assert not (path / "lr=0.1").exists()
 
 
-def test_a_sweep_goes_on_after_its_data_has_moved(swept):
+def test_a_sweep_resumes_after_its_data_has_moved(swept):
     flags, path = swept
     moved = shutil.move(flags["dataset"], Path(flags["dataset"]).with_name("moved.npz"))
     shutil.rmtree(path / "lr=0.1")
@@ -81,7 +81,7 @@ def test_points_of_a_sweep_that_were_swapped_are_refused(swept):
         Core({"resume": str(path)}, "sweep-tiny").run()
 
 
-def test_a_bad_point_leaves_no_directory(tiny_flags, tmp_path):
+def test_a_sweep_with_an_invalid_point_leaves_no_directory(tiny_flags, tmp_path):
     with pytest.raises(UserError, match="--B 999: larger than the training set"):
         Core(tiny_flags | {"task": "sweep", "axes": ("B=50,999",)}, "sweep-tiny").run()
     assert not (tmp_path / "logs").exists()
@@ -99,7 +99,7 @@ def test_seeds_are_not_resumed_on_other_data(tiny_flags, tmp_path):
     assert not (run / "seed-1").exists()
 
 
-def test_a_dead_scheduler_leaves_no_directory_and_resuming_needs_it_not(tiny_flags, tmp_path, monkeypatch):
+def test_a_dead_scheduler_leaves_no_directory_and_resuming_does_not_need_it(tiny_flags, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
     from engine import cluster
 

@@ -168,7 +168,7 @@ def test_a_network_that_is_not_homogeneous_has_only_what_is_true_of_it(tiny_flag
         assert len(said) == 1 and "are left out: it has" in said[0]
 
 
-def test_with_relu2_the_order_is_the_networks_and_not_that_of_rhoL(tiny_flags, caplog):
+def test_with_relu2_the_order_is_the_networks_own(tiny_flags, caplog):
     caplog.set_level(logging.INFO, log.name)
     changes = {"act_type": "relu2", "init": {"weight": "glorot_uniform"}}
     flags = tiny_flags | {"model": tiny_flags["model"] | changes, "E": 2, "measure": ("theory",), "measure_every": 2}
@@ -192,7 +192,7 @@ def test_the_largest_margin_is_the_one_that_the_separable_set_was_made_with():
     assert math.isnan(theory.largest_margins(np.random.default_rng(1).random((300, 30)), at_random, bias=True)[0])
 
 
-def test_a_network_of_zeros_and_a_peek_have_what_can_be_known_of_them(tiny_flags, tmp_path):
+def test_a_network_of_zeros_and_a_peek_record_what_is_defined_for_them(tiny_flags, tmp_path):
     model = tiny_flags["model"] | {"init": {"weight": "zeros"}}
     flags = tiny_flags | {
         "model": model,

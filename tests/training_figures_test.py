@@ -159,7 +159,7 @@ def test_what_reads_like_a_formula_in_a_name_is_only_a_name(made_up_run, tmp_pat
     assert figure.get_suptitle().startswith("$x^{_$, ")
 
 
-def test_the_margins_stand_in_their_band_beside_the_smoothed_ones(tmp_path):
+def test_the_smoothed_margins_lie_in_their_band(tmp_path):
     path = made_up(tmp_path / "run", 120)
     n, n_classes = (results.read_about(path)["data"][key] for key in ("train", "classes"))
     stats = [info["stats"] for info in results.load(path)["raw"].values()]

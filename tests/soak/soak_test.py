@@ -122,7 +122,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_mutated_file_is_read_right_or_refused_in_one_line_that_names_it(trained, tmp_path, name):
+def test_a_mutated_file_is_read_correctly_or_refused_in_one_line_that_names_it(trained, tmp_path, name):
     own = shutil.copytree(trained, tmp_path / "run", ignore=AFTER)
     content, rng = (own / name).read_bytes(), random.Random(name)
     refused = 0
@@ -267,7 +267,7 @@ def test_hostile_pickles_end_in_an_error_within_bounded_memory(tmp_path):
 # Command lines
 
 
-def test_random_command_lines_run_or_are_one_line(trained, monkeypatch, capsys, tmp_path):
+def test_random_command_lines_run_or_are_one_line_errors(trained, monkeypatch, capsys, tmp_path):
     rng = random.Random(0)
     values = [
         "0",
@@ -328,9 +328,7 @@ def test_random_command_lines_run_or_are_one_line(trained, monkeypatch, capsys, 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("place", ["os.replace", "os.fsync", "workdir.WorkDir.append", "os.link"])
-def test_a_write_that_fails_leaves_a_run_that_goes_on_to_be_the_unbroken_one(
-    tmp_path, trained, monkeypatch, place, number
-):
+def test_after_a_failed_write_the_resumed_run_is_the_uninterrupted_one(tmp_path, trained, monkeypatch, place, number):
     rng = random.Random(place)
     for _ in range(cases(6, 1)):
         fails_at, calls = rng.randrange(2, 8), []
