@@ -2,7 +2,7 @@
 
 The place gets flags.json, about.json, and of `res`
 - of a training some 250 epochs, evenly spaced on a logarithmic axis, and all that --measure looked at;
-- of an attack all but the images, and its summary.json;
+- of an attack the distances and whether images were fooled, and its summary.json;
 - of a measurement all of it.
 Figures are drawn from it as from the run itself. What is of one machine only is left out.
 """
@@ -20,6 +20,7 @@ from catalogue.tasks import TRAINING
 from flags import complete, flatten
 from flags.table import DATA, TASKS_OF
 from flags.values import shown
+from reporting.kinds import ATTACKED
 from storage import workdir
 
 EPOCHS = 250
@@ -53,7 +54,7 @@ def main(directory: Path, place: Path) -> None:
     written.write_json("about.json", about)
     if flags["task"] == "attack":
         written.write_json("summary.json", results.read_summary(directory))
-        written.write_res({eid: {k: v for k, v in found.items() if k != "images"} for eid, found in res.items()})
+        written.write_res({eid: {key: found[key] for key in ATTACKED} for eid, found in res.items()})
     else:
         written.write_res({"flags": flags, "raw": thinned(res["raw"]) if training else res["raw"]})
 
