@@ -106,9 +106,7 @@ def make_points(context: Context) -> Path:
     units = [Unit(interpolation.work, (row,), {"row": row, "networks": places}) for row in range(len(X))]
 
     def entry(unit: Unit, found: dict) -> dict:
-        losses = np.array(found["losses"])
-        row = unit.args["row"] + 1
-        log.info("row %d of %d: losses from %.4g to %.4g", row, len(X), losses.min(), losses.max())
+        log.info("row %d of %d: losses %s", unit.args["row"] + 1, len(X), spread(np.array(found["losses"])))
         return found
 
     def finish(rows: list[dict]) -> dict:
@@ -119,6 +117,13 @@ def make_points(context: Context) -> Path:
     for name in "XYZ":
         replace_atomically(path / f"{name}.npy", partial(_save, raw[name]))
     return path
+
+
+def spread(values: np.ndarray) -> str:
+    """Return 'from a to b', of the finite values, and how many are not finite, as with a negative variance."""
+    finite = values[np.isfinite(values)]
+    text = f"from {finite.min():.4g} to {finite.max():.4g}" if len(finite) else "without a finite one"
+    return text if len(finite) in (0, len(values)) else f"{text}, {len(values) - len(finite)} not finite"
 
 
 def _save(array: np.ndarray, file: BinaryIO) -> None:
@@ -159,8 +164,8 @@ def make_surface(context: Context) -> Path:
     ]
 
     def entry(unit: Unit, found: dict) -> dict:
-        low, high = (v / math.log(10) for v in (min(found["log_losses"]), max(found["log_losses"])))
-        log.info("row %d of %d: log10 losses from %.4g to %.4g", unit.args["row"] + 1, len(y), low, high)
+        log10 = np.array(found["log_losses"]) / math.log(10)
+        log.info("row %d of %d: log10 losses %s", unit.args["row"] + 1, len(y), spread(log10))
         return found
 
     def finish(rows: list[dict]) -> dict:

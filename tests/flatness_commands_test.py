@@ -15,6 +15,7 @@ import launch
 import results
 from core import Core
 from flatness import published, radius
+from flatness.run import spread
 from storage import workdir
 from support.errors import Stopped, UserError
 
@@ -294,3 +295,12 @@ def test_the_same_seed_trains_the_same_network_crops_and_all(real_data, tmp_path
     )
     assert all((x == y).all() for (_, x), (_, y) in zip(a, b, strict=True))
     assert any((x != y).any() for (_, x), (_, y) in zip(a, plain, strict=True))
+
+
+def test_a_rows_range_leaves_out_losses_that_are_not_finite():
+    row = np.array([np.nan, 0.5, 2.0, np.inf])
+    assert [spread(part) for part in (row, row[1:3], row[:1])] == [
+        "from 0.5 to 2, 2 not finite",
+        "from 0.5 to 2",
+        "without a finite one",
+    ]
