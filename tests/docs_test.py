@@ -182,6 +182,7 @@ FIGURES = {  # of measurements and attacks, by task
     "measure_sharpness": {"sharpness"},
     "measure_curvature": {"curvature", "spectrum"},
     "make_surface": {"plane"},
+    "make_points": {"surface"},
 }
 
 
