@@ -7,8 +7,11 @@ one kind share figures; curves are named after the flags in which they differ. W
 arXiv 1906.05890, and lists what is missing.
 """
 
+import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
 from flags.command_line import on_directories

@@ -6,13 +6,15 @@ FILE is Keras's .keras or .h5, an .onnx, or an .npz of export.py. The working di
 attacked and measured like any run's, as epoch 0. docs/import.md has an example of each.
 """
 
+import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
-from flags import values
-from flags.command_line import Parser, exit_status, refuse_empty
-from flags.table import BY_NAME, DATA, PATHS, nest
+from flags.command_line import Parser, exit_status, refuse_empty, value_of
+from flags.table import BY_NAME, DATA, nest
 from support.device import import_tensorflow
 from support.errors import UserError
 
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
         options = vars(parser.parse_args(argv))
         refuse_empty(options["file"], options["name"])
         words = {name: options[name] for name in FLAGS.values() if options[name] is not None}
-        flags = {name: word if name in PATHS else values.from_text(word) for name, word in words.items()}
+        flags = {name: value_of(name, word) for name, word in words.items()}
         levels = options["levels"]
         if levels is not None and (not levels.isdecimal() or not 1 <= int(levels) <= 65535):
             raise UserError(f"--levels {levels}: expected the largest value of a pixel, such as 1 or 255")

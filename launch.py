@@ -4,12 +4,16 @@ A script's last line calls `main`. The exit status is 0 on success, 1 when the r
 user's mistake, 130 or 143 when stopped by Ctrl-C or SIGTERM.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
+
 import ast
 import contextlib
 import logging
 import os
 import runpy
-import signal
 import sys
 import threading
 from pathlib import Path

@@ -5,8 +5,11 @@
 The page is self-contained (figures are SVG inside it) and makes no network requests.
 """
 
+import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
 from flags.command_line import on_directories

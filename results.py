@@ -7,8 +7,11 @@ res["raw"][300]["stats"]["q_bar_min"]
 python results.py <working directory> [--csv FILE]
 """
 
+import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
 from storage.read import (

@@ -4,8 +4,11 @@
 """
 
 import runpy
+import signal
 import sys
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C prints no traceback
 sys.path.insert(0, __file__.rpartition("/")[0] or ".")  # also with PYTHONSAFEPATH
 
 import launch
@@ -29,8 +32,11 @@ def main(words: list[str]) -> None:
     grids, others = [], []
     while rest:
         word = rest.pop(0)
-        if word.startswith("--grid"):
-            grids.append(word.partition("=")[2] if word != "--grid" else rest.pop(0) if rest else "")
+        if word == "--grid":  # one axis, or several
+            while rest and not rest[0].startswith("--"):
+                grids.append(rest.pop(0))
+        elif word.startswith("--grid="):
+            grids.append(word.partition("=")[2])
         else:
             others.append(word)
     flags |= {"task": "sweep", "seeds": None, "axes": grids or None}

@@ -37,7 +37,7 @@ def attack(context: Context) -> Path:
     at_once = AT_ONCE if context.compute.device.startswith("CPU") else 1
     with executor(run.context, at_once) as workers:
         path = run.open_directory()
-        with writing(context, path, lambda: run.progress, f"./eval.sh {context.name}"):
+        with writing(context, path, lambda: run.progress):
             log.info("attacking: %s", shown_path(run.source))
             run.attack_all(workers)
             log.info("done: results in %s", shown_path(path))
@@ -136,7 +136,7 @@ class AttackRun:
 
     def open_directory(self) -> Path:
         """Return the directory of the attack, a new one or the one to resume."""
-        path = directory(self.context, self.source, "./eval.sh")
+        path = directory(self.context, self.source)
         if self.context.f.resume and migrate.certified_in_l2(read.read_json(path / "flags.json")):
             raise UserError(f"--resume {path}: of an earlier version, whose certified bounds are in L2; attack again")
         self.work_dir = workdir.WorkDir(path)

@@ -55,6 +55,8 @@ class Context:
     """
 
     def __init__(self, flags: dict, name: str = "unnamed", update: Update = ignore):
+        if not isinstance(name, str) or not 0 < len(name) < 200 or "/" in name or name in (".", "..", "latest"):
+            raise UserError(f"the experiment's name {name!r}: expected the name of a folder")
         self._flags = flag_table.complete(flags)
         self.f = _Values(**self._flags)
         self.name, self.update = name, update
@@ -129,7 +131,8 @@ class Context:
         found = self.fingerprint if "fingerprint" in data else self._crc_of_arrays()
         if found != data.get("fingerprint", data.get("crc32")):
             raise UserError(
-                f"{path}: was run on other data or labels than those found now; give the same with --data_dir"
+                f"{path}: was run on other data or labels than those found now; give the same with --data_dir (for "
+                "an .npz: --dataset)"
             )
 
     @cached_property
@@ -264,7 +267,14 @@ def first_files(context: Context, **more: Any) -> dict[str, dict]:
     return {"about.json": workdir.about(context.name) | facts | more, "flags.json": context.flags}
 
 
-def resumed(context: Context, command: str = "./run.sh") -> Path:
+def command_of(name: str) -> str:
+    """Return the command that runs an experiment."""
+    if name.startswith("sweep-"):
+        return f"python sweep.py {name.removeprefix('sweep-')}"
+    return f"./eval.sh {name}" if name.startswith("eval-") else f"./run.sh {name}"
+
+
+def resumed(context: Context) -> Path:
     """Return the directory to resume. Raises: UserError unless it is a run of this experiment."""
     path = read.check_run(context.f.resume)
     about = read.read_about(path)
@@ -273,34 +283,30 @@ def resumed(context: Context, command: str = "./run.sh") -> Path:
     name = about.get("experiment")
     if name != context.name:
         raise UserError(
-            f"--resume {path}: a run of {name}, not of {context.name}; "
-            f"use {command} {str(name).removeprefix('sweep-')} --resume {path}"
+            f"--resume {path}: a run of {name}, not of {context.name}; use {command_of(str(name))} --resume {path}"
         )
     return path
 
 
-def directory(context: Context, parent: Path, command: str = "./run.sh", **more: Any) -> Path:
+def directory(context: Context, parent: Path, **more: Any) -> Path:
     """Return the directory to resume, or a new one below `parent`; `more` goes into its about.json.
 
     Raises: UserError where it cannot be resumed or created; nothing is left behind then.
     """
     if context.f.resume:
-        return resumed(context, command)
+        return resumed(context)
     files = first_files(context, **more)
     context.update(0.0)  # from here on a signal ends the task with the command that resumes it
     return workdir.create(parent, context.name, files)
 
 
 @contextlib.contextmanager
-def writing(
-    context: Context, path: Path, after: Callable[[], str] | None = None, command: str | None = None
-) -> Iterator[None]:
+def writing(context: Context, path: Path, after: Callable[[], str] | None = None) -> Iterator[None]:
     """Context manager: lock the working directory, and copy the log, which begins with flags and data, to `stdout`.
 
     Args:
       after: what is done, in words; logged with the command that resumes the task when a signal ends it. None: of a
         part of another run, which logs that itself.
-      command: resumes the task, followed by --resume and the directory; None: ./run.sh and the experiment's name.
 
     Raises: UserError when another process writes there.
     """
@@ -308,7 +314,7 @@ def writing(
         stack.enter_context(workdir.locked(path))
         stack.enter_context(logging_to(path / "stdout"))
         if after is not None:
-            stack.enter_context(workdir.resumable(command or f"./run.sh {context.name}", path, after))
+            stack.enter_context(workdir.resumable(command_of(context.name), path, after))
         record_cluster(context, path)
         _log_header(context, path)
         context.update(0.0)

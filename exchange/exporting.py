@@ -55,7 +55,7 @@ def export(
     Args:
       directory: its working directory. to: a key of FORMS. eid: an epoch, several, 'last' or 'all'.
       out: the file, of one epoch; None: export/eid-<epoch> in the directory.
-      flags: of the run, to be replaced: data_dir, gpu.
+      flags: of the run, to be replaced: data_dir, dataset, random_labels, gpu.
 
     Returns: what was written. Raises: UserError, also for logits that are not the network's own; OSError.
     """

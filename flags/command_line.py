@@ -42,11 +42,15 @@ def command_line(argv: list[str], script: dict, about: str = "", prog: str = "")
     for name, word in vars(given).items():
         if not isinstance(word, str):  # --flag=-- : argparse consumes the dashes
             raise UserError(f"--{name}: expected one value")
-    # A path stays what was typed, even one that reads like a number.
-    typed = {name: word if name in PATHS else from_text(word) for name, word in vars(given).items()}
+    typed = {name: value_of(name, word) for name, word in vars(given).items()}
     if looks_at_a_run and typed.get("resume") and typed.get("load_dir"):
         raise UserError(f"unexpected word {typed['load_dir']!r}: --resume already says what to resume")
     return typed
+
+
+def value_of(name: str, word: str) -> Any:
+    """Return the value of a flag's word. A path stays what was typed, even one like a number; none is no path."""
+    return word if name in PATHS and word != "none" else from_text(word)
 
 
 def _parser(script: dict, about: str, prog: str) -> Parser:

@@ -276,11 +276,13 @@ def complete(flags: dict) -> dict:
     """
     flat = renamed(flatten(flags))
     for name in flat:
+        if name in ("model", "model.init"):
+            raise UserError(f"{name} {values.shown(flat[name])}: expected a dict of the flags {name}.*")
         if name not in BY_NAME:
             raise UserError(f"no flag is named {name}{nearest(name, BY_NAME)}")
     full = {}
     for flag in FLAGS:
-        value = flat.get(flag.name, flag.default)
+        value = values.native(flat.get(flag.name, flag.default))
         try:
             full[flag.name] = flag.check(value)
         except values.Bad as error:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from catalogue import optimizers
 from catalogue.attacks import NORMALIZATIONS
 from models import archivers, lr_scheduler
@@ -73,6 +75,17 @@ def from_text(text: str) -> Any:
     if len(parts) > 1 and not set(text) & set("[]{}"):
         return tuple(from_text(part) for part in parts if part.strip())
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def native(value: Any) -> Any:
+    """Return a value from Python as flags.json can hold it: NumPy's numbers as Python's, paths as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return type(value)(map(native, value))
+    return {key: native(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
 # General kinds

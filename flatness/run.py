@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.labels import draw_random_labels, save_random_labels
+from data.labels import draw_random_labels, save_random_labels, with_labels_of
 from engine.context import Context
 from engine.measurement import checked_networks, measure
 from engine.units import Unit
@@ -32,6 +32,7 @@ def make_random_labels(context: Context) -> Path:
     """Store random labels for the dataset, once. Returns the path of the file."""
     path = context.random_labels_path
     if path.exists():
+        with_labels_of(context.natural_dataset, path)  # raises where they do not fit
         log.info("%s exists already and is kept; delete it to draw again", shown_path(path))
         return path
     (_, labels), _ = context.natural_dataset

@@ -100,6 +100,8 @@ class DecayingLR(ConstLR):
 
     def __init__(self, lr: float, power: float = 0.5, **frame: Any):
         super().__init__(lr, **frame)
+        if not power <= 10:
+            raise ValueError(f"power must be at most 10, not {power!r}")
         self.power = power
 
     def get(self, info: dict[str, Any] | None = None) -> tuple[str, float]:

@@ -208,6 +208,8 @@ def archived_eids(path: Path) -> list[int]:
 
 def choose_eids(directory: Path | str, wanted: Any) -> list[int]:
     """Return the stored epochs that an `eid` flag means. Raises: UserError for one that is not stored."""
+    if isinstance(wanted, list) and set(wanted) <= set(archived_eids(check_run(directory))):
+        return wanted  # whatever the checkpoint is
     stored = stored_eids(directory)
     if not stored and (seeds := sorted(path.name for path in Path(directory).glob("seed-*"))):
         raise UserError(f"{directory}: has one run per seed, {', '.join(seeds)}; give one of these")
@@ -243,6 +245,10 @@ def load_checkpoint(directory: Path | str, eid: int | None = None) -> tuple[list
         return [(key[4:], arrays[key]) for key in sorted(arrays)], state
 
     otherwise = "delete it and use another epoch, or run the experiment again"
+    if eid is None:
+        otherwise = (
+            "delete it: archived epochs remain, and --resume continues from the newest of them, else from epoch 1"
+        )
     weights, state = parsed(read_bytes(path), weights_and_state, str(path), otherwise)
     if eid is not None and state["eid"] != eid:
         raise UserError(f"{path}: holds epoch {state['eid']}, not {eid}: it was copied or renamed; {otherwise}")
@@ -258,6 +264,8 @@ def load_weights(directory: Path | str, eid: Any = "last") -> list[tuple[str, np
     Raises: UserError when the directory is not a run, the epoch is not stored, or the file is damaged.
     """
     path = check_run(directory)
+    if eid != "last" and (isinstance(eid, bool) or not isinstance(eid, int | np.integer)):
+        raise UserError(f"{path}: epoch {eid!r}: expected a number, or 'last'")
     if eid != "last" and archive_path(path, eid).exists():
         return load_checkpoint(path, eid)[0]
     with contextlib.suppress(FileNotFoundError):

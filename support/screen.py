@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -44,7 +45,12 @@ def one_line(message: object) -> str:
 
 
 def give_streams() -> None:
-    """Replace a closed stdout or stderr by the null device; escape what their encoding lacks."""
+    """Replace a closed stdout or stderr by the null device; escape what their encoding lacks.
+
+    Ctrl-C, which entry points leave to the system while they import, raises KeyboardInterrupt from here on.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -103,7 +109,7 @@ class _File(logging.StreamHandler):
 
 
 class logging_to:
-    """Context manager: copy log lines into a file."""
+    """Context manager: copy log lines into a file, also where nothing has set the log's level."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -112,8 +118,11 @@ class logging_to:
         appended = open_for_writing(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self.handler = _File(open(appended, "a", encoding="utf-8", errors="backslashreplace"))
         log.addHandler(self.handler)
+        self.level = log.level
+        log.setLevel(min(log.getEffectiveLevel(), logging.INFO))
 
     def __exit__(self, *exception):
+        log.setLevel(self.level)
         log.removeHandler(self.handler)
         self.handler.stream.close()
 

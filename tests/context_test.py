@@ -1,5 +1,6 @@
 """What every task is given: flags that nothing changes, data and network that are made when they are needed."""
 
+import logging
 import sys
 import threading
 
@@ -9,6 +10,7 @@ import results
 from core import Core
 from engine.context import Context
 from support.errors import UserError
+from support.screen import log
 
 
 def test_flags_are_read_only(tiny_flags):
@@ -17,6 +19,27 @@ def test_flags_are_read_only(tiny_flags):
         context.f.E = 5
     context.flags["model"]["bias_mode"] = "ALL"
     assert context.flags["model"]["bias_mode"] == context.f.model["bias_mode"] == "FIRST_LAYER"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../a", "a/b", "latest", None, "x" * 300])
+def test_an_experiments_name_is_that_of_a_folder(tiny_flags, name):
+    with pytest.raises(UserError, match="expected the name of a folder"):
+        Core(tiny_flags, name)
+
+
+def test_stdout_is_complete_also_where_nothing_has_set_the_logs_level(tiny_flags, monkeypatch):
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    log.manager._clear_cache()
+    path = Core(tiny_flags | {"E": 1}, "tiny").run()
+    assert "epoch #1 (" in (path / "stdout").read_text() and log.level == logging.NOTSET
+
+
+@pytest.mark.parametrize("flag", [{"init": {"weight_rescale": 1e30}}, {"input_mean": 1e300}, {"input_std": 1e-300}])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_an_initial_network_without_finite_logits_is_refused_before_anything_is_written(tiny_flags, tmp_path, flag):
+    with pytest.raises(UserError, match=r"initial network has logits that are not finite: check --model\.init"):
+        Core(tiny_flags | {"model": tiny_flags["model"] | flag}, "tiny").run()
+    assert not (tmp_path / "logs").exists()
 
 
 def test_other_flags_share_what_was_made_already(tiny_flags):

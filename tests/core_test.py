@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import recompute
-from builders import TINY, soak
+from builders import TINY, pixels, soak
 
 import results
 from core import Core
@@ -354,6 +354,17 @@ def test_peeking_names_missing_flags(tiny_flags):
         Core(peek | {"lr": "loss-based-v1", "load_dir": str(path)}).run()
     with pytest.raises(UserError, match=r"--eid 3: not stored .* stored are 4"):
         Core(peek | {"load_dir": str(path), "eid": 3}).run()
+    peeked = Core(peek | {"load_dir": str(path), "eid": 4, "E": 1}).run()
+    with pytest.raises(UserError, match="a peek cannot be resumed"):
+        Core({"resume": str(peeked)}).run()
+
+
+def test_peeking_at_a_run_on_other_data_is_refused(tiny_flags, tmp_path):
+    path = pixels(tmp_path / "set.npz", n_classes=10)
+    run = Core(tiny_flags | {"dataset": path, "train_N": "all", "B": 20, "E": 1, "log_frame0": 3.0}).run()
+    pixels(tmp_path / "set.npz", n_classes=9)
+    with pytest.raises(UserError, match="other data or labels"):
+        Core({"task": "train_peek", "load_dir": str(run), "eid": 1, "lr": 0.1, "E": 1, "B": 20}).run()
 
 
 def test_epochs_are_chosen_among_the_stored(tiny_flags):

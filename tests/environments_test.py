@@ -65,6 +65,16 @@ def test_every_entry_point_works_in_all_of_them_together(run, tmp_path, door):
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
 
 
+@pytest.mark.parametrize("program", ["launch", "results", "figures", "report", "export", "import_network", "sweep"])
+def test_ctrl_c_during_the_imports_ends_a_program_without_a_traceback(tmp_path, program):
+    (tmp_path / "numpy.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / f"{program}.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGINT and done.stderr == ""
+
+
 @soak
 @pytest.mark.parametrize("door", ["run.sh", "eval.sh", "help", "results", "figures", "report", "export", "sweep"])
 @pytest.mark.parametrize("variant", VARIANTS)

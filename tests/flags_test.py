@@ -5,6 +5,7 @@ import math
 import os
 import sys
 
+import numpy as np
 import pytest
 
 import flags
@@ -92,6 +93,7 @@ def test_the_command_line_gives_typed_values(words, name, value):
         (["--lr", "('aggressive',)"], "--lr"),
         (["--loss_ub", "0"], "above 0"),
         (["--loss_ub", "1e301"], "above 0 and at most 1e+300"),
+        (["--lr", "decay,0.1,2000"], "power must be at most 10"),
         (["--lr", "decay"], ": missing 1 required positional argument: 'lr'"),
         (["--archive", "sometimes"], "--archive sometimes: expected 'idle'"),
         (["--eid", "first"], "--eid first"),
@@ -194,6 +196,24 @@ def test_a_typed_flag_replaces_a_scripts_under_either_name():
     for name in ("step", "radius_step"):
         for typed in ("step", "radius_step"):
             assert resolve({"task": "train", name: 1.0}, {typed: 0.2})["radius_step"] == 0.2
+
+
+def test_numbers_of_numpy_and_paths_are_taken_as_pythons(tmp_path):
+    given = {"lr": np.logspace(-2, -1, 2)[0], "E": np.int64(3), "dataset": tmp_path / "x.npz", "logs_dir": tmp_path}
+    found = flags.complete(given | {"seeds": np.arange(2), "model": {"description": [["F", np.int64(10)]]}})
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(flags.complete(found)))
+    assert (type(found["lr"]), found["E"], found["seeds"], found["logs_dir"]) == (float, 3, (0, 1), str(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [{"model": "CNN"}, {"model": None}, {"model": {"init": "he_normal"}}])
+def test_a_word_where_a_dict_is_expected_is_explained(wrong):
+    with pytest.raises(UserError, match="expected a dict of the flags model"):
+        flags.complete(wrong)
+
+
+@pytest.mark.parametrize("name", ["random_labels", "init_from", "logs_dir"])
+def test_none_unsets_a_path(name):
+    assert resolve({"task": "train"}, command_line([f"--{name}", "none"], {"task": "train"}))[name] is None
 
 
 def test_reading_flags_and_results_needs_no_tensorflow():

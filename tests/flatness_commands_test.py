@@ -92,6 +92,8 @@ def test_random_labels_are_made_once_and_their_runs_are_found_by_random(tmp_path
     run("make_random_labels", tmp_path, dataset="digits", random_labels=labels)
     before = os.stat(labels).st_mtime_ns
     run("make_random_labels", tmp_path, dataset="digits", random_labels=labels)
+    with pytest.raises(UserError, match=r"1500.* but digits has 200 training examples here"):
+        run("make_random_labels", tmp_path, dataset="digits", random_labels=labels, train_N=200)
     assert os.stat(labels).st_mtime_ns == before
     trained = run("train_mnist_random", tmp_path, dataset="digits", random_labels=labels, E=1, seeds=(7,))
     measured = run("measure_radius_mnist", tmp_path, random=True, directions=1)
@@ -228,7 +230,7 @@ def test_no_run_to_measure_another_data_set_or_no_networks_are_refused(chain, tm
         run("measure_radius_mnist", tmp_path, load_dir=str(chain["measure_radius_mnist"]))
     monkeypatch.setattr(radius, "MAX_STEPS", 1)
     with pytest.raises(UserError, match="1 steps of 1e-06"):
-        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), step=1e-6)
+        run("measure_radius_mnist", tmp_path, load_dir=str(chain["train_mnist"]), radius_step=1e-6)
 
 
 def test_a_stopped_measurement_resumes_where_it_was(chain, tmp_path, monkeypatch):

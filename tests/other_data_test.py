@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from builders import pixels
 
+import export
 from core import Core
 from data import loading
 from engine.context import Context
@@ -109,6 +110,7 @@ def test_a_relative_path_of_data_is_kept_absolute_and_may_move(tmp_path, tiny_fl
     Core({"resume": str(run), "E": 2, "dataset": "moved.npz"}).run()
     attack = {"task": "attack", "attack_method": "ddn", "load_dir": str(run), "eid": "last", "attack_K": 3}
     Core(attack | {"dataset": "moved.npz"}, "ddn").run()
+    assert export.main([str(run), "--to", "npz", "--dataset", "moved.npz"]) == 0
     pixels(tmp_path / "other.npz", n_classes=9)
     with pytest.raises(UserError, match="other data or labels"):
         Core({"resume": str(run), "E": 3, "dataset": str(tmp_path / "other.npz")}).run()

@@ -31,6 +31,30 @@ def test_an_archive_that_is_a_file_is_reported_before_the_first_epoch(own_run):
         Core({"resume": str(own_run), "E": 5}, "tiny").run()
 
 
+def test_without_its_checkpoint_a_run_continues_from_the_newest_archived_epoch(own_run, logged):
+    whole = results.read_journal(own_run)
+    (own_run / "checkpoint.npz").unlink()
+    (own_run / "archive" / "eid-000004.npz").unlink()
+    Core({"resume": str(own_run), "E": 5}, "tiny").run()
+    assert "note: checkpoint.npz is missing; continuing from the newest archived epoch, #3" in logged.messages
+    raw = results.load(own_run)["raw"]
+    assert list(raw) == [1, 2, 3, 4, 5]
+    assert all(raw[eid]["stats"]["log_loss"] == whole[eid]["stats"]["log_loss"] for eid in (1, 2, 3, 4))
+
+
+def test_a_damaged_checkpoint_does_not_block_archived_epochs(own_run):
+    os.truncate(own_run / "checkpoint.npz", 100)
+    assert results.choose_eids(own_run, [1, 3]) == [1, 3]
+    with pytest.raises(UserError, match="delete it: archived epochs remain, and --resume continues"):
+        results.choose_eids(own_run, "last")
+
+
+@pytest.mark.parametrize("eid", ["1", "first", 1.0, None, True])
+def test_an_epoch_that_is_not_a_number_is_a_user_error(own_run, eid):
+    with pytest.raises(UserError, match="expected a number, or 'last'"):
+        results.load_weights(own_run, eid)
+
+
 @pytest.mark.parametrize("name", ["lock", "stdout", "journal.jsonl", "checkpoint.npz", "res", "archive"])
 def test_nothing_is_written_through_a_link(own_run, tmp_path, name):
     target = tmp_path / "mine"

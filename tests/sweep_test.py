@@ -10,7 +10,7 @@ from builders import pixels
 import results
 from core import Core
 from support.errors import Stopped, UserError
-from training.sweep import points
+from training.sweep import points, table
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,30 @@ def test_a_sweep_with_an_invalid_point_leaves_no_directory(tiny_flags, tmp_path)
     with pytest.raises(UserError, match="--B 999: larger than the training set"):
         Core(tiny_flags | {"task": "sweep", "axes": ("B=50,999",)}, "sweep-tiny").run()
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_sweep_needs_no_possible_run_besides_its_points(tiny_flags):
+    flags = tiny_flags | {"task": "sweep", "E": 1, "B": 5000, "figures": False, "axes": ("B=50,100",)}
+    flags |= {"model": {"description": [["F", 2, {"act": False}]]}, "classes": (3, 5), "train_N": 200}
+    assert len(results.load(Core(flags, "sweep-tiny").run())["raw"]) == 2
+
+
+def test_runs_of_different_lengths_are_not_averaged():
+    rows = [{"point": {"seed": k}, "info": {"eid": eid, "stats": {"acc": 0.5}}} for k, eid in enumerate((3, 5))]
+    assert table(rows)[-1].split() == ["all", "2", "runs", "epochs", "differ"]
+    rows[0]["info"]["eid"] = 5
+    assert "0.5±0" in table(rows)[-1]
+
+
+def test_values_with_commas_are_explained():
+    with pytest.raises(UserError, match=r"--classes 3: .* separate values with \|"):
+        points(["classes=3,5"])
+
+
+def test_resuming_a_sweep_as_a_run_names_the_command_that_works(swept):
+    _, path = swept
+    with pytest.raises(UserError, match=r"use python sweep\.py tiny --resume"):
+        Core({"resume": str(path)}, "tiny").run()
 
 
 def test_seeds_are_not_resumed_on_other_data(tiny_flags, tmp_path):

@@ -171,3 +171,23 @@ def stats(
         return measures.record(now), not (logits != logits[0]).any()
     except NotFinite:  # of the test set
         return None, False
+
+
+def stats_line(stats: dict[str, Any]) -> str:
+    """Return the most important stats of an epoch on one line."""
+    if "acc" not in stats:  # an epoch between two evaluations (stats_every)
+        return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
+    return (
+        f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
+        f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
+        f"q_bar_min={stats['q_bar_min']:.4e} q_bar2_min={stats['q_bar2_min']:.4e}"
+    )
+
+
+def epoch_line(info: dict[str, Any]) -> str:
+    """Return an accepted epoch on one line."""
+    return (
+        f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
+        f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "
+        f"[time={info['time']:.2f}s, attempts={info['stats']['attempts']}]"
+    )

@@ -12,9 +12,8 @@ from storage import read, workdir
 from support.errors import UserError
 from support.screen import log
 from training import measures
-from training.attempt import attempt, first_frame
+from training.attempt import attempt, first_frame, stats_line
 from training.measures import Evaluation, History
-from training.run import stats_line
 
 
 def train_peek(context: Context) -> Path:
@@ -32,7 +31,10 @@ def train_peek(context: Context) -> Path:
         raise UserError("--task train_peek needs --load_dir, the working directory to peek into")
     if not isinstance(f.lr, float):
         raise UserError(f"--task train_peek needs a fixed --lr, a number; it is {f.lr}")
+    if f.resume is not None:
+        raise UserError("--resume: a peek cannot be resumed, since it is short; start it again with --load_dir")
     source = read.check_run(f.load_dir)
+    context.check_data(source)
     weights = {eid: context.stored_weights(source, eid) for eid in read.choose_eids(source, f.eid)}
     files = first_files(context)
     context.update(0.0)

@@ -23,11 +23,12 @@ from storage.run_flags import stored
 from support.errors import TrainingDiverged, UserError
 from support.screen import Progress, log, shown_path
 from training import attempt, measures
-from training.attempt import Outcome
+from training.attempt import Outcome, epoch_line
 from training.live import Live, events_dir, require_tensorboard
 from training.measures import Evaluation, History
 
 ATTEMPTS_FIRST = 10  # their priority on a cluster: a run waits for each of them
+CHECKED = 50  # images on which the initial network must have finite logits
 SLOT = "optimizer "  # prefix of a checkpoint's arrays of the optimizer's state
 RES_EVERY = 10.0  # seconds between two writes of `res`, at least
 
@@ -50,7 +51,19 @@ def check_training(context: Context) -> None:
     """Raises: UserError for a training that is impossible, before anything is written."""
     if context.f.tensorboard:
         require_tensorboard()
-    context.model if context.f.resume else context.initial_weights()  # made now; a resumed run has its own
+    if context.f.resume:
+        _ = context.model  # made now; its weights are those of the checkpoint
+        return
+    images = context.dataset[0][0][:CHECKED]
+    with np.errstate(over="ignore", invalid="ignore"):
+        model, weights = context.model, context.initial_weights()
+        model.set_weights(weights)
+        finite = np.isfinite(model.logits(model.pixels(images))).all()
+    if not finite:
+        raise UserError(
+            "the initial network has logits that are not finite: check --model.init.weight_rescale, "
+            "--model.input_mean and --model.input_std"
+        )
 
 
 def _check_alone(context: Context) -> None:
@@ -192,7 +205,7 @@ class Training:
             self._dead = True
             log.warning(
                 "warning: at epoch #%d all training images have the same logits: the network is dead (its steps were "
-                "probably too long), and no gradient can revive it; lower --lr",
+                "too long, or its initial weights are 0), and no gradient can revive it; lower --lr",
                 self.eid,
             )
         return info
@@ -305,11 +318,15 @@ class Run(Training):
     def _resume(self) -> State:
         path = self.work_dir.path
         self.context.check_data(path)
+        archived = read.archived_eids(path)
         try:
             weights, found = read.load_checkpoint(path)
-        except FileNotFoundError:  # new, or killed before its first checkpoint
-            self.raw = self.work_dir.rewind(0)
-            return self._present_state(journal_bytes=0)
+        except FileNotFoundError:  # new, killed before its first checkpoint, or it was deleted
+            if not archived:
+                self.raw = self.work_dir.rewind(0)
+                return self._present_state(journal_bytes=0)
+            log.info("note: checkpoint.npz is missing; continuing from the newest archived epoch, #%d", archived[-1])
+            weights, found = read.load_checkpoint(path, archived[-1])
         self.kept = found.pop("kept")
         state = State(**found)
         slots = [self.kept.pop(f"{SLOT}{k}", None) for k in range(len(self.context.model.optimizer.slots))]
@@ -426,23 +443,3 @@ def angle_between(model: Any, before: Any, after: Any) -> float:
 def as_array(weight: Any) -> np.ndarray:
     """Return a weight as a NumPy array, wherever it is."""
     return weight.numpy() if hasattr(weight, "numpy") else np.asarray(weight)
-
-
-def stats_line(stats: dict[str, Any]) -> str:
-    """Return the most important stats of an epoch on one line."""
-    if "acc" not in stats:  # an epoch between two evaluations (stats_every)
-        return f"log10_loss={stats['log_loss'] / math.log(10):.4f}"
-    return (
-        f"log10_loss={stats['log_loss'] / math.log(10):.4f} acc={stats['acc']:.2%} "
-        f"test_loss={stats['test_loss']:.4g} test_acc={stats['test_acc']:.2%} "
-        f"q_bar_min={stats['q_bar_min']:.4e} q_bar2_min={stats['q_bar2_min']:.4e}"
-    )
-
-
-def epoch_line(info: dict[str, Any]) -> str:
-    """Return an accepted epoch on one line."""
-    return (
-        f"epoch #{info['eid']} (lr={info['lr']:.1e} log_frame={info['log_frame']:.2f}): "
-        f"rt_loss={info['rt_loss']:.4f} {stats_line(info['stats'])} "
-        f"[time={info['time']:.2f}s, attempts={info['stats']['attempts']}]"
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cluster import executor
-from engine.context import Context, directory, first_files, logs_dir, resumed
+from engine.context import Context, command_of, directory, first_files, logs_dir, resumed
 from engine.units import Unit, Worker
 from storage import read, workdir
 from storage.run_flags import check_same
@@ -49,7 +49,7 @@ def train_seeds(context: Context) -> Path:
 
     with executor(context) as workers:
         run = directory(context, logs_dir(context))
-        with workdir.locked(run), workdir.resumable(f"./run.sh {context.name}", run, after):
+        with workdir.locked(run), workdir.resumable(command_of(context.name), run, after):
             workdir.WorkDir(run).write_json("flags.json", context.flags | {"resume": None})
             for seed, child in children.items():
                 if not (run / f"seed-{seed}" / "flags.json").exists():

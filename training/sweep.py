@@ -13,7 +13,8 @@ import flags as flag_table
 from engine.cluster import executor
 from engine.context import Context, directory, first_files, logs_dir, resumed, writing
 from engine.units import Unit, Worker
-from flags.table import BY_NAME, DATA, FREE_ON_RESUME, NETWORK, PATHS, TRAINING_FLAGS, flatten, renamed
+from flags.command_line import value_of
+from flags.table import BY_NAME, DATA, FREE_ON_RESUME, NETWORK, TRAINING_FLAGS, flatten, renamed
 from flags.values import Bad, shown
 from storage import read, workdir
 from storage.run_flags import check_same
@@ -28,6 +29,7 @@ RECORDED = ("q_bar_linf", "q_bar_spectral")  # columns where --measure norm_marg
 
 # What a training computes. Flags that only say how it runs have no place in a table of results.
 _TRAINED = tuple(name for name in TRAINING_FLAGS if name == "E" or name not in FREE_ON_RESUME)
+WITH_COMMAS = ("classes", "lr", "opt", "archive", "model.description", "model.act_type")
 AXES = ("seed", "tf32", "deterministic", *DATA, *NETWORK, *_TRAINED)
 
 
@@ -82,8 +84,11 @@ def sweep(context: Context) -> Path:
     places = {name_of(point): _flags_at(context, point) for point in grid}
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
-    check_training(context)
     new = _new_runs(context, places, experiment)
+    # The sweep's own flags may be impossible without those of a point: it takes data and network of the first one.
+    first = Context(next(iter(places.values())), context.name, context.update)
+    _ = first.model
+    context = first.changed(**context.flags)
     done: list[str] = []
 
     def report(unit: Unit, found: dict[str, Any]) -> None:
@@ -94,8 +99,8 @@ def sweep(context: Context) -> Path:
         return f"{len(done)} of {len(places)} runs"
 
     with executor(context) as workers:
-        path = directory(context, logs_dir(context), "python sweep.py")
-        with writing(context, path, after, f"python sweep.py {experiment}"):
+        path = directory(context, logs_dir(context))
+        with writing(context, path, after):
             for name, files in new.items():
                 workdir.fill(path / name, files)
             done += [name for name, flags in places.items() if _finished(path / name, flags)]
@@ -121,12 +126,8 @@ def _checked(name: str, word: str) -> Any:
     try:
         return BY_NAME[name].check(value_of(name, word))
     except Bad as error:
-        raise UserError(f"--{name} {word}: expected {error}") from None
-
-
-def value_of(name: str, word: str) -> Any:
-    """Return the value of a word on the command line."""
-    return word if name in PATHS else flag_table.from_text(word)
+        hint = " (a value that has commas: separate values with |)" if name in WITH_COMMAS else ""
+        raise UserError(f"--{name} {word}: expected {error}{hint}") from None
 
 
 def _values(point: dict[str, str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +148,12 @@ def _new_runs(context: Context, places: dict[str, dict[str, Any]], experiment: s
     """
     new: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, int] = {}
-    path, threads = resumed(context) if context.f.resume else None, context.compute.threads
+    path, threads = resumed(context) if context.f.resume else None, None
     for name, flags in places.items():
-        child = Context(flags | {"threads": threads}, experiment)  # of a worker
+        child = Context(flags if threads is None else flags | {"threads": threads}, experiment)  # of a worker
+        threads = threads or child.compute.threads
         if path is None or not (path / name / "flags.json").exists():
+            check_training(child)
             new[name] = first_files(child, cluster=context.f.cluster) | {"flags.json": flags}
             continue
         check_same(path / name, flags)
@@ -204,6 +207,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         if "seed" in names and len(infos) > 1:
             where = [shown(v) if name != "seed" else "all" for name, v in group[0]["point"].items()]
             cells = []
+            if len({info["eid"] for info in infos}) > 1:
+                lines.append(" ".join(f"{text:>14}" for text in (*where, f"{len(infos)} runs", "epochs differ")))
+                continue
             for name in columns:
                 values = np.array([info["stats"].get(name, np.nan) for info in infos])
                 cells.append(f"{_cell(name, values.mean())}±{_cell(name, values.std(ddof=1))}")
