@@ -111,7 +111,8 @@ def test_two_epochs_are_compared_on_the_same_images():
     assert low < 0 < high and low <= difference <= high
 
 
-def test_the_interval_covers_the_true_difference_of_medians_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_difference_of_medians_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(attacks, "RESAMPLES", 200)
     rng, covered = np.random.default_rng(0), 0
     for seed in range(100):
         first = rng.normal(2, 0.5, 150)
