@@ -49,7 +49,7 @@ def command_line(argv: list[str], script: dict, about: str = "", prog: str = "")
 
 
 def value_of(name: str, word: str) -> Any:
-    """Return the value of a flag's word. A path stays what was typed, even one like a number; none is no path."""
+    """Return the value of a flag's word. A path stays as typed, even one like a number; `none` unsets it."""
     return word if name in PATHS and word != "none" else from_text(word)
 
 

@@ -65,10 +65,10 @@ def _is_cifar(run: Run) -> bool:
 
 def _scheduler(run: Run) -> str | None:
     """Return the row of a run; None for a scheduler that the paper does not have."""
-    name = run.flags["lr"]
-    if isinstance(name, float):
+    lr = run.flags["lr"]
+    if isinstance(lr, float):
         return CONSTANT
-    return LOSS_BASED if (name if isinstance(name, str) else name[0]) in SCHEDULERS else None
+    return LOSS_BASED if (lr if isinstance(lr, str) else lr[0]) in SCHEDULERS else None
 
 
 def _training(runs: list[Run], form: Training) -> tuple["Figure | None", list[str]]:

@@ -93,6 +93,15 @@ def test_a_sweep_needs_no_possible_run_besides_its_points(tiny_flags):
     assert len(results.load(Core(flags, "sweep-tiny").run())["raw"]) == 2
 
 
+def test_a_resumed_sweep_keeps_the_threads_that_it_began_with(swept):
+    _, path = swept
+    about = json.loads((path / "about.json").read_text())
+    (path / "about.json").write_text(json.dumps(about | {"threads": {"threads": 3, "parts": 1}}))
+    shutil.rmtree(path / "lr=0.1")
+    Core({"resume": str(path)}, "sweep-tiny").run()
+    assert results.read_about(path / "lr=0.1")["threads"]["threads"] == 3
+
+
 def test_runs_of_different_lengths_are_not_averaged():
     rows = [{"point": {"seed": k}, "info": {"eid": eid, "stats": {"acc": 0.5}}} for k, eid in enumerate((3, 5))]
     assert table(rows)[-1].split() == ["all", "2", "runs", "epochs", "differ"]

@@ -318,10 +318,10 @@ class Run(Training):
     def _resume(self) -> State:
         path = self.work_dir.path
         self.context.check_data(path)
-        archived = read.archived_eids(path)
         try:
             weights, found = read.load_checkpoint(path)
         except FileNotFoundError:  # new, killed before its first checkpoint, or it was deleted
+            archived = read.archived_eids(path)
             if not archived:
                 self.raw = self.work_dir.rewind(0)
                 return self._present_state(journal_bytes=0)

@@ -84,11 +84,11 @@ def sweep(context: Context) -> Path:
     places = {name_of(point): _flags_at(context, point) for point in grid}
     if len(places) != len(grid):
         raise UserError("--grid: two of its runs would have the same directory; give values that differ more")
-    new = _new_runs(context, places, experiment)
     # The sweep's own flags may be impossible without those of a point: it takes data and network of the first one.
-    first = Context(next(iter(places.values())), context.name, context.update)
-    _ = first.model
+    first = Context(next(iter(places.values())) | {"resume": f.resume}, context.name, context.update)
+    _ = first.model  # made now, and its threads are those that a resumed sweep began with
     context = first.changed(**context.flags)
+    new = _new_runs(context, places, experiment)
     done: list[str] = []
 
     def report(unit: Unit, found: dict[str, Any]) -> None:
@@ -148,10 +148,9 @@ def _new_runs(context: Context, places: dict[str, dict[str, Any]], experiment: s
     """
     new: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, int] = {}
-    path, threads = resumed(context) if context.f.resume else None, None
+    path, threads = resumed(context) if context.f.resume else None, context.compute.threads
     for name, flags in places.items():
-        child = Context(flags if threads is None else flags | {"threads": threads}, experiment)  # of a worker
-        threads = threads or child.compute.threads
+        child = Context(flags | {"threads": threads}, experiment)  # of a worker
         if path is None or not (path / name / "flags.json").exists():
             check_training(child)
             new[name] = first_files(child, cluster=context.f.cluster) | {"flags.json": flags}
